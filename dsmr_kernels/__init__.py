@@ -1,0 +1,1 @@
+"""Fused causal attention over ring-buffer memory for recurrent Transformers."""
