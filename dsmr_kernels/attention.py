@@ -1,0 +1,171 @@
+"""`recurrent_attention`: one softmax over [memory | segment], the memory read where it lies, the segment appended in place."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dsmr_kernels import ops
+from dsmr_kernels.backends import Call
+from dsmr_kernels.geometry import Geometry, Retention, Window
+from dsmr_kernels.memory import Clock, RingMemory
+from dsmr_kernels.storage import COMPUTE_DTYPES
+
+
+def recurrent_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    memory: RingMemory | None = None,
+    *,
+    window: Window = "segment",
+    segment_start: Tensor | None = None,
+    segment_len: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    append: bool = True,
+    return_lse: bool = False,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal attention of a segment over itself and a layer's memory; then the segment's k and v become memory.
+
+    Query i of a lane sees a memory entry or segment key if it is not later than the query, belongs to the same piece, and
+    lies in the window. With M the memory's horizon, `window="segment"` (Dai et al. 2019, "Transformer-XL") shows all queries
+    of a segment the same M newest memory entries and the segment up to themselves; `window="token"` shows the query at
+    position p exactly the keys at p - M + 1 ... p. Without memory this is plain causal attention.
+
+    Args:
+        q: queries `[B, T, H, D]`, positions (rotary, sinusoidal, ...) already applied. float32, bfloat16, float16 or float64.
+        k, v: keys (positions applied) and values `[B, T, Hkv, D]` of q's type; H must be a multiple of Hkv.
+        memory: the layer's ring, `stack[layer]` of a `MemoryStack`. It is detached: no gradient flows into it. The clock is
+            not moved: call `stack.advance(T)` once, after the last layer. None: no memory.
+        window: "segment" or "token", see above. Retention needs "segment".
+        segment_start: integers `[B, T]`, non-decreasing: for each query the index of the first segment key of its own
+            piece; 0 if its piece continues from the memory. None: all 0.
+        segment_len: integers `[B]`: how many of the T tokens are real. The others are not written, their outputs and
+            gradients are zero, their lse is -inf. None: all T.
+        scale: factor on q . k; 1 / sqrt(D) by default.
+        softcap: if positive, logits x become softcap * tanh(x / softcap).
+        alibi_slopes: float `[H]`, subtracts slope * (distance in tokens) from each logit (Press et al. 2022, "ALiBi").
+        append: write k and v into the ring. The same segment at the same clock may be written any number of times.
+        return_lse: also return the logarithm of the sum of exponentials.
+        impl: a back end by name, or None for the best that supports the call. The environment variable
+            `DSMR_KERNELS_IMPL` stands in for None.
+
+    Returns:
+        `o [B, T, H, D]` in q's type, or `(o, lse)` with `lse [B, H, T]`, natural logarithm, float32 (float64 for float64 q).
+        Differentiable in q, k and v, lse included. Results are deterministic.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message says which, what was expected and what came.
+        RuntimeError: from backward, if later segments have overwritten the memory that this segment saw; or if `memory` was
+            taken from the stack before its last `advance`.
+    """
+    _check_tensors(q, k, v)
+    if memory is None:
+        if window != "segment":
+            raise ValueError(f"window: {window!r} needs a memory, whose horizon it is; got memory=None")
+        memory, append = _no_memory(k), False
+    _check_memory(q, k, memory, window)
+    _check_ragged(q, segment_start, segment_len)
+    if alibi_slopes is not None:
+        _check_slopes(q, alibi_slopes)
+    if scale is None:
+        scale = q.shape[3] ** -0.5
+    if not (math.isfinite(scale) and math.isfinite(softcap) and softcap >= 0):
+        raise ValueError(f"scale, softcap: expected finite numbers and softcap >= 0, got {scale} and {softcap}")
+    call = Call(q, k, v, memory, window, segment_start, segment_len, alibi_slopes, scale, softcap, append)
+    o, lse = ops.attend(call, impl)
+    return (o, lse) if return_lse else o
+
+
+def _no_memory(k: Tensor) -> RingMemory:
+    """A ring of no slots."""
+    clock = Clock(torch.zeros(3, k.shape[0], dtype=torch.int64, device=k.device))
+    geometry = Geometry(archive=0, recent=0, max_segment=k.shape[1], retention=Retention())
+    return RingMemory.empty(k.shape[0], k.shape[2], k.shape[3], 0, geometry, clock, k.dtype, k.device)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        if x.dim() != 4:
+            raise ValueError(f"{name}: expected 4 dimensions [B, T, heads, D], got shape {list(x.shape)}")
+        if x.dtype not in COMPUTE_DTYPES or x.dtype != q.dtype:
+            expected = f"q's type {q.dtype}" if q.dtype in COMPUTE_DTYPES else f"one of {COMPUTE_DTYPES}"
+            raise TypeError(f"{name}: expected {expected}, got {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name}: expected q's device {q.device}, got {x.device}")
+        if x.stride(3) != 1 and x.shape[3] != 1:
+            raise ValueError(f"{name}: expected a contiguous last dimension, got strides {x.stride()}")
+    batch, tokens, heads, dim = q.shape
+    kv_heads = k.shape[2]
+    if tokens < 1 or dim < 1:
+        raise ValueError(f"q: expected T >= 1 and D >= 1, got shape {list(q.shape)}")
+    if k.shape != (batch, tokens, kv_heads, dim) or v.shape != k.shape:
+        raise ValueError(
+            f"k, v: expected the shape [{batch}, {tokens}, Hkv, {dim}] that goes with q {list(q.shape)}, "
+            f"got {list(k.shape)} and {list(v.shape)}"
+        )
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"q, k: expected a number of query heads divisible by the KV heads, got {heads} and {kv_heads}")
+
+
+def _check_memory(q: Tensor, k: Tensor, memory: RingMemory, window: str) -> None:
+    if not isinstance(memory, RingMemory):
+        raise TypeError(f"memory: expected a RingMemory, stack[layer] of a MemoryStack, got {type(memory).__name__}")
+    if window not in ("segment", "token"):
+        raise ValueError(f"window: expected 'segment' or 'token', got {window!r}")
+    geometry, lanes, kv_heads, dim = memory.geometry, memory.k.shape[0], memory.k.shape[1], memory.k.shape[3]
+    if (lanes, kv_heads, dim) != (k.shape[0], k.shape[2], k.shape[3]):
+        raise ValueError(
+            f"memory: expected B, Hkv, D of k = {k.shape[0]}, {k.shape[2]}, {k.shape[3]}, "
+            f"got a ring of {lanes}, {kv_heads}, {dim}"
+        )
+    if memory.k_scale is None and memory.k.dtype != q.dtype:
+        raise TypeError(f"memory: expected a ring of q's type {q.dtype} or a quantised one, got {memory.k.dtype}")
+    if memory.k.device != q.device:
+        raise ValueError(f"memory: expected q's device {q.device}, got {memory.k.device}")
+    if q.shape[1] > geometry.max_segment:
+        raise ValueError(f"q: expected at most max_segment={geometry.max_segment} tokens, the ring's slack, got {q.shape[1]}")
+    if window == "token" and geometry.retention.stride > 1:
+        raise ValueError("window: 'token' needs a ring that keeps every token, got one with a retention stride above 1")
+    # Activation checkpointing replays a segment during backward, when time has moved on: that is what old clocks are for.
+    if memory.clock.superseded and torch._C._current_graph_task_id() == -1:
+        raise RuntimeError("memory: this ring belongs to a clock that has moved on; take stack[layer] anew after advance()")
+
+
+def _check_ragged(q: Tensor, segment_start: Tensor | None, segment_len: Tensor | None) -> None:
+    batch, tokens = q.shape[:2]
+    for name, x, shape in (("segment_start", segment_start, (batch, tokens)), ("segment_len", segment_len, (batch,))):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor) or x.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name}: expected an int64 or int32 tensor, got {x.dtype if isinstance(x, Tensor) else type(x)}")
+        if tuple(x.shape) != shape or x.device != q.device:
+            raise ValueError(f"{name}: expected {list(shape)} on {q.device}, got {list(x.shape)} on {x.device}")
+    if q.device.type != "cpu" or torch.compiler.is_compiling() or type(q) is not Tensor:
+        return  # looking at values would stop a GPU's queue, and there are none while tracing
+    if segment_len is not None and not bool(((segment_len >= 0) & (segment_len <= tokens)).all()):
+        raise ValueError(f"segment_len: expected values from 0 to T={tokens}, got {segment_len.tolist()}")
+    if segment_start is not None:
+        inside = (segment_start >= 0) & (segment_start <= torch.arange(tokens))
+        if not bool(inside.all()) or bool((segment_start.diff() < 0).any()):
+            raise ValueError("segment_start: expected non-decreasing rows with 0 <= segment_start[b, i] <= i")
+
+
+def _check_slopes(q: Tensor, slopes: Tensor) -> None:
+    if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
+        raise TypeError(f"alibi_slopes: expected a float tensor, got {getattr(slopes, 'dtype', type(slopes).__name__)}")
+    if slopes.shape != (q.shape[2],) or slopes.device != q.device:
+        raise ValueError(
+            f"alibi_slopes: expected [{q.shape[2]}] on {q.device}, got {list(slopes.shape)} on {slopes.device}"
+        )
+    if slopes.requires_grad:
+        raise ValueError("alibi_slopes: expected constants, got a tensor that requires grad")
+    if not torch.compiler.is_compiling() and type(slopes) is Tensor and not bool(slopes.isfinite().all()):
+        raise ValueError(f"alibi_slopes: expected finite numbers, got {slopes.tolist()}")

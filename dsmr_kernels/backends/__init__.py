@@ -1,0 +1,71 @@
+"""Back ends and the choice among them. This is the one place that imports them, and it does so lazily.
+
+A back end is a module with `unsupported(call) -> str | None` (why it cannot serve a call), `forward(call) -> (o, lse)` and
+`backward(call, o, lse, do, dlse, needs) -> (dq, dk, dv)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from typing import NamedTuple, Protocol, cast
+
+from torch import Tensor
+
+from dsmr_kernels.geometry import Window
+from dsmr_kernels.memory import RingMemory
+
+NAMES = ("eager",)  # the best first
+ENVIRONMENT_VARIABLE = "DSMR_KERNELS_IMPL"
+
+
+class Call(NamedTuple):
+    """One validated call: what every back end is given. Shapes and meaning as in `recurrent_attention`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    memory: RingMemory
+    window: Window
+    segment_start: Tensor | None
+    segment_len: Tensor | None
+    alibi_slopes: Tensor | None
+    scale: float
+    softcap: float
+    append: bool
+
+
+class Backend(Protocol):
+    """What a back end module offers."""
+
+    def unsupported(self, call: Call) -> str | None:
+        """Why this back end cannot serve `call`, or None."""
+
+    def forward(self, call: Call) -> tuple[Tensor, Tensor]:
+        """`o [B, T, H, D]` in q's type and `lse [B, H, T]`; appends the segment to the ring if `call.append`."""
+
+    def backward(
+        self, call: Call, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`dq, dk, dv`; `needs` says whether dq, and whether dk and dv, are wanted (else tensors of size zero)."""
+
+
+@cache
+def load(name: str) -> Backend:
+    """The back end called `name`; ValueError for a name that is not one of `NAMES`."""
+    if name not in NAMES:
+        raise ValueError(f"impl: expected None or one of {list(NAMES)}, got {name!r}")
+    return cast(Backend, importlib.import_module(f"dsmr_kernels.backends.{name}"))
+
+
+def choose(impl: str | None, call: Call) -> Backend:
+    """The back end for a call: the one asked for, by argument or environment, or the best that supports the call."""
+    asked = impl or os.environ.get(ENVIRONMENT_VARIABLE)
+    if asked:
+        backend = load(asked)
+        reason = backend.unsupported(call)
+        if reason:
+            raise ValueError(f"impl={asked!r} cannot serve this call: {reason}")
+        return backend
+    return next(backend for backend in map(load, NAMES) if not backend.unsupported(call))

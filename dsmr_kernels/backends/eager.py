@@ -1,0 +1,284 @@
+"""The PyTorch back end: any device, any floating type, no concatenation and no full score matrix.
+
+Every lane walks the tiles (block of queries) x (chunk of keys) that its intervals make visible: at most two runs of the ring
+(read where they lie), then the segment. Hidden slots are never read, so what they hold cannot matter. Logits are kept in
+base 2 (`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsmr_kernels.backends import Call
+from dsmr_kernels.storage import quantise
+
+LOG2E = math.log2(math.e)
+QUERY_BLOCK = 256  # query rows a tile; larger blocks gain nothing once the products are compute bound
+TILE_SCORES = 2**20  # logits a tile holds, all heads together: 4 MB in float32 stay in the outer caches
+MIN_CHUNK = 256
+
+
+class Keys(NamedTuple):
+    """Some consecutive keys and values of one lane, `[Hkv, n, D]`, and their ascending relative positions."""
+
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+    positions: Sequence[int]
+    in_segment: bool
+
+    def chunk(self, start: int, stop: int) -> Keys:
+        """The keys `start ... stop - 1`."""
+        return Keys(
+            self.k[:, start:stop],
+            self.v[:, start:stop],
+            None if self.k_scale is None else self.k_scale[:, start:stop],
+            None if self.v_scale is None else self.v_scale[:, start:stop],
+            self.positions[start:stop],
+            self.in_segment,
+        )
+
+
+class Lane(NamedTuple):
+    """One lane of a call: its real tokens, its keys in age order and each query's interval `[lowest[i], i]`."""
+
+    tokens: int
+    keys: list[Keys]
+    lowest: Sequence[int] | None  # ascending; None: every query sees all keys up to itself
+
+
+def unsupported(call: Call) -> str | None:
+    """Nothing is: every validated call runs."""
+    return None
+
+
+@torch.no_grad()
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """See `dsmr_kernels.backends.Backend.forward`."""
+    batch, tokens, heads, dim = call.q.shape
+    compute = _compute_dtype(call)
+    kv_heads = call.k.shape[2]
+    o = torch.zeros_like(call.q, memory_format=torch.contiguous_format)
+    lse = call.q.new_full((batch, heads, tokens), -math.inf, dtype=compute)
+    clock = call.memory.clock.state.tolist()
+    with torch.autocast(call.q.device.type, enabled=False):
+        for b in range(batch):
+            lane = _lane(call, b, [row[b] for row in clock])
+            for rows in _query_blocks(lane):
+                q = _pack(call.q[b, rows], kv_heads, compute) * (call.scale * LOG2E)
+                out, lse2 = _attend(call, q, lane, rows)
+                o[b, rows] = _unpack(out, rows).to(o.dtype)
+                lse[b, :, rows] = lse2.view(heads, -1) / LOG2E
+    if call.append:
+        _append(call, clock)
+    return o, lse
+
+
+@torch.no_grad()
+def backward(
+    call: Call, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `dsmr_kernels.backends.Backend.backward`; recomputes every tile, as Dao et al. (2022), "FlashAttention", do."""
+    batch, _, heads, _ = call.q.shape
+    compute = _compute_dtype(call)
+    kv_heads = call.k.shape[2]
+    need_dq, need_dkv = needs
+    dq = torch.zeros_like(call.q, memory_format=torch.contiguous_format) if need_dq else call.q.new_empty(0)
+    dk, dv = (
+        torch.zeros_like(x, memory_format=torch.contiguous_format) if need_dkv else x.new_empty(0)
+        for x in (call.k, call.v)
+    )
+    clock = call.memory.clock.state.tolist()
+    with torch.autocast(call.q.device.type, enabled=False):
+        for b in range(batch):
+            lane = _lane(call, b, [row[b] for row in clock])
+            grads_kv = torch.zeros(2, kv_heads, lane.tokens, call.k.shape[3], dtype=compute, device=call.q.device)
+            for rows in _query_blocks(lane):
+                q = _pack(call.q[b, rows], kv_heads, compute) * (call.scale * LOG2E)
+                grad_o = _pack(do[b, rows], kv_heads, compute)
+                delta = (grad_o * _pack(o[b, rows], kv_heads, compute)).sum(-1)  # [Hkv, G * n]
+                delta -= dlse[b, :, rows].reshape(delta.shape)
+                lse2 = lse[b, :, rows].reshape(delta.shape) * LOG2E
+                grad_q = _attend_backward(call, q, lane, rows, lse2, grad_o, delta, grads_kv, need_dkv)
+                if need_dq:
+                    dq[b, rows] = _unpack(grad_q * call.scale, rows).to(dq.dtype)
+            if need_dkv:
+                dk[b, : lane.tokens] = (grads_kv[0] / LOG2E).transpose(0, 1).to(dk.dtype)
+                dv[b, : lane.tokens] = grads_kv[1].transpose(0, 1).to(dv.dtype)
+    return dq, dk, dv
+
+
+def _attend(call: Call, q: Tensor, lane: Lane, rows: slice) -> tuple[Tensor, Tensor]:
+    """Online softmax of `q [Hkv, G * n, D]` (base-2 scale folded in) over its tiles: `out [Hkv, G * n, D]`, `lse2 [Hkv, G * n]`."""
+    highest = q.new_full(q.shape[:2], torch.finfo(q.dtype).min)  # finite, so that nothing visible gives no inf - inf
+    total = torch.zeros_like(highest)
+    out = torch.zeros_like(q)
+    for tile in _tiles(lane, rows, q.shape[0] * q.shape[1]):
+        logits, _ = _logits(call, q, tile, rows, lane)
+        new_highest = torch.maximum(highest, logits.amax(-1))
+        weights = torch.exp2(logits.sub_(new_highest[..., None]), out=logits)
+        shrink = torch.exp2(highest - new_highest)
+        total = total * shrink + weights.sum(-1)
+        if tile.v_scale is not None:
+            weights = weights * tile.v_scale[:, None]
+        out = torch.baddbmm(out * shrink[..., None], weights, tile.v.to(q.dtype))
+        highest = new_highest
+    return out / total.clamp_min(torch.finfo(q.dtype).tiny)[..., None], highest + total.log2()
+
+
+def _attend_backward(
+    call: Call,
+    q: Tensor,
+    lane: Lane,
+    rows: slice,
+    lse2: Tensor,
+    grad_o: Tensor,
+    delta: Tensor,
+    grads_kv: Tensor,
+    need_dkv: bool,
+) -> Tensor:
+    """Gradient of `q / scale`; adds to `grads_kv [2, Hkv, T, D]`. Memory tiles take three products, segment tiles five."""
+    lse2 = lse2.masked_fill(lse2 == -math.inf, math.inf)  # rows that see nothing get weights of zero
+    grad_q = torch.zeros_like(q)
+    for tile in _tiles(lane, rows, q.shape[0] * q.shape[1]):
+        logits, slope = _logits(call, q, tile, rows, lane)
+        weights = torch.exp2(logits.sub_(lse2[..., None]), out=logits)
+        grad_weights = grad_o @ tile.v.to(q.dtype).transpose(1, 2)
+        if tile.v_scale is not None:
+            grad_weights *= tile.v_scale[:, None]
+        if need_dkv and tile.in_segment:
+            columns = slice(tile.positions[0], tile.positions[-1] + 1)
+            grads_kv[1, :, columns].baddbmm_(weights.transpose(1, 2), grad_o)
+        grad_logits = grad_weights.sub_(delta[..., None]).mul_(weights)
+        if slope is not None:
+            grad_logits *= slope
+        if need_dkv and tile.in_segment:
+            grads_kv[0, :, columns].baddbmm_(grad_logits.transpose(1, 2), q)
+        if tile.k_scale is not None:
+            grad_logits *= tile.k_scale[:, None]
+        grad_q.baddbmm_(grad_logits, tile.k.to(q.dtype))
+    return grad_q
+
+
+def _logits(call: Call, q: Tensor, tile: Keys, rows: slice, lane: Lane) -> tuple[Tensor, Tensor | None]:
+    """Base-2 logits `[Hkv, G * n, m]` of a tile, hidden ones -inf, and their derivative with respect to `q . k`, None for 1."""
+    logits = q @ tile.k.to(q.dtype).transpose(1, 2)
+    slope = None
+    if tile.k_scale is not None:
+        logits *= tile.k_scale[:, None]
+    if call.softcap:
+        cap = call.softcap * LOG2E
+        saturation = torch.tanh(logits / cap)
+        logits = saturation * cap
+        slope = 1 - saturation * saturation
+    first, last = tile.positions[0], tile.positions[-1]
+    lowest = lane.lowest[rows.stop - 1] if lane.lowest is not None else first
+    if call.alibi_slopes is None and first >= lowest and last <= rows.start:
+        return logits, slope  # the whole tile is visible to every row
+    positions = torch.tensor(tile.positions, device=q.device)
+    queries = torch.arange(rows.start, rows.stop, device=q.device)
+    by_row = logits.view(call.q.shape[2], len(queries), len(positions))  # [H, n, m]
+    if call.alibi_slopes is not None:
+        distance = queries[:, None] - positions
+        by_row -= (call.alibi_slopes.to(q.dtype) * LOG2E)[:, None, None] * distance
+    hidden = positions > queries[:, None]
+    if lane.lowest is not None:
+        hidden |= positions < torch.tensor(lane.lowest[rows], device=q.device)[:, None]
+    by_row.masked_fill_(hidden, -math.inf)
+    return logits, slope
+
+
+def _lane(call: Call, b: int, clock: Sequence[int]) -> Lane:
+    """Gather what lane `b` sees, as views: the visible runs of its ring, then its real segment tokens."""
+    memory = call.memory
+    position, length, phase = clock
+    horizon = int(memory.horizon)
+    tokens = int(call.segment_len[b]) if call.segment_len is not None else call.q.shape[1]
+    keys = [
+        Keys(
+            memory.k[b, :, run.start : run.stop],
+            memory.v[b, :, run.start : run.stop],
+            None if memory.k_scale is None else memory.k_scale[b, :, run.start : run.stop],
+            None if memory.v_scale is None else memory.v_scale[b, :, run.start : run.stop],
+            run.positions,
+            in_segment=False,
+        )
+        for run in memory.geometry.visible(horizon, call.window, position, length, phase)
+    ]
+    if tokens:
+        k, v = (x[b, :tokens].transpose(0, 1).contiguous() for x in (call.k, call.v))
+        keys.append(Keys(k, v, None, None, range(tokens), in_segment=True))
+    return Lane(tokens, keys, _lowest(call, b, tokens, horizon))
+
+
+def _lowest(call: Call, b: int, tokens: int, horizon: int) -> Sequence[int] | None:
+    """The lower bound of each query's interval on [memory | segment], or None where all earlier keys are visible."""
+    starts = call.segment_start[b, :tokens].tolist() if call.segment_start is not None else [0] * tokens
+    everything = -(2**62)
+    lowest = [start or everything for start in starts]
+    if call.window == "token":
+        return [max(bound, i - horizon + 1) for i, bound in enumerate(lowest)]
+    return lowest if any(starts) else None
+
+
+def _query_blocks(lane: Lane) -> Iterator[slice]:
+    for start in range(0, lane.tokens, QUERY_BLOCK):
+        yield slice(start, min(start + QUERY_BLOCK, lane.tokens))
+
+
+def _tiles(lane: Lane, rows: slice, packed_rows: int) -> Iterator[Keys]:
+    """Chunks of keys of which some query in `rows` sees some key; whole chunks outside every interval are skipped."""
+    size = max(MIN_CHUNK, TILE_SCORES // packed_rows)
+    lowest = lane.lowest[rows.start] if lane.lowest is not None else None
+    for keys in lane.keys:
+        for start in range(0, len(keys.positions), size):
+            chunk = keys.chunk(start, start + size)
+            if chunk.positions[0] < rows.stop and (lowest is None or chunk.positions[-1] >= lowest):
+                yield chunk
+
+
+def _append(call: Call, clock: Sequence[Sequence[int]]) -> None:
+    """Write each lane's real tokens into its ring; writing the same segment at the same clock again changes nothing."""
+    memory = call.memory
+    k, v, k_scale, v_scale = call.k, call.v, None, None
+    if memory.k_scale is not None:
+        (k, k_scale), (v, v_scale) = (quantise(x, memory.k.dtype) for x in (k, v))
+    targets = ((memory.k, k), (memory.v, v), (memory.k_scale, k_scale), (memory.v_scale, v_scale))
+    for b in range(call.q.shape[0]):
+        position, length, _ = (row[b] for row in clock)
+        tokens = int(call.segment_len[b]) if call.segment_len is not None else call.q.shape[1]
+        starts = call.segment_start[b].tolist() if call.segment_start is not None else None
+        for source, slots in memory.geometry.written(position, length, starts, tokens):
+            for ring, segment in targets:
+                if ring is not None and segment is not None and len(slots):
+                    _write(ring[b], slots, segment[b].transpose(0, 1), source)
+        memory.written[b] = position + tokens
+
+
+def _write(ring: Tensor, slots: Sequence[int], segment: Tensor, tokens: Sequence[int]) -> None:
+    """`ring[:, slots] = segment[:, tokens]`, by slices where both are ranges."""
+    if isinstance(slots, range) and isinstance(tokens, range):
+        ring[:, slots.start : slots.stop] = segment[:, tokens.start : tokens.stop]
+    else:
+        ring[:, torch.tensor(slots, device=ring.device)] = segment[:, torch.tensor(tokens, device=ring.device)]
+
+
+def _compute_dtype(call: Call) -> torch.dtype:
+    return torch.float64 if call.q.dtype == torch.float64 else torch.float32
+
+
+def _pack(x: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
+    """`[n, H, D]` to `[Hkv, G * n, D]`: the query heads that share a KV head become rows of one product."""
+    n, heads, dim = x.shape
+    return x.to(dtype).transpose(0, 1).reshape(kv_heads, heads // kv_heads * n, dim)
+
+
+def _unpack(x: Tensor, rows: slice) -> Tensor:
+    """The inverse of `_pack`: `[Hkv, G * n, D]` to `[n, H, D]`."""
+    return x.view(-1, rows.stop - rows.start, x.shape[-1]).transpose(0, 1)

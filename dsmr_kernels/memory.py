@@ -1,0 +1,349 @@
+"""The recurrent state: one `Clock`, one `RingMemory` a layer, and `MemoryStack`, which holds them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dsmr_kernels.geometry import Geometry, Retention, Window
+from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED, Storage
+
+
+class Clock:
+    """Where every lane stands: int64 `state [3, B]` with rows position, length and phase, on the rings' device.
+
+    `position`: tokens since the lane's stream began (picks slots). `length`: tokens since its piece began (bounds what is
+    visible). `phase`: tokens of the open segment already fed; 0 unless segments are fed piecemeal.
+
+    Calls of `recurrent_attention` read the clock; only `MemoryStack` moves it. A clock that a backward pass may still need
+    (`in_graph`) is replaced when time moves on, and from then on `superseded`; any other is moved in place, so that a
+    captured CUDA graph replays.
+    """
+
+    __slots__ = ("in_graph", "state", "superseded")
+
+    def __init__(self, state: Tensor) -> None:
+        self.state = state
+        self.in_graph = False
+        self.superseded = False
+
+    @property
+    def position(self) -> Tensor:
+        """Tokens since each lane's stream began, int64 `[B]`."""
+        return self.state[0]
+
+    @property
+    def length(self) -> Tensor:
+        """Tokens since each lane's piece began, int64 `[B]`."""
+        return self.state[1]
+
+    @property
+    def phase(self) -> Tensor:
+        """Tokens of the open segment that were already fed, int64 `[B]`."""
+        return self.state[2]
+
+
+@dataclass(frozen=True, eq=False)
+class RingMemory:
+    """One layer's memory of past keys and values, seen through a clock that all layers share.
+
+    `k, v [B, Hkv, C, D]` hold keys (positions applied) and values; `k_scale, v_scale [B, Hkv, C]` float32 exist for
+    quantised storage only. `written [B]` int64 is the position after the newest token in the ring, `horizon []` int64 the
+    number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by `stack[layer]`.
+    """
+
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+    written: Tensor
+    horizon: Tensor
+    clock: Clock
+    geometry: Geometry
+
+    @classmethod
+    def empty(
+        cls,
+        lanes: int,
+        kv_heads: int,
+        head_dim: int,
+        horizon: int,
+        geometry: Geometry,
+        clock: Clock,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> RingMemory:
+        """A ring of zeros: kernels may read slots they then mask, and 0 x NaN would be NaN."""
+        shape = (lanes, kv_heads, geometry.capacity, head_dim)
+        quantised = any(kind.dtype == dtype for kind in QUANTISED.values())
+        scales = [torch.zeros(shape[:3], device=device) if quantised else None for _ in "kv"]
+        return cls(
+            torch.zeros(shape, dtype=dtype, device=device),
+            torch.zeros(shape, dtype=dtype, device=device),
+            *scales,
+            written=torch.zeros(lanes, dtype=torch.int64, device=device),
+            horizon=torch.tensor(horizon, dtype=torch.int64, device=device),
+            clock=clock,
+            geometry=geometry,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that make up this layer's state, by name."""
+        named = {"k": self.k, "v": self.v, "k_scale": self.k_scale, "v_scale": self.v_scale, "written": self.written}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and scales, all lanes together."""
+        return sum(tensor.nbytes for name, tensor in self.tensors().items() if name != "written")
+
+    def export(self, lane: int, window: Window = "segment") -> tuple[Tensor, Tensor, Tensor]:
+        """What a call at the present clock sees of a lane's memory, oldest first; copies, and syncs a GPU.
+
+        Returns `k, v [Hkv, n, D]` (quantised storage: the exact float64 products) and the relative positions int64 `[n]` (-1 is the token just before the call's first).
+        """
+        position, length, phase = self.clock.state[:, lane].tolist()
+        runs = self.geometry.visible(int(self.horizon), window, position, length, phase)
+        slots = torch.tensor([slot for run in runs for slot in range(run.start, run.stop)], device=self.k.device)
+        slots = slots.long()  # an empty list makes a float tensor
+        positions = torch.tensor([p for run in runs for p in run.positions], dtype=torch.int64, device=self.k.device)
+        k, v = self.k[lane][:, slots], self.v[lane][:, slots]
+        if self.k_scale is not None and self.v_scale is not None:
+            k = k.double() * self.k_scale[lane][:, slots, None]
+            v = v.double() * self.v_scale[lane][:, slots, None]
+        return k, v, positions
+
+
+class MemoryStack:
+    """The whole recurrent state of a model: a clock and one ring per layer, all lanes.
+
+    Args:
+        horizons: memory entries each layer may see, one integer >= 0 per layer.
+        lanes: B, the number of independent streams (rows of the batch).
+        kv_heads, head_dim: Hkv and D of keys and values.
+        max_segment: the longest segment T that will be fed between two `advance` calls.
+        dtype: the type of q, k and v (float32, bfloat16, float16 or float64), and of the rings unless `storage` is given.
+        storage: None, "int8" or "float8_e4m3": quantised rings, one float32 scale per (lane, KV head, slot) for K and V.
+        retention: None (keep every token) or a `Retention`; with a stride a horizon of M entries reaches M x stride tokens.
+        segments_in_flight: segments whose backward passes may be outstanding at once (capacity = M + k x T).
+
+    Usage: call `recurrent_attention(q, k, v, stack[layer])` for every layer, then `advance(T)` once. Take `stack[layer]`
+    anew after each `advance`; `reset(lanes)` makes lanes start a new piece with their next token.
+
+    Raises ValueError or TypeError naming the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        horizons: Sequence[int],
+        lanes: int,
+        kv_heads: int,
+        head_dim: int,
+        max_segment: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        storage: Storage | None = None,
+        retention: Retention | None = None,
+        segments_in_flight: int = 1,
+    ) -> None:
+        sizes = {"lanes": lanes, "kv_heads": kv_heads, "head_dim": head_dim, "max_segment": max_segment}
+        for name, size in {**sizes, "segments_in_flight": segments_in_flight}.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
+        if dtype not in COMPUTE_DTYPES:
+            raise TypeError(f"dtype: expected one of {COMPUTE_DTYPES}, got {dtype!r}")
+        if storage is not None and storage not in QUANTISED:
+            raise ValueError(f"storage: expected None or one of {sorted(QUANTISED)}, got {storage!r}")
+        _check_horizons(horizons)
+        self.dtype = dtype
+        self.storage = storage
+        self.clock = Clock(torch.zeros(3, lanes, dtype=torch.int64, device=device))
+        self._horizons = tuple(horizons)
+        self._largest = self._horizons
+        self._rings = [
+            RingMemory.empty(
+                lanes,
+                kv_heads,
+                head_dim,
+                horizon,
+                Geometry.of(horizon, max_segment, retention or Retention(), segments_in_flight),
+                self.clock,
+                QUANTISED[storage].dtype if storage else dtype,
+                torch.device(device),
+            )
+            for horizon in horizons
+        ]
+
+    def __getitem__(self, layer: int) -> RingMemory:
+        return self._rings[layer]
+
+    def __len__(self) -> int:
+        return len(self._rings)
+
+    def __iter__(self) -> Iterator[RingMemory]:
+        return iter(self._rings)
+
+    def __repr__(self) -> str:
+        return (
+            f"MemoryStack(horizons={list(self._horizons)}, lanes={self.lanes}, dtype={self.dtype}, "
+            f"storage={self.storage!r}, device='{self.device}', bytes_per_lane={self.bytes_per_lane})"
+        )
+
+    @property
+    def lanes(self) -> int:
+        """B, the number of lanes."""
+        return self.clock.state.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the clock and of every ring."""
+        return self.clock.state.device
+
+    @property
+    def max_segment(self) -> int:
+        """The longest segment that may be fed."""
+        return self._rings[0].geometry.max_segment
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Memory entries that each layer may see."""
+        return self._horizons
+
+    @property
+    def bytes_per_layer(self) -> tuple[int, ...]:
+        """Bytes of each layer's keys, values and scales for one lane."""
+        return tuple(ring.nbytes // self.lanes for ring in self._rings)
+
+    @property
+    def bytes_per_lane(self) -> int:
+        """Bytes of one lane's keys, values and scales, all layers together."""
+        return sum(self.bytes_per_layer)
+
+    def set_horizons(self, horizons: Sequence[int]) -> None:
+        """Let layers see fewer entries (or again as many) than their rings were made for, without touching the rings.
+
+        A horizon that grows again counts on entries the ring has kept all along, so nothing is lost by shrinking it.
+        """
+        _check_horizons(horizons)
+        if len(horizons) != len(self._rings) or any(new > most for new, most in zip(horizons, self._largest, strict=True)):
+            raise ValueError(f"horizons: expected one per layer, at most {list(self._largest)}, got {list(horizons)}")
+        self._horizons = tuple(horizons)
+        for ring, horizon in zip(self._rings, horizons, strict=True):
+            ring.horizon.fill_(horizon)
+
+    def advance(
+        self,
+        tokens: int,
+        segment_start: Tensor | None = None,
+        segment_len: Tensor | None = None,
+        segment_size: int | None = None,
+    ) -> None:
+        """Move the clock past a segment of `tokens` tokens, once every layer has seen it.
+
+        `segment_start [B, T]` and `segment_len [B]` must be those given to `recurrent_attention`. `segment_size` says that
+        the tokens are part of a segment of that many, fed piecemeal; no call may cross its end. None: a whole segment.
+        """
+        if not isinstance(tokens, int) or not 1 <= tokens <= self.max_segment:
+            raise ValueError(f"tokens: expected an integer from 1 to max_segment={self.max_segment}, got {tokens!r}")
+        if segment_size is not None and not tokens <= segment_size <= self.max_segment:
+            raise ValueError(
+                f"segment_size: expected at least tokens={tokens}, at most {self.max_segment}, got {segment_size}"
+            )
+        position, length, phase = self.clock.state.unbind()
+        count = torch.full_like(position, tokens) if segment_len is None else segment_len.to(position.dtype)
+        grown = length + count
+        if segment_start is not None:
+            last = (count - 1).clamp_min(0)[:, None]
+            start = segment_start.gather(1, last)[:, 0]
+            grown = torch.where((start > 0) & (count > 0), count - start, grown)
+        next_phase = torch.zeros_like(phase) if segment_size is None else (phase + count) % segment_size
+        self._move(torch.stack([position + count, grown, torch.where(count > 0, next_phase, phase)]))
+
+    def reset(self, lanes: Sequence[int] | Tensor | None = None) -> None:
+        """Let lanes start a new piece with their next token; the others do not notice.
+
+        `lanes`: lane numbers, a bool tensor `[B]` (needs no host sync), or None for all.
+        """
+        if lanes is None:
+            chosen = torch.ones(self.lanes, dtype=torch.bool, device=self.device)
+        elif isinstance(lanes, Tensor) and lanes.dtype == torch.bool:
+            if lanes.shape != (self.lanes,):
+                raise ValueError(f"lanes: expected a bool tensor of shape [{self.lanes}], got {list(lanes.shape)}")
+            chosen = lanes.to(self.device)
+        else:
+            numbers = [int(lane) for lane in lanes]
+            if any(not 0 <= lane < self.lanes for lane in numbers):
+                raise ValueError(f"lanes: expected numbers from 0 to {self.lanes - 1}, got {numbers}")
+            chosen = torch.zeros(self.lanes, dtype=torch.bool, device=self.device)
+            chosen[numbers] = True
+        position, length, phase = self.clock.state.unbind()
+        self._move(torch.stack([position, length.masked_fill(chosen, 0), phase.masked_fill(chosen, 0)]))
+
+    def to(self, device: torch.device | str) -> MemoryStack:
+        """A copy of the whole state on `device`."""
+        moved = object.__new__(MemoryStack)
+        moved.__dict__.update(self.__dict__)
+        moved.clock = Clock(self.clock.state.to(device, copy=True))
+        moved._rings = [
+            replace(
+                ring,
+                **{name: tensor.to(device, copy=True) for name, tensor in ring.tensors().items()},
+                horizon=ring.horizon.to(device, copy=True),
+                clock=moved.clock,
+            )
+            for ring in self._rings
+        ]
+        return moved
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name (`clock`, `horizons`, `layers.0.k`, ...); they share memory with the stack."""
+        state = {f"layers.{i}.{name}": t for i, ring in enumerate(self._rings) for name, t in ring.tensors().items()}
+        return {"clock": self.clock.state, "horizons": torch.tensor(self._horizons), "geometry": self._layout(), **state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy a saved state into this stack, which must have been made with the same arguments (any device).
+
+        Checks every name, shape and type before it writes anything; raises ValueError naming what differs. Load between
+        a backward pass and the next forward pass, not between a forward pass and its backward pass.
+        """
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            raise ValueError(f"state: expected the names {sorted(own)}, got {sorted(state)}")
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+                raise ValueError(
+                    f"state[{name!r}]: expected {list(tensor.shape)} {tensor.dtype}, "
+                    f"got {list(state[name].shape)} {state[name].dtype}"
+                )
+        if not torch.equal(self._layout(), state["geometry"].cpu()):
+            raise ValueError(f"state['geometry']: expected {self._layout().tolist()}, got {state['geometry'].tolist()}")
+        self.set_horizons(state["horizons"].tolist())
+        with torch.no_grad():
+            for i, ring in enumerate(self._rings):
+                for name, tensor in ring.tensors().items():
+                    tensor.copy_(state[f"layers.{i}.{name}"])
+        self._move(state["clock"].to(self.device))
+
+    def _layout(self) -> Tensor:
+        """What the shapes of the tensors do not tell of how rings are used: a row per layer."""
+        rows = [
+            (g.archive, g.recent, g.max_segment, g.retention.stride, int(g.retention.keep == "random"))
+            for g in (ring.geometry for ring in self._rings)
+        ]
+        return torch.tensor(rows)
+
+    def _move(self, state: Tensor) -> None:
+        if not self.clock.in_graph:
+            self.clock.state.copy_(state)
+            return
+        self.clock.superseded = True
+        self.clock = Clock(state)
+        self._rings = [replace(ring, clock=self.clock) for ring in self._rings]
+
+
+def _check_horizons(horizons: Sequence[int]) -> None:
+    if not horizons or any(not isinstance(horizon, int) or horizon < 0 for horizon in horizons):
+        raise ValueError(f"horizons: expected integers >= 0, one per layer, got {list(horizons)!r}")

@@ -1,0 +1,183 @@
+"""The operator as PyTorch sees it: schemas, fakes and autograd. Torch only; back ends do the arithmetic.
+
+Three operators. `forward_` writes the ring, which its schema declares, and knows no autograd. `backward` is functional.
+`attend_` is what users reach: its Autograd kernel runs an `autograd.Function` over the other two. Inside an operator that
+function is traced by AOTAutograd with its version checks; exposed directly to a compiled graph it is not, and two segments
+in one graph would get wrong gradients without a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dsmr_kernels import backends
+from dsmr_kernels.backends import Call
+from dsmr_kernels.geometry import Geometry, Retention
+from dsmr_kernels.memory import Clock, RingMemory
+
+_STATE = "Tensor{a} ring_k, Tensor{b} ring_v, Tensor{c}? k_scale, Tensor{d}? v_scale, Tensor{e} written"
+_OPTIONS = (
+    "Tensor clock, Tensor horizon, Tensor? segment_start, Tensor? segment_len, Tensor? alibi_slopes, float scale, "
+    "float softcap, str window, int archive, int recent, int max_segment, int stride, str keep, bool append, str impl"
+)
+_MUTABLE = _STATE.format(a="(a!)", b="(b!)", c="(c!)", d="(d!)", e="(e!)")
+_CONSTANT = _STATE.format(a="", b="", c="", d="", e="")
+
+_library = torch.library.Library("dsmr_kernels", "DEF")
+for _name in ("attend_", "forward_"):
+    _library.define(
+        f"{_name}(Tensor q, Tensor k, Tensor v, {_MUTABLE}, {_OPTIONS}) -> (Tensor, Tensor)",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+_library.define(
+    f"backward(Tensor do, Tensor dlse, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, {_CONSTANT}, {_OPTIONS}, "
+    "bool need_dq, bool need_dkv) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
+    """Run a validated call; `(o, lse)`. Takes the short way past the dispatcher where no one needs to see the operator."""
+    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
+    if wants_grad:
+        call.memory.clock.in_graph = True
+    elif type(call.q) is Tensor and not torch.compiler.is_compiling():
+        return _run_forward(call, impl)
+    o, lse = torch.ops.dsmr_kernels.attend_(*_flatten(call, impl))
+    return o, lse
+
+
+def _run_forward(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
+    result = backends.choose(impl, call).forward(call)
+    if call.append:
+        torch.autograd.graph.increment_version(list(call.memory.tensors().values()))
+    return result
+
+
+def _flatten(call: Call, impl: str | None) -> tuple[Any, ...]:
+    """A call as the operators' arguments, in schema order."""
+    memory, geometry = call.memory, call.memory.geometry
+    return (
+        *(call.q, call.k, call.v),
+        *(memory.k, memory.v, memory.k_scale, memory.v_scale, memory.written),
+        *(memory.clock.state, memory.horizon, call.segment_start, call.segment_len, call.alibi_slopes),
+        *(call.scale, call.softcap, call.window, geometry.archive, geometry.recent, geometry.max_segment),
+        *(geometry.retention.stride, geometry.retention.keep, call.append, impl or ""),
+    )
+
+
+def _unflatten(*arguments: Any) -> tuple[Call, str | None]:
+    """The inverse of `_flatten`."""
+    q, k, v, *arguments = arguments
+    ring_k, ring_v, k_scale, v_scale, written, clock, horizon, start, length, slopes, *arguments = arguments
+    scale, softcap, window, archive, recent, max_segment, stride, keep, append, impl = arguments
+    geometry = Geometry(archive, recent, max_segment, Retention(stride, keep))
+    memory = RingMemory(ring_k, ring_v, k_scale, v_scale, written, horizon, Clock(clock), geometry)
+    return Call(q, k, v, memory, window, start, length, slopes, scale, softcap, append), impl or None
+
+
+def _forward_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _run_forward(*_unflatten(*arguments))
+
+
+def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, _dim = q.shape
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty((batch, heads, tokens), dtype=lse_dtype)
+
+
+def _backward_kernel(
+    do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *arguments, need_dq, need_dkv = arguments
+    call, impl = _unflatten(*arguments)
+    _check_not_overwritten(call)
+    return backends.choose(impl, call).backward(call, o, lse, do, dlse, (need_dq, need_dkv))
+
+
+def _backward_fake(
+    do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_dq, need_dkv = arguments[-2:]
+    wanted = ((q, need_dq), (k, need_dkv), (v, need_dkv))
+    dq, dk, dv = (x.new_empty(x.shape if need else (0,)) for x, need in wanted)
+    return dq, dk, dv
+
+
+def _check_not_overwritten(call: Call) -> None:
+    """The backward pass reads the memory that its forward pass saw: refuse if later segments have written over it."""
+    memory = call.memory
+    horizon, newest = int(memory.horizon), memory.written.tolist()
+    for lane, clock in enumerate(memory.clock.state.t().tolist()):
+        need, have = memory.geometry.needed(horizon, call.window, *clock, newest[lane])
+        if need > have:
+            raise RuntimeError(
+                f"the ring memory of lane {lane} was overwritten between forward and backward: this backward pass needs a "
+                f"capacity of {need} slots and the ring has {have}. Call backward before later segments are appended, or "
+                "make the MemoryStack with more segments_in_flight."
+            )
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
+        q, k, v = arguments[:3]
+        call, _ = _unflatten(*arguments)
+        clock = call.memory.clock.state.clone()  # the caller's may be moved in place before backward
+        ring = tuple(call.memory.tensors().values())
+        # While a graph is traced the ring is saved with autograd's version check: a later segment in the same graph is
+        # then an error. Outside, backward counts the tokens appended since, which lets several segments be in flight.
+        saved, ctx.ring = ((), ring) if type(q) is Tensor else (ring, ())
+        optional = (call.segment_start, call.segment_len, call.alibi_slopes)
+        ctx.save_for_backward(q, k, v, o, lse, clock, call.memory.horizon.clone(), *optional, *saved)
+        ctx.quantised = call.memory.k_scale is not None
+        ctx.scalars = arguments[13:]
+        return o, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+        try:
+            q, k, v, o, lse, clock, horizon, start, length, slopes, *ring = ctx.saved_tensors
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                raise RuntimeError(
+                    "the ring memory was written again before backward inside a compiled graph: compile one segment at a "
+                    "time and call backward before the next one"
+                ) from error
+            raise
+        ring = ring or ctx.ring
+        k_scale, v_scale = ring[2:4] if ctx.quantised else (None, None)
+        state = (ring[0], ring[1], k_scale, v_scale, ring[-1], clock, horizon, start, length, slopes)
+        need_dq, *need_dkv = ctx.needs_input_grad[:3]
+        wanted = (need_dq, any(need_dkv))
+        grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, *wanted)
+        dq, dk, dv = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[:3], strict=True))
+        return dq, dk, dv, *[None] * (len(ctx.needs_input_grad) - 3)
+
+
+def _attend_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in arguments[:3]):
+        o, lse = _Attend.apply(*arguments)
+        return o, lse
+    return _attend_kernel(*arguments)
+
+
+def _attend_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
+    o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
+    return o, lse
+
+
+_library.impl("forward_", _forward_kernel, "CompositeExplicitAutograd")
+_library.impl("backward", _backward_kernel, "CompositeExplicitAutograd")
+_library.impl("attend_", _attend_kernel, "CompositeExplicitAutograd")
+_library.impl("attend_", _attend_autograd, "Autograd")
+torch.library.register_fake("dsmr_kernels::forward_", _forward_fake, lib=_library)
+torch.library.register_fake("dsmr_kernels::attend_", _forward_fake, lib=_library)
+torch.library.register_fake("dsmr_kernels::backward", _backward_fake, lib=_library)
+
