@@ -1,0 +1,301 @@
+"""Whole pieces, left to right, in segments: what a recurrent model is fed.
+
+`LaneStream` keeps B lanes busy. Each lane streams one stored piece after another in segments of T tokens; where a
+piece ends inside a segment the next one begins at the very next position, so nothing is cropped and nothing is padded.
+
+Which lane gets which piece is settled by stored lengths alone: pieces are dealt in the epoch's order, each to the lane
+(of all lanes of all ranks) that has been dealt the fewest positions so far. Without a transformation that is a shared
+queue from which whichever lane is free takes the next piece. With one, lengths may change, but the deal does not: so a
+rank follows the deal of every other rank without ever reading or transforming a piece that is not its own. A lane whose
+pieces were stretched is merely a little behind its peers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsmr.corpus.store import TokenStore
+from dsmr.tokens import PAD
+
+Transform = Callable[[NDArray[np.uint16], int, int], NDArray[np.uint16]]
+"""`(ids, piece, epoch) -> ids`: a piece's ids (BEGIN and END included) made anew for an epoch. It must be deterministic
+(a function of its arguments), or a resumed stream would not continue the one that was saved."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One segment of every lane; all tensors int64 unless said otherwise.
+
+    - `tokens [B, T]`, `targets [B, T]`: ids to read and ids to predict; PAD where there is no token.
+    - `segment_start [B, T]`: index in the segment of the first token of this token's own piece; 0 also when that piece
+      continues from memory.
+    - `segment_len [B]`: number of real tokens; less than T only at the end of a one-pass stream.
+    - `reset [B]` bool: the lane begins a new piece exactly at index 0: its memory is to be forgotten before this
+      segment. A piece that begins at a later index is announced by `segment_start` alone.
+    - `piece [B, T]`: store index of each token's piece, -1 where there is no token.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    segment_start: Tensor
+    segment_len: Tensor
+    reset: Tensor
+    piece: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+class LaneStream(Iterator[Batch]):
+    """Iterates `Batch`es in which every lane streams whole pieces of a token store.
+
+    A stored piece of n ids `[BEGIN, events..., END]` takes n - 1 positions: inputs `piece[:-1]`, targets `piece[1:]`.
+    No prediction crosses a border between pieces, and every token but BEGIN is predicted exactly once an epoch over all
+    ranks together.
+
+    Args:
+        store: where the pieces are.
+        pieces: store indices of the pieces to stream, e.g. `store.indices("train")`.
+        lanes: B, the lanes of this rank.
+        segment: T, tokens a lane advances with each batch.
+        epochs: `None` streams for ever, in a new order each epoch; `1` gives each piece once, longest first so that
+            all lanes end close together, and then stops. Ranks may then stop after different numbers of batches.
+        seed: decides the order of every epoch.
+        rank, world_size: this process streams lanes `rank * lanes ... (rank + 1) * lanes - 1` of `world_size * lanes`.
+            The whole stream depends on that product alone: 2 ranks of 2 lanes see what 1 rank of 4 lanes sees.
+        transform: applied to a piece when its lane begins it, for augmentation; the length may change.
+
+    Raises:
+        ValueError: an argument out of its range; when a piece begins, a transformation that returned fewer than 2 ids.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        pieces: Sequence[int],
+        *,
+        lanes: int,
+        segment: int,
+        epochs: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        transform: Transform | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("lanes", lanes, 1),
+            ("segment", segment, 1),
+            ("world_size", world_size, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+        if epochs not in (None, 1):
+            raise ValueError(f"epochs must be None (endless, reshuffled) or 1 (each piece once), got {epochs!r}")
+        if len(pieces) == 0:
+            raise ValueError("pieces must name at least one piece of the store, got none")
+        for index in pieces:
+            if not 0 <= index < len(store.pieces):
+                raise ValueError(f"pieces must be indices below {len(store.pieces)}, got {index}")
+        self.lanes, self.segment = lanes, segment
+        self._store, self._transform = store, transform
+        self._deal = _Deal(
+            pieces=list(pieces),
+            positions=[store.pieces[i].length - 1 for i in pieces],
+            lanes=world_size * lanes,
+            endless=epochs is None,
+            seed=seed,
+        )
+        self._lanes = [_Lane() for _ in range(lanes)]
+        self._first_lane = rank * lanes
+        self._real_positions = self._all_positions = 0
+        self._identity = {
+            "store": store.digest,
+            "pieces": zlib.crc32(np.asarray(pieces, dtype=np.int64).tobytes()),
+            "lanes": lanes,
+            "epochs": epochs,
+            "seed": seed,
+            "rank": rank,
+            "world_size": world_size,
+        }
+
+    @property
+    def epoch_positions(self) -> int:
+        """Positions (predicted tokens) of one epoch over all ranks, before any transformation."""
+        return sum(self._deal.positions)
+
+    @property
+    def waste(self) -> float:
+        """Measured: the fraction of all positions given out so far that held no real token."""
+        return 1.0 - self._real_positions / self._all_positions if self._all_positions else 0.0
+
+    def describe(self) -> str:
+        """One line for a log: what streams how, and the waste measured so far."""
+        return (
+            f"{len(self._deal.pieces):,} whole pieces, {self.epoch_positions:,} tokens an epoch, "
+            f"{self.lanes} lanes x {self.segment} tokens; "
+            f"{self._all_positions:,} positions so far, {self.waste:.2%} of them without a token"
+        )
+
+    def __next__(self) -> Batch:
+        shape = (self.lanes, self.segment)
+        tokens, targets, piece = np.full(shape, PAD), np.full(shape, PAD), np.full(shape, -1)
+        segment_start = np.zeros(shape, dtype=np.int64)
+        segment_len = np.zeros(self.lanes, dtype=np.int64)
+        reset = np.zeros(self.lanes, dtype=np.bool_)
+        for b, lane in enumerate(self._lanes):
+            filled = 0
+            while filled < self.segment and (lane.ids is not None or self._begin_piece(b)):
+                assert lane.ids is not None
+                reset[b] |= lane.offset == filled == 0
+                count = min(self.segment - filled, len(lane.ids) - 1 - lane.offset)
+                here, there = slice(filled, filled + count), slice(lane.offset, lane.offset + count + 1)
+                tokens[b, here] = lane.ids[there][:-1]
+                targets[b, here] = lane.ids[there][1:]
+                piece[b, here] = lane.piece
+                # A piece that goes on from the last segment can only be the first of this one, where `filled` is 0.
+                segment_start[b, filled:] = filled
+                lane.advance(count)
+                filled += count
+            segment_len[b] = filled
+        if not segment_len.any():
+            raise StopIteration
+        self._real_positions += int(segment_len.sum())
+        self._all_positions += segment_len.size * self.segment
+        return Batch(*(torch.from_numpy(a) for a in (tokens, targets, segment_start, segment_len, reset, piece)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every lane stands, as plain JSON values; one state for each rank, a few hundred bytes."""
+        return {
+            "stream": dict(self._identity),
+            "deal": {"epoch": self._deal.epoch, "cursor": self._deal.cursor, "dealt": self._deal.dealt()},
+            "lanes": [
+                {
+                    "epoch": lane.epoch,
+                    "piece": lane.piece,
+                    "offset": lane.offset,
+                    "waiting": [list(w) for w in lane.waiting],
+                }
+                for lane in self._lanes
+            ],
+            "positions": [self._real_positions, self._all_positions],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where the stream that gave `state` stood; only `segment` may differ from that stream's.
+
+        Raises:
+            ValueError: if `state` is of another stream (store, pieces, lanes, epochs, seed, rank or world size), or if
+                `transform` is not the one it was saved under and this can be seen by a piece's length.
+        """
+        for key, mine in self._identity.items():
+            if (theirs := state["stream"][key]) != mine:
+                raise ValueError(f"the saved stream is another one: its {key} is {theirs!r}, here {mine!r}")
+        lanes = [_Lane(waiting=deque((epoch, piece) for epoch, piece in saved["waiting"])) for saved in state["lanes"]]
+        for lane, saved in zip(lanes, state["lanes"], strict=True):
+            if saved["piece"] < 0:
+                continue
+            lane.begin(saved["epoch"], saved["piece"], self._read(saved["epoch"], saved["piece"]))
+            assert lane.ids is not None
+            if not 0 <= saved["offset"] < len(lane.ids) - 1:
+                raise ValueError(
+                    f"the saved stream stands at token {saved['offset']} of piece {saved['piece']}, "
+                    f"which has {len(lane.ids)} ids here: was it saved under another transform?"
+                )
+            lane.offset = saved["offset"]
+        self._deal.resume(**state["deal"])
+        self._lanes = lanes
+        self._real_positions, self._all_positions = state["positions"]
+
+    def _begin_piece(self, b: int) -> bool:
+        """Lane b begins the next piece dealt to it; False when the one pass is over for it."""
+        lane = self._lanes[b]
+        while not lane.waiting:
+            hand = self._deal.next()
+            if hand is None:
+                return False
+            owner, epoch, piece = hand
+            if 0 <= owner - self._first_lane < self.lanes:
+                self._lanes[owner - self._first_lane].waiting.append((epoch, piece))
+        epoch, piece = lane.waiting.popleft()
+        lane.begin(epoch, piece, self._read(epoch, piece))
+        return True
+
+    def _read(self, epoch: int, piece: int) -> NDArray[np.uint16]:
+        ids = self._store.piece(piece)
+        if self._transform is not None:
+            ids = self._transform(ids, piece, epoch)
+            if len(ids) < 2:
+                raise ValueError(f"transform must return at least BEGIN and END, got {len(ids)} ids for piece {piece}")
+        return ids
+
+
+@dataclass
+class _Lane:
+    """One lane's place: the piece it is in (`ids` is None between pieces) and the pieces dealt to it that wait."""
+
+    epoch: int = 0
+    piece: int = -1
+    offset: int = 0
+    ids: NDArray[np.uint16] | None = None
+    waiting: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def begin(self, epoch: int, piece: int, ids: NDArray[np.uint16]) -> None:
+        self.epoch, self.piece, self.offset, self.ids = epoch, piece, 0, ids
+
+    def advance(self, count: int) -> None:
+        assert self.ids is not None
+        self.offset += count
+        if self.offset == len(self.ids) - 1:
+            self.piece, self.offset, self.ids = -1, 0, None
+
+
+class _Deal:
+    """Deals pieces to all lanes of all ranks: the next one goes to the lane dealt the fewest positions so far."""
+
+    def __init__(self, *, pieces: list[int], positions: list[int], lanes: int, endless: bool, seed: int) -> None:
+        self.pieces, self.positions, self.endless, self.seed = pieces, positions, endless, seed
+        self.resume(epoch=0, cursor=0, dealt=[0] * lanes)
+
+    def resume(self, *, epoch: int, cursor: int, dealt: list[int]) -> None:
+        """Go on from piece number `cursor` of `epoch`, `dealt[lane]` positions having been given to each lane."""
+        self.epoch, self.cursor = epoch, cursor
+        self._heap = [(positions, lane) for lane, positions in enumerate(dealt)]
+        heapq.heapify(self._heap)
+        self._order = self._order_of(epoch)
+
+    def dealt(self) -> list[int]:
+        """Positions dealt to each lane so far."""
+        return [positions for positions, _ in sorted(self._heap, key=lambda entry: entry[1])]
+
+    def next(self) -> tuple[int, int, int] | None:
+        """`(lane, epoch, piece)`, or None after the only pass."""
+        if self.cursor == len(self._order):
+            if not self.endless:
+                return None
+            self.epoch, self.cursor = self.epoch + 1, 0
+            self._order = self._order_of(self.epoch)
+        chosen = self._order[self.cursor]
+        self.cursor += 1
+        positions, lane = self._heap[0]  # equal counts: the lowest lane
+        heapq.heapreplace(self._heap, (positions + self.positions[chosen], lane))
+        return lane, self.epoch, self.pieces[chosen]
+
+    def _order_of(self, epoch: int) -> list[int]:
+        if self.endless:
+            return np.random.default_rng([self.seed, epoch]).permutation(len(self.pieces)).tolist()
+        # Longest first: the short pieces come last and level the lanes out, so that few positions are empty at the end.
+        return sorted(range(len(self.pieces)), key=lambda i: -self.positions[i])
