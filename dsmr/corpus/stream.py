@@ -296,6 +296,7 @@ class _Deal:
 
     def _order_of(self, epoch: int) -> list[int]:
         if self.endless:
-            return np.random.default_rng([self.seed, epoch]).permutation(len(self.pieces)).tolist()
+            shuffled: list[int] = np.random.default_rng([self.seed, epoch]).permutation(len(self.pieces)).tolist()
+            return shuffled
         # Longest first: the short pieces come last and level the lanes out, so that few positions are empty at the end.
         return sorted(range(len(self.pieces)), key=lambda i: -self.positions[i])
