@@ -1,4 +1,4 @@
-"""`recurrent_attention`: one softmax over [memory | segment], the memory read where it lies, the segment appended in place."""
+"""One softmax over [memory | segment]: the memory read where it lies, the segment appended in place."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ def recurrent_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Causal attention of a segment over itself and a layer's memory; then the segment's k and v become memory.
 
-    Query i of a lane sees a memory entry or segment key if it is not later than the query, belongs to the same piece, and
-    lies in the window. With M the memory's horizon, `window="segment"` (Dai et al. 2019, "Transformer-XL") shows all queries
-    of a segment the same M newest memory entries and the segment up to themselves; `window="token"` shows the query at
-    position p exactly the keys at p - M + 1 ... p. Without memory this is plain causal attention.
+    Query i of a lane sees a memory entry or segment key if it is not later than the query, belongs to the same piece,
+    and lies in the window. With M the memory's horizon, `window="segment"` (Dai et al. 2019, "Transformer-XL") shows
+    all queries of a segment the same M newest memory entries and the segment up to themselves; `window="token"` shows
+    the query at position p exactly the keys at p - M + 1 ... p. Without memory this is plain causal attention.
 
     Args:
-        q: queries `[B, T, H, D]`, positions (rotary, sinusoidal, ...) already applied. float32, bfloat16, float16 or float64.
+        q: queries `[B, T, H, D]`, positions (rotary, sinusoidal, ...) already applied. float32, bfloat16, float16 or
+            float64.
         k, v: keys (positions applied) and values `[B, T, Hkv, D]` of q's type; H must be a multiple of Hkv.
-        memory: the layer's ring, `stack[layer]` of a `MemoryStack`. It is detached: no gradient flows into it. The clock is
-            not moved: call `stack.advance(T)` once, after the last layer. None: no memory.
+        memory: the layer's ring, `stack[layer]` of a `MemoryStack`. It is detached: no gradient flows into it. The
+            clock is not moved: call `stack.advance(T)` once, after the last layer. None: no memory.
         window: "segment" or "token", see above. Retention needs "segment".
         segment_start: integers `[B, T]`, non-decreasing: for each query the index of the first segment key of its own
             piece; 0 if its piece continues from the memory. None: all 0.
@@ -56,13 +57,13 @@ def recurrent_attention(
             `DSMR_KERNELS_IMPL` stands in for None.
 
     Returns:
-        `o [B, T, H, D]` in q's type, or `(o, lse)` with `lse [B, H, T]`, natural logarithm, float32 (float64 for float64 q).
-        Differentiable in q, k and v, lse included. Results are deterministic.
+        `o [B, T, H, D]` in q's type, or `(o, lse)` with `lse [B, H, T]`, natural logarithm, float32 (float64 for
+        float64 q). Differentiable in q, k and v, lse included. Results are deterministic.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message says which, what was expected and what came.
-        RuntimeError: from backward, if later segments have overwritten the memory that this segment saw; or if `memory` was
-            taken from the stack before its last `advance`.
+        RuntimeError: from backward, if later segments have overwritten the memory that this segment saw; or if `memory`
+            was taken from the stack before its last `advance`.
     """
     _check_tensors(q, k, v)
     if memory is None:
@@ -112,7 +113,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"got {list(k.shape)} and {list(v.shape)}"
         )
     if kv_heads < 1 or heads % kv_heads:
-        raise ValueError(f"q, k: expected a number of query heads divisible by the KV heads, got {heads} and {kv_heads}")
+        raise ValueError(f"q: expected a number of heads divisible by the {kv_heads} KV heads of k, got {heads}")
 
 
 def _check_memory(q: Tensor, k: Tensor, memory: RingMemory, window: str) -> None:
@@ -131,12 +132,13 @@ def _check_memory(q: Tensor, k: Tensor, memory: RingMemory, window: str) -> None
     if memory.k.device != q.device:
         raise ValueError(f"memory: expected q's device {q.device}, got {memory.k.device}")
     if q.shape[1] > geometry.max_segment:
-        raise ValueError(f"q: expected at most max_segment={geometry.max_segment} tokens, the ring's slack, got {q.shape[1]}")
+        raise ValueError(f"q: expected T <= max_segment={geometry.max_segment}, the ring's slack, got {q.shape[1]}")
     if window == "token" and geometry.retention.stride > 1:
         raise ValueError("window: 'token' needs a ring that keeps every token, got one with a retention stride above 1")
-    # Activation checkpointing replays a segment during backward, when time has moved on: that is what old clocks are for.
+    # Activation checkpointing replays a segment during backward, when time has moved on: that is what old clocks are
+    # for.
     if memory.clock.superseded and torch._C._current_graph_task_id() == -1:
-        raise RuntimeError("memory: this ring belongs to a clock that has moved on; take stack[layer] anew after advance()")
+        raise RuntimeError("memory: this ring's clock has moved on; take stack[layer] anew after each advance()")
 
 
 def _check_ragged(q: Tensor, segment_start: Tensor | None, segment_len: Tensor | None) -> None:
@@ -145,7 +147,7 @@ def _check_ragged(q: Tensor, segment_start: Tensor | None, segment_len: Tensor |
         if x is None:
             continue
         if not isinstance(x, Tensor) or x.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name}: expected an int64 or int32 tensor, got {x.dtype if isinstance(x, Tensor) else type(x)}")
+            raise TypeError(f"{name}: expected an int64 or int32 tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         if tuple(x.shape) != shape or x.device != q.device:
             raise ValueError(f"{name}: expected {list(shape)} on {q.device}, got {list(x.shape)} on {x.device}")
     if q.device.type != "cpu" or torch.compiler.is_compiling() or type(q) is not Tensor:

@@ -78,7 +78,7 @@ class Geometry:
 
     @classmethod
     def of(cls, horizon: int, max_segment: int, retention: Retention, segments_in_flight: int = 1) -> Geometry:
-        """Size a ring for a horizon of `horizon` entries and `segments_in_flight` segments of up to `max_segment` tokens.
+        """Size a ring for `horizon` entries and `segments_in_flight` segments of up to `max_segment` tokens.
 
         The archive must hold the horizon and every group that the segments in flight can open. Those span
         `ceil((T - 2) / stride) + 2` slots for T tokens (a group may be open on both sides), which is T for stride 1.
@@ -94,7 +94,7 @@ class Geometry:
         return self.archive + self.recent
 
     def visible(self, horizon: int, window: Window, position: int, length: int, phase: int) -> list[Run]:
-        """Runs of slots, oldest first, that some query of a call at this clock may see. At most four, two without stride."""
+        """Runs of slots, oldest first, that a call at this clock may see: at most four, two without stride."""
         if self.retention.stride == 1:
             count = min(length, horizon + phase if window == "segment" else max(horizon - 1, 0))
             return list(_runs(position - count, self.archive, 0, range(-count, 0)))
@@ -133,7 +133,7 @@ class Geometry:
     def needed(
         self, horizon: int, window: Window, position: int, length: int, phase: int, newest: int
     ) -> tuple[int, int]:
-        """`(need, have)`: slots that keep all visible at this clock intact after tokens up to `newest` (exclusive) came.
+        """`(need, have)`: slots that keep what this clock sees intact after tokens up to `newest` (exclusive).
 
         The memory that a call saw is still whole if and only if `need <= have`. Of the ring's two parts it reports the
         one that is shorter.
@@ -149,7 +149,7 @@ class Geometry:
         return max((archive_need, self.archive), (recent_need, self.recent), key=lambda part: part[0] - part[1])
 
     def _settled(self, horizon: int, length: int, phase: int) -> tuple[int, int]:
-        """First group and number of groups that were complete when the open segment began, the newest `horizon` of them."""
+        """First and number of the newest `horizon` groups that were complete when the open segment began."""
         complete = max(length - phase, 0) // self.retention.stride
         count = min(horizon, complete)
         return complete - count, count

@@ -15,12 +15,12 @@ from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED, Storage
 class Clock:
     """Where every lane stands: int64 `state [3, B]` with rows position, length and phase, on the rings' device.
 
-    `position`: tokens since the lane's stream began (picks slots). `length`: tokens since its piece began (bounds what is
-    visible). `phase`: tokens of the open segment already fed; 0 unless segments are fed piecemeal.
+    `position`: tokens since the lane's stream began (picks slots). `length`: tokens since its piece began (bounds what
+    is visible). `phase`: tokens of the open segment already fed; 0 unless segments are fed piecemeal.
 
-    Calls of `recurrent_attention` read the clock; only `MemoryStack` moves it. A clock that a backward pass may still need
-    (`in_graph`) is replaced when time moves on, and from then on `superseded`; any other is moved in place, so that a
-    captured CUDA graph replays.
+    Calls of `recurrent_attention` read the clock; only `MemoryStack` moves it. A clock that a backward pass may still
+    need (`in_graph`) is replaced when time moves on, and from then on `superseded`; any other is moved in place, so
+    that a captured CUDA graph replays.
     """
 
     __slots__ = ("in_graph", "state", "superseded")
@@ -51,8 +51,9 @@ class RingMemory:
     """One layer's memory of past keys and values, seen through a clock that all layers share.
 
     `k, v [B, Hkv, C, D]` hold keys (positions applied) and values; `k_scale, v_scale [B, Hkv, C]` float32 exist for
-    quantised storage only. `written [B]` int64 is the position after the newest token in the ring, `horizon []` int64 the
-    number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by `stack[layer]`.
+    quantised storage only. `written [B]` int64 is the position after the newest token in the ring, `horizon []` int64
+    the number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by
+    `stack[layer]`.
     """
 
     k: Tensor
@@ -79,11 +80,11 @@ class RingMemory:
         """A ring of zeros: kernels may read slots they then mask, and 0 x NaN would be NaN."""
         shape = (lanes, kv_heads, geometry.capacity, head_dim)
         quantised = any(kind.dtype == dtype for kind in QUANTISED.values())
-        scales = [torch.zeros(shape[:3], device=device) if quantised else None for _ in "kv"]
         return cls(
-            torch.zeros(shape, dtype=dtype, device=device),
-            torch.zeros(shape, dtype=dtype, device=device),
-            *scales,
+            k=torch.zeros(shape, dtype=dtype, device=device),
+            v=torch.zeros(shape, dtype=dtype, device=device),
+            k_scale=torch.zeros(shape[:3], device=device) if quantised else None,
+            v_scale=torch.zeros(shape[:3], device=device) if quantised else None,
             written=torch.zeros(lanes, dtype=torch.int64, device=device),
             horizon=torch.tensor(horizon, dtype=torch.int64, device=device),
             clock=clock,
@@ -103,7 +104,8 @@ class RingMemory:
     def export(self, lane: int, window: Window = "segment") -> tuple[Tensor, Tensor, Tensor]:
         """What a call at the present clock sees of a lane's memory, oldest first; copies, and syncs a GPU.
 
-        Returns `k, v [Hkv, n, D]` (quantised storage: the exact float64 products) and the relative positions int64 `[n]` (-1 is the token just before the call's first).
+        Returns `k, v [Hkv, n, D]` (quantised storage: the exact float64 products) and the relative positions int64
+        `[n]` (-1 is the token just before the call's first).
         """
         position, length, phase = self.clock.state[:, lane].tolist()
         runs = self.geometry.visible(int(self.horizon), window, position, length, phase)
@@ -125,13 +127,16 @@ class MemoryStack:
         lanes: B, the number of independent streams (rows of the batch).
         kv_heads, head_dim: Hkv and D of keys and values.
         max_segment: the longest segment T that will be fed between two `advance` calls.
-        dtype: the type of q, k and v (float32, bfloat16, float16 or float64), and of the rings unless `storage` is given.
-        storage: None, "int8" or "float8_e4m3": quantised rings, one float32 scale per (lane, KV head, slot) for K and V.
-        retention: None (keep every token) or a `Retention`; with a stride a horizon of M entries reaches M x stride tokens.
+        dtype: the type of q, k and v (float32, bfloat16, float16 or float64), and of the rings unless `storage` is
+            given.
+        storage: None, "int8" or "float8_e4m3": quantised rings, one float32 scale per (lane, KV head, slot) for K and
+            V.
+        retention: None (keep every token) or a `Retention`; with a stride a horizon of M entries reaches M x stride
+            tokens.
         segments_in_flight: segments whose backward passes may be outstanding at once (capacity = M + k x T).
 
-    Usage: call `recurrent_attention(q, k, v, stack[layer])` for every layer, then `advance(T)` once. Take `stack[layer]`
-    anew after each `advance`; `reset(lanes)` makes lanes start a new piece with their next token.
+    Usage: call `recurrent_attention(q, k, v, stack[layer])` for every layer, then `advance(T)` once. Take
+    `stack[layer]` anew after each `advance`; `reset(lanes)` makes lanes start a new piece with their next token.
 
     Raises ValueError or TypeError naming the argument, what was expected and what came.
     """
@@ -228,7 +233,9 @@ class MemoryStack:
         A horizon that grows again counts on entries the ring has kept all along, so nothing is lost by shrinking it.
         """
         _check_horizons(horizons)
-        if len(horizons) != len(self._rings) or any(new > most for new, most in zip(horizons, self._largest, strict=True)):
+        if len(horizons) != len(self._rings) or any(
+            new > most for new, most in zip(horizons, self._largest, strict=True)
+        ):
             raise ValueError(f"horizons: expected one per layer, at most {list(self._largest)}, got {list(horizons)}")
         self._horizons = tuple(horizons)
         for ring, horizon in zip(self._rings, horizons, strict=True):
@@ -243,8 +250,9 @@ class MemoryStack:
     ) -> None:
         """Move the clock past a segment of `tokens` tokens, once every layer has seen it.
 
-        `segment_start [B, T]` and `segment_len [B]` must be those given to `recurrent_attention`. `segment_size` says that
-        the tokens are part of a segment of that many, fed piecemeal; no call may cross its end. None: a whole segment.
+        `segment_start [B, T]` and `segment_len [B]` must be those given to `recurrent_attention`. `segment_size` says
+        that the tokens are part of a segment of that many, fed piecemeal; no call may cross its end. None: a whole
+        segment.
         """
         if not isinstance(tokens, int) or not 1 <= tokens <= self.max_segment:
             raise ValueError(f"tokens: expected an integer from 1 to max_segment={self.max_segment}, got {tokens!r}")
@@ -290,7 +298,11 @@ class MemoryStack:
         moved._rings = [
             replace(
                 ring,
-                **{name: tensor.to(device, copy=True) for name, tensor in ring.tensors().items()},
+                k=ring.k.to(device, copy=True),
+                v=ring.v.to(device, copy=True),
+                k_scale=None if ring.k_scale is None else ring.k_scale.to(device, copy=True),
+                v_scale=None if ring.v_scale is None else ring.v_scale.to(device, copy=True),
+                written=ring.written.to(device, copy=True),
                 horizon=ring.horizon.to(device, copy=True),
                 clock=moved.clock,
             )
@@ -299,9 +311,14 @@ class MemoryStack:
         return moved
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor of the state by name (`clock`, `horizons`, `layers.0.k`, ...); they share memory with the stack."""
+        """Every tensor of the state by name (`clock`, `horizons`, `layers.0.k`, ...), not copied."""
         state = {f"layers.{i}.{name}": t for i, ring in enumerate(self._rings) for name, t in ring.tensors().items()}
-        return {"clock": self.clock.state, "horizons": torch.tensor(self._horizons), "geometry": self._layout(), **state}
+        return {
+            "clock": self.clock.state,
+            "horizons": torch.tensor(self._horizons),
+            "geometry": self._layout(),
+            **state,
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state into this stack, which must have been made with the same arguments (any device).

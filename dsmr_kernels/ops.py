@@ -1,9 +1,9 @@
 """The operator as PyTorch sees it: schemas, fakes and autograd. Torch only; back ends do the arithmetic.
 
 Three operators. `forward_` writes the ring, which its schema declares, and knows no autograd. `backward` is functional.
-`attend_` is what users reach: its Autograd kernel runs an `autograd.Function` over the other two. Inside an operator that
-function is traced by AOTAutograd with its version checks; exposed directly to a compiled graph it is not, and two segments
-in one graph would get wrong gradients without a word.
+`attend_` is what users reach: its Autograd kernel runs an `autograd.Function` over the other two. Inside an operator
+that function is traced by AOTAutograd with its version checks; exposed directly to a compiled graph it is not, and two
+segments in one graph would get wrong gradients without a word.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _library.define(
 
 
 def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
-    """Run a validated call; `(o, lse)`. Takes the short way past the dispatcher where no one needs to see the operator."""
+    """Run a validated call; `(o, lse)`. Goes round the dispatcher where nobody has to see the operator."""
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
     if wants_grad:
         call.memory.clock.in_graph = True
@@ -72,9 +72,8 @@ def _flatten(call: Call, impl: str | None) -> tuple[Any, ...]:
 
 def _unflatten(*arguments: Any) -> tuple[Call, str | None]:
     """The inverse of `_flatten`."""
-    q, k, v, *arguments = arguments
-    ring_k, ring_v, k_scale, v_scale, written, clock, horizon, start, length, slopes, *arguments = arguments
-    scale, softcap, window, archive, recent, max_segment, stride, keep, append, impl = arguments
+    q, k, v, ring_k, ring_v, k_scale, v_scale, written, clock, horizon, start, length, slopes = arguments[:13]
+    scale, softcap, window, archive, recent, max_segment, stride, keep, append, impl = arguments[13:]
     geometry = Geometry(archive, recent, max_segment, Retention(stride, keep))
     memory = RingMemory(ring_k, ring_v, k_scale, v_scale, written, horizon, Clock(clock), geometry)
     return Call(q, k, v, memory, window, start, length, slopes, scale, softcap, append), impl or None
@@ -93,10 +92,9 @@ def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _backward_kernel(
     do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *arguments, need_dq, need_dkv = arguments
-    call, impl = _unflatten(*arguments)
+    call, impl = _unflatten(*arguments[:-2])
     _check_not_overwritten(call)
-    return backends.choose(impl, call).backward(call, o, lse, do, dlse, (need_dq, need_dkv))
+    return backends.choose(impl, call).backward(call, o, lse, do, dlse, arguments[-2:])
 
 
 def _backward_fake(
@@ -113,12 +111,13 @@ def _check_not_overwritten(call: Call) -> None:
     memory = call.memory
     horizon, newest = int(memory.horizon), memory.written.tolist()
     for lane, clock in enumerate(memory.clock.state.t().tolist()):
-        need, have = memory.geometry.needed(horizon, call.window, *clock, newest[lane])
+        position, length, phase = clock
+        need, have = memory.geometry.needed(horizon, call.window, position, length, phase, newest[lane])
         if need > have:
             raise RuntimeError(
-                f"the ring memory of lane {lane} was overwritten between forward and backward: this backward pass needs a "
-                f"capacity of {need} slots and the ring has {have}. Call backward before later segments are appended, or "
-                "make the MemoryStack with more segments_in_flight."
+                f"the ring memory of lane {lane} was overwritten between forward and backward: "
+                f"this backward pass needs a capacity of {need} slots and the ring has {have}. Call backward before "
+                "later segments are appended, or make the MemoryStack with more segments_in_flight."
             )
 
 
@@ -129,12 +128,11 @@ class _Attend(torch.autograd.Function):
         q, k, v = arguments[:3]
         call, _ = _unflatten(*arguments)
         clock = call.memory.clock.state.clone()  # the caller's may be moved in place before backward
-        ring = tuple(call.memory.tensors().values())
-        # While a graph is traced the ring is saved with autograd's version check: a later segment in the same graph is
-        # then an error. Outside, backward counts the tokens appended since, which lets several segments be in flight.
-        saved, ctx.ring = ((), ring) if type(q) is Tensor else (ring, ())
+        # Not among the saved tensors: autograd's version check would refuse every segment that is appended before this
+        # one's backward pass, while the ring may have room for several. `_check_not_overwritten` is the exact check.
+        ctx.ring = tuple(call.memory.tensors().values())
         optional = (call.segment_start, call.segment_len, call.alibi_slopes)
-        ctx.save_for_backward(q, k, v, o, lse, clock, call.memory.horizon.clone(), *optional, *saved)
+        ctx.save_for_backward(q, k, v, o, lse, clock, call.memory.horizon.clone(), *optional)
         ctx.quantised = call.memory.k_scale is not None
         ctx.scalars = arguments[13:]
         return o, lse
@@ -142,16 +140,8 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        try:
-            q, k, v, o, lse, clock, horizon, start, length, slopes, *ring = ctx.saved_tensors
-        except RuntimeError as error:
-            if "modified by an inplace operation" in str(error):
-                raise RuntimeError(
-                    "the ring memory was written again before backward inside a compiled graph: compile one segment at a "
-                    "time and call backward before the next one"
-                ) from error
-            raise
-        ring = ring or ctx.ring
+        q, k, v, o, lse, clock, horizon, start, length, slopes = ctx.saved_tensors
+        ring = ctx.ring
         k_scale, v_scale = ring[2:4] if ctx.quantised else (None, None)
         state = (ring[0], ring[1], k_scale, v_scale, ring[-1], clock, horizon, start, length, slopes)
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
@@ -163,7 +153,7 @@ class _Attend(torch.autograd.Function):
 
 def _attend_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() and any(x.requires_grad for x in arguments[:3]):
-        o, lse = _Attend.apply(*arguments)
+        o, lse = _Attend.apply(*arguments)  # type: ignore[no-untyped-call]  # torch ships no types for it
         return o, lse
     return _attend_kernel(*arguments)
 
@@ -180,4 +170,3 @@ _library.impl("attend_", _attend_autograd, "Autograd")
 torch.library.register_fake("dsmr_kernels::forward_", _forward_fake, lib=_library)
 torch.library.register_fake("dsmr_kernels::attend_", _forward_fake, lib=_library)
 torch.library.register_fake("dsmr_kernels::backward", _backward_fake, lib=_library)
-

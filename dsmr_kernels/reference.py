@@ -1,4 +1,4 @@
-"""The oracle: what `recurrent_attention` means, in plain PyTorch, one query row at a time in spirit. Slow, any precision."""
+"""The oracle: what `recurrent_attention` means, in plain PyTorch, at any precision."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Back ends and the choice among them. This is the one place that imports them, and it does so lazily.
 
-A back end is a module with `unsupported(call) -> str | None` (why it cannot serve a call), `forward(call) -> (o, lse)` and
-`backward(call, o, lse, do, dlse, needs) -> (dq, dk, dv)`.
+A back end is a module with `unsupported(call) -> str | None` (why it cannot serve a call), `forward(call) -> (o, lse)`
+and `backward(call, o, lse, do, dlse, needs) -> (dq, dk, dv)`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The PyTorch back end: any device, any floating type, no concatenation and no full score matrix.
 
-Every lane walks the tiles (block of queries) x (chunk of keys) that its intervals make visible: at most two runs of the ring
-(read where they lie), then the segment. Hidden slots are never read, so what they hold cannot matter. Logits are kept in
-base 2 (`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
+Every lane walks the tiles (block of queries) x (chunk of keys) that its intervals make visible: at most two runs of the
+ring (read where they lie), then the segment. Hidden slots are never read, so what they hold cannot matter. Logits are
+kept in base 2 (`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def unsupported(call: Call) -> str | None:
 @torch.no_grad()
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """See `dsmr_kernels.backends.Backend.forward`."""
-    batch, tokens, heads, dim = call.q.shape
+    batch, tokens, heads = call.q.shape[:3]
     compute = _compute_dtype(call)
     kv_heads = call.k.shape[2]
     o = torch.zeros_like(call.q, memory_format=torch.contiguous_format)
@@ -84,8 +84,8 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 def backward(
     call: Call, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `dsmr_kernels.backends.Backend.backward`; recomputes every tile, as Dao et al. (2022), "FlashAttention", do."""
-    batch, _, heads, _ = call.q.shape
+    """See `dsmr_kernels.backends.Backend.backward`. Recomputes every tile (Dao et al. 2022, "FlashAttention")."""
+    batch = call.q.shape[0]
     compute = _compute_dtype(call)
     kv_heads = call.k.shape[2]
     need_dq, need_dkv = needs
@@ -115,21 +115,28 @@ def backward(
 
 
 def _attend(call: Call, q: Tensor, lane: Lane, rows: slice) -> tuple[Tensor, Tensor]:
-    """Online softmax of `q [Hkv, G * n, D]` (base-2 scale folded in) over its tiles: `out [Hkv, G * n, D]`, `lse2 [Hkv, G * n]`."""
-    highest = q.new_full(q.shape[:2], torch.finfo(q.dtype).min)  # finite, so that nothing visible gives no inf - inf
-    total = torch.zeros_like(highest)
-    out = torch.zeros_like(q)
+    """Online softmax of `q [Hkv, G * n, D]`, base-2 scale folded in, over its tiles: `out` of q's shape and `lse2`."""
+    lowest = torch.finfo(q.dtype).min  # finite: a row that sees nothing must not meet inf - inf
+    out, total = torch.zeros_like(q), q.new_zeros(())
+    highest: Tensor | None = None
     for tile in _tiles(lane, rows, q.shape[0] * q.shape[1]):
         logits, _ = _logits(call, q, tile, rows, lane)
-        new_highest = torch.maximum(highest, logits.amax(-1))
-        weights = torch.exp2(logits.sub_(new_highest[..., None]), out=logits)
-        shrink = torch.exp2(highest - new_highest)
-        total = total * shrink + weights.sum(-1)
+        before, highest = highest, logits.amax(-1, keepdim=True).clamp_min_(lowest)
+        if before is not None:
+            highest = torch.maximum(before, highest)
+        weights = torch.exp2(logits.sub_(highest), out=logits)
+        tile_total = weights.sum(-1, keepdim=True)
         if tile.v_scale is not None:
-            weights = weights * tile.v_scale[:, None]
-        out = torch.baddbmm(out * shrink[..., None], weights, tile.v.to(q.dtype))
-        highest = new_highest
-    return out / total.clamp_min(torch.finfo(q.dtype).tiny)[..., None], highest + total.log2()
+            weights *= tile.v_scale[:, None]
+        tile_out = weights @ tile.v.to(q.dtype)
+        if before is None:
+            out, total = tile_out, tile_total
+        else:
+            shrink = torch.exp2(before - highest)
+            out, total = torch.addcmul(tile_out, out, shrink), torch.addcmul(tile_total, total, shrink)
+    if highest is None:
+        return out, q.new_full(q.shape[:2], -math.inf)
+    return out / total.clamp_min(torch.finfo(q.dtype).tiny), (highest + total.log2())[..., 0]
 
 
 def _attend_backward(
@@ -143,7 +150,7 @@ def _attend_backward(
     grads_kv: Tensor,
     need_dkv: bool,
 ) -> Tensor:
-    """Gradient of `q / scale`; adds to `grads_kv [2, Hkv, T, D]`. Memory tiles take three products, segment tiles five."""
+    """Gradient of `q / scale`; adds to `grads_kv [2, Hkv, T, D]`. Three products a memory tile, five a segment tile."""
     lse2 = lse2.masked_fill(lse2 == -math.inf, math.inf)  # rows that see nothing get weights of zero
     grad_q = torch.zeros_like(q)
     for tile in _tiles(lane, rows, q.shape[0] * q.shape[1]):
@@ -167,7 +174,7 @@ def _attend_backward(
 
 
 def _logits(call: Call, q: Tensor, tile: Keys, rows: slice, lane: Lane) -> tuple[Tensor, Tensor | None]:
-    """Base-2 logits `[Hkv, G * n, m]` of a tile, hidden ones -inf, and their derivative with respect to `q . k`, None for 1."""
+    """Base-2 logits `[Hkv, G * n, m]` of a tile, hidden ones -inf, and their slope in `q . k` (None: 1)."""
     logits = q @ tile.k.to(q.dtype).transpose(1, 2)
     slope = None
     if tile.k_scale is not None:
@@ -200,6 +207,11 @@ def _lane(call: Call, b: int, clock: Sequence[int]) -> Lane:
     position, length, phase = clock
     horizon = int(memory.horizon)
     tokens = int(call.segment_len[b]) if call.segment_len is not None else call.q.shape[1]
+    if phase + tokens > memory.geometry.max_segment and call.window == "segment":
+        raise ValueError(
+            f"q: lane {b} is at token {phase} of its open segment: expected at most "
+            f"{memory.geometry.max_segment - phase} more, got {tokens}"
+        )
     keys = [
         Keys(
             memory.k[b, :, run.start : run.stop],

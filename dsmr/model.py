@@ -1,0 +1,277 @@
+"""The Transformer: pre-LayerNorm blocks whose attention reads a ring memory with a horizon per layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsmr.schedules import Schedule, make_schedule
+from dsmr.tokens import VOCAB_SIZE
+from dsmr_kernels import MemoryStack, RingMemory, recurrent_attention
+from dsmr_kernels.geometry import Window
+from dsmr_kernels.storage import Storage
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that determines a model's shape and what it computes; stored inside every checkpoint.
+
+    Args:
+        width: size of the residual stream; `heads` must divide it.
+        heads, kv_heads: query heads H and KV heads Hkv; H must be a multiple of Hkv.
+        schedule: one memory horizon per layer; its length is the number of layers.
+        segment: T, the tokens of a training segment; `window="segment"` makes generation keep to the same segments.
+        window: "segment" (all queries of a segment see the same memory) or "token" (a sliding window per query).
+        position: "sinusoidal" adds Vaswani et al.'s (2017) signal to the input of the Q and K projections;
+            "rotary" rotates q and k (Su et al. 2021). Both count from the beginning of the piece.
+        position_base: the base of either position's geometric series of wavelengths.
+        feed_forward: hidden size of the feed-forward network as a multiple of `width`.
+        dropout: probability, applied to the embedding and to both residual branches.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    schedule: Schedule
+    segment: int = 1024
+    window: Window = "segment"
+    position: str = "sinusoidal"
+    position_base: float = 10_000.0
+    feed_forward: int = 4
+    dropout: float = 0.1
+    vocab_size: int = VOCAB_SIZE
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"heads: expected a divisor of width={self.width} with an even quotient, got {self.heads}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}")
+        if self.position not in ("sinusoidal", "rotary"):
+            raise ValueError(f"position: expected 'sinusoidal' or 'rotary', got {self.position!r}")
+        if self.window not in ("segment", "token"):
+            raise ValueError(f"window: expected 'segment' or 'token', got {self.window!r}")
+        if self.segment < 1:
+            raise ValueError(f"segment: expected at least 1 token, got {self.segment}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a probability below 1, got {self.dropout}")
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.schedule.horizons)
+
+    @property
+    def head_dim(self) -> int:
+        """D, the size of one head."""
+        return self.width // self.heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "schedule": self.schedule.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`; ValueError names fields that are missing or unknown."""
+        known = set(cls.__dataclass_fields__)
+        if values.keys() != known:
+            raise ValueError(f"config: expected the fields {sorted(known)}, got {sorted(values)}")
+        return cls(**{**values, "schedule": Schedule.from_dict(values["schedule"])})
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """A named configuration: tiny (about 1 M parameters), small (5 M), base (25 M) or large (85 M).
+
+    Every preset is a two-scale schedule; `changes` replace fields. ValueError for an unknown name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return replace(PRESETS[name], **changes)
+
+
+def _two_scale(layers: int, long: int, short: int, **sizes: Any) -> ModelConfig:
+    long_layers = max(1, layers // 4)
+    budget = long_layers * long + (layers - long_layers) * short
+    schedule = make_schedule(
+        "two_scale", layers, budget_tokens=budget, long_layers=long_layers, ratio=long / short if short else 1.0
+    )
+    return ModelConfig(schedule=schedule, **sizes)
+
+
+PRESETS = {
+    "tiny": _two_scale(5, long=2048, short=512, width=128, heads=4, kv_heads=4, segment=512),
+    "small": _two_scale(6, long=4096, short=512, width=256, heads=4, kv_heads=4),
+    "base": _two_scale(8, long=8192, short=512, width=512, heads=8, kv_heads=8),
+    "large": _two_scale(12, long=8192, short=512, width=768, heads=12, kv_heads=12),
+}
+
+
+class Transformer(nn.Module):
+    """A decoder-only Transformer over segments; its recurrent state is a `MemoryStack` and nothing else.
+
+    Source: the block of Depth-Structured Music Recurrence (arXiv 2602.19816) as its authors describe it: positions enter
+    the Q and K projections only, keys and values of the segment join the layer's detached memory.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Normal with deviation 0.02; what writes into the residual stream is scaled down by depth (as in GPT-2)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of trainable parameters; the tied embedding counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def new_state(
+        self,
+        lanes: int,
+        *,
+        max_segment: int | None = None,
+        dtype: torch.dtype | None = None,
+        storage: Storage | None = None,
+        segments_in_flight: int = 1,
+    ) -> MemoryStack:
+        """An empty memory for `lanes` streams, on the model's device.
+
+        `max_segment` defaults to the training segment, `dtype` to the type that q, k and v will have: autocast's, if it
+        is on, else the weights'. `storage` quantises the rings.
+        """
+        device = self.embedding.weight.device
+        if dtype is None:
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else self.embedding.weight.dtype
+        return MemoryStack(
+            self.config.schedule.horizons,
+            lanes,
+            self.config.kv_heads,
+            self.config.head_dim,
+            max_segment or self.config.segment,
+            dtype,
+            device,
+            storage,
+            self.config.schedule.retention,
+            segments_in_flight,
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: MemoryStack,
+        segment_start: Tensor | None = None,
+        segment_len: Tensor | None = None,
+        segment_size: int | None = None,
+    ) -> Tensor:
+        """Read one segment, append it to the memory and move the clock.
+
+        Args:
+            tokens: ids int64 `[B, T]`.
+            state: the recurrent state, from `new_state`.
+            segment_start, segment_len: see `dsmr_kernels.recurrent_attention`.
+            segment_size: see `MemoryStack.advance`: these tokens are part of a segment of that many.
+
+        Returns:
+            logits `[B, T, vocab_size]`.
+        """
+        angles = self._angles(tokens, state, segment_start)
+        x = self.dropout(self.embedding(tokens))
+        for block, memory in zip(self.blocks, state, strict=True):
+            x = block(x, angles, memory, segment_start, segment_len)
+        state.advance(tokens.shape[1], segment_start, segment_len, segment_size)
+        return F.linear(self.norm(x), self.embedding.weight)
+
+    def _angles(self, tokens: Tensor, state: MemoryStack, segment_start: Tensor | None) -> Tensor:
+        """Each token's index in its piece times the frequencies of the position signal, `[B, T, size / 2]`."""
+        rows = torch.arange(tokens.shape[1], device=tokens.device)
+        index = state.clock.length[:, None] + rows
+        if segment_start is not None:
+            index = torch.where(segment_start > 0, rows - segment_start, index)
+        size = self.config.width if self.config.position == "sinusoidal" else self.config.head_dim
+        dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)  # half precision cannot count tokens
+        exponent = torch.arange(0, size, 2, device=tokens.device, dtype=dtype) / size
+        return index[..., None] * self.config.position_base**-exponent
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind a LayerNorm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.query_key = nn.Linear(config.width, (config.heads + config.kv_heads) * config.head_dim, bias=False)
+        self.value = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, config.feed_forward * config.width)
+        self.down = nn.Linear(config.feed_forward * config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: Tensor,
+        memory: RingMemory,
+        segment_start: Tensor | None,
+        segment_len: Tensor | None,
+    ) -> Tensor:
+        """`x [B, T, width]` to the same shape; appends this layer's keys and values to `memory`."""
+        x = x + self.dropout(self._attend(self.attention_norm(x), angles, memory, segment_start, segment_len))
+        x = x + self.dropout(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
+        return x
+
+    def _attend(
+        self,
+        h: Tensor,
+        angles: Tensor,
+        memory: RingMemory,
+        segment_start: Tensor | None,
+        segment_len: Tensor | None,
+    ) -> Tensor:
+        heads = self.config.heads
+        positioned = h + sinusoid(angles).to(h.dtype) if self.config.position == "sinusoidal" else h
+        q_and_k = self.query_key(positioned).unflatten(-1, (-1, self.config.head_dim))  # [B, T, H + Hkv, D]
+        if self.config.position == "rotary":
+            q_and_k = rotate(q_and_k, angles)
+        v = self.value(h).unflatten(-1, (-1, self.config.head_dim))  # [B, T, Hkv, D]
+        o = recurrent_attention(
+            q_and_k[:, :, :heads],
+            q_and_k[:, :, heads:],
+            v,
+            memory,
+            window=self.config.window,
+            segment_start=segment_start,
+            segment_len=segment_len,
+        )
+        assert isinstance(o, Tensor)  # only return_lse makes it a pair
+        out: Tensor = self.out(o.flatten(2))
+        return out
+
+
+def sinusoid(angles: Tensor) -> Tensor:
+    """Vaswani et al. (2017), section 3.5: `[..., n]` angles to `[..., 2 n]`, all sines before all cosines."""
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Su et al. (2021), "RoFormer": rotate the halves of `x [B, T, heads, D]` by `angles [B, T, D / 2]`."""
+    cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
+    first, second = x.to(angles.dtype).chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x.dtype)
