@@ -1,0 +1,244 @@
+"""Pictures: piano rolls, horizon schedules, and curves of what a model learned.
+
+Every function draws one figure of its own and writes it to a file; none touches matplotlib's global state, so they can
+be called from any thread, with or without a display.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator
+from numpy.typing import ArrayLike, NDArray
+
+from dsmr.schedules import Schedule
+from dsmr.tokens import Performance
+
+Path = str | os.PathLike[str]
+
+DPI = 150
+INK, FAINT, BLACK_KEY = "#222222", "#d9d9d9", "#f3f4f6"
+COLOURS = ("#1f5fa8", "#d1495b", "#2e8b57", "#b8860b", "#6a4c93", "#4a4a4a")
+"""One per curve or schedule, told apart on paper and by most colour-blind eyes."""
+LOUDNESS = LinearSegmentedColormap.from_list(
+    "loudness", [(0.0, "#9ad9c9"), (0.3, "#1f9e96"), (0.5, "#3b4ba8"), (0.7, "#c4265e"), (1.0, "#f98e09")]
+)
+"""Soft to loud, with most of the change where most notes of a performance are."""
+
+ROLL_HEIGHT = 4.6  # inches
+ROLL_WIDTHS = (9.0, 48.0)  # inches, the narrowest and the widest picture
+ROLL_INCHES_PER_SECOND = 0.16
+LEAST_KEYS = (36, 84)  # a roll shows at least C2 to C6
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A labelled line, with a band of uncertainty if `low` and `high` are given.
+
+    Args:
+        label: its name in the legend.
+        x, y: numbers of equal shape [N].
+        low, high: the band's borders, [N]; both or neither.
+
+    Raises:
+        ValueError: shapes that differ or are not [N], or only one border.
+    """
+
+    label: str
+    x: ArrayLike
+    y: ArrayLike
+    low: ArrayLike | None = None
+    high: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("low, high: expected both or neither")
+        for name in ("y", "low", "high"):
+            value = getattr(self, name)
+            if value is not None and (np.ndim(value) != 1 or np.shape(value) != np.shape(self.x)):
+                raise ValueError(f"{name}: expected x's shape [N] = {np.shape(self.x)}, got {np.shape(value)}")
+
+
+def piano_roll(performance: Performance, path: Path, title: str | None = None) -> None:
+    """Draw notes as bars over time, coloured by velocity, above a strip that shows the sustain pedal if there was one.
+
+    The picture's width grows with the music's length, within limits; its keys are those that the music uses.
+
+    Args:
+        performance: what to draw; offsets are drawn as they are, when keys were released.
+        path: the file to write; its ending decides the format.
+        title: printed above.
+    """
+    notes, pedal = performance.notes, performance.pedal
+    end = max(notes["offset"].max(initial=0.0), pedal["time"].max(initial=0.0), 1.0)
+    narrowest, widest = ROLL_WIDTHS
+    width = min(max(end * ROLL_INCHES_PER_SECOND, narrowest), widest)
+    figure = Figure(figsize=(width, ROLL_HEIGHT), dpi=DPI, layout="constrained")
+    if len(pedal):
+        keys, strip = figure.subplots(2, 1, sharex=True, height_ratios=[14, 1])
+        _draw_pedal(strip, pedal, end)
+        bottom = strip
+    else:
+        keys = bottom = figure.subplots()
+    drawn = _draw_notes(keys, notes)
+    _time_axis(bottom, end, width)
+    bar = figure.colorbar(drawn, ax=keys, pad=0.15 / width, fraction=0.6 / width, aspect=25)
+    bar.set_label("velocity", color=INK)
+    bar.ax.tick_params(colors=INK, labelsize=9, length=3, color=FAINT)
+    bar.outline.set_visible(False)
+    if title:
+        keys.set_title(title, loc="left", color=INK, fontweight="bold")
+    figure.savefig(path)
+
+
+def schedule_bars(schedules: Sequence[Schedule], path: Path) -> None:
+    """Draw each schedule's horizon per layer, the lowest layer at the bottom, all on one scale.
+
+    Args:
+        schedules: at least one, of any numbers of layers.
+        path: the file to write; its ending decides the format.
+    """
+    if not schedules:
+        raise ValueError("schedules: expected at least one, got none")
+    columns = min(len(schedules), 4)
+    rows = -(-len(schedules) // columns)
+    layers = max(len(schedule.horizons) for schedule in schedules)
+    size = (1.0 + 2.6 * columns, rows * (1.1 + 0.22 * layers))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
+    for number, axes in enumerate(grid.flat):
+        if number >= len(schedules):
+            axes.set_visible(False)
+            continue
+        schedule = schedules[number]
+        _style(axes, grid="x")
+        axes.barh(range(len(schedule.horizons)), schedule.horizons, height=0.72, color=COLOURS[0])
+        kept = f", {r.keep} of every {r.stride}" if (r := schedule.retention) else ""
+        axes.set_title(f"{schedule.name}\n{schedule.total:,} entries{kept}", loc="left", color=INK, fontsize=9)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda entries, _: f"{entries:,.0f}"))
+        axes.set_xlim(left=0)
+        last_in_its_column = number + columns >= len(schedules)
+        axes.tick_params(labelbottom=last_in_its_column)
+        if last_in_its_column:
+            axes.set_xlabel("horizon (entries)", color=INK)
+        if number % columns == 0:
+            axes.set_ylabel("layer", color=INK)
+    figure.savefig(path)
+
+
+def nll_by_position(curves: Sequence[Curve], path: Path, title: str | None = None) -> None:
+    """Draw the loss over the position in a piece: what a model gains from having heard more of it.
+
+    Args:
+        curves: `x` in tokens since the piece began, `y` (and the band) in nats per token.
+        path: the file to write; its ending decides the format.
+        title: printed above.
+    """
+    _loss_figure(curves, path, title, "position in the piece (tokens)")
+
+
+def training_curve(curves: Sequence[Curve], path: Path, title: str | None = None) -> None:
+    """Draw the loss over training, e.g. one curve of the training split and one of the validation split.
+
+    Args:
+        curves: `x` in tokens seen, `y` (and the band) in nats per token.
+        path: the file to write; its ending decides the format.
+        title: printed above.
+    """
+    _loss_figure(curves, path, title, "tokens seen")
+
+
+def _loss_figure(curves: Sequence[Curve], path: Path, title: str | None, xlabel: str) -> None:
+    if not curves:
+        raise ValueError("curves: expected at least one, got none")
+    figure = Figure(figsize=(7.5, 4.2), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    _style(axes, grid="both")
+    for number, curve in enumerate(curves):
+        colour = COLOURS[number % len(COLOURS)]
+        x, y = np.asarray(curve.x), np.asarray(curve.y)
+        marker = "o" if len(x) <= 30 else ""
+        linewidth = 1.6 if len(x) <= 300 else 0.7  # many points are many ups and downs
+        axes.plot(x, y, label=curve.label, color=colour, linewidth=linewidth, marker=marker, markersize=3.5)
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(x, np.asarray(curve.low), np.asarray(curve.high), color=colour, alpha=0.18, linewidth=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel("NLL (nats per token)", color=INK)
+    # The same ticks in the other unit: exp(NLL) at each grid line.
+    perplexity = axes.secondary_yaxis("right")
+    perplexity.yaxis.set_major_formatter(FuncFormatter(lambda nll, _: f"{np.exp(nll):.3g}"))
+    perplexity.set_ylabel("perplexity", color=INK)
+    perplexity.tick_params(colors=INK, labelsize=9, length=3, color=FAINT)
+    perplexity.spines["right"].set_visible(False)
+    axes.legend(frameon=False, labelcolor=INK)
+    if title:
+        axes.set_title(title, loc="left", color=INK, fontweight="bold")
+    figure.savefig(path)
+
+
+def _draw_notes(axes: Axes, notes: NDArray[np.void]) -> PolyCollection:
+    """The notes as rectangles on a keyboard; returns what the colour bar explains."""
+    left, right = notes["onset"], notes["offset"]
+    low, high = notes["pitch"] - 0.42, notes["pitch"] + 0.42
+    corners = np.stack([left, low, left, high, right, high, right, low], axis=-1).reshape(-1, 4, 2)
+    drawn = PolyCollection(list(corners), cmap=LOUDNESS, norm=Normalize(1, 127), linewidth=0.3)
+    drawn.set_array(notes["velocity"])
+    drawn.set_edgecolor("face")
+    _style(axes, grid="")
+    least, most = LEAST_KEYS
+    least, most = int(notes["pitch"].min(initial=least)), int(notes["pitch"].max(initial=most))
+    for key in range(least, most + 1):
+        if key % 12 in (1, 3, 6, 8, 10):
+            axes.axhspan(key - 0.5, key + 0.5, color=BLACK_KEY, linewidth=0, zorder=0)
+        if key % 12 == 0:
+            axes.axhline(key - 0.5, color=FAINT, linewidth=0.8, zorder=0.5)
+    axes.add_collection(drawn)
+    axes.set_ylim(least - 1, most + 1)
+    axes.yaxis.set_major_locator(MultipleLocator(12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda pitch, _: f"C{int(pitch) // 12 - 1}"))
+    axes.set_ylabel("key", color=INK)
+    if len(notes) == 0:
+        axes.text(0.5, 0.5, "no notes", transform=axes.transAxes, ha="center", va="center", color=INK)
+    return drawn
+
+
+def _draw_pedal(axes: Axes, pedal: NDArray[np.void], end: float) -> None:
+    in_time = pedal[np.argsort(pedal["time"], kind="stable")]
+    time, value = np.append(in_time["time"], end), np.append(in_time["value"], in_time["value"][-1])
+    _style(axes, grid="")
+    axes.fill_between(time, value, step="post", color=INK, alpha=0.55, linewidth=0)
+    axes.set_ylim(0, 127)
+    axes.set_yticks([])
+    axes.set_ylabel("pedal", color=INK, rotation=0, ha="right", va="center")
+
+
+def _time_axis(axes: Axes, end: float, width: float) -> None:
+    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+    wanted = end / width  # seconds: a label every inch, or less often
+    axes.set_xlim(0, end)
+    axes.xaxis.set_major_locator(MultipleLocator(next((step for step in steps if step >= wanted), steps[-1])))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{int(t) // 60}:{int(t) % 60:02d}"))
+    axes.set_xlabel("time (min:s)", color=INK)
+
+
+def _style(axes: Axes, grid: str) -> None:
+    """The look that all figures share; `grid` is "x", "both" or "" for none."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=9, length=3, color=FAINT)
+    axes.set_axisbelow(True)
+    if grid == "both":
+        axes.grid(visible=True, color=FAINT, linewidth=0.6)
+    elif grid == "x":
+        axes.xaxis.grid(visible=True, color=FAINT, linewidth=0.6)
