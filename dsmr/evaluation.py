@@ -1,0 +1,275 @@
+"""How well a model predicts whole pieces: negative log-likelihood of every token, perplexity with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from dsmr.corpus.store import TokenStore
+from dsmr.model import Transformer
+from dsmr.tokens import PAD
+
+POSITION_BIN = 1024
+"""Tokens a bin when the NLL is shown by position in the piece."""
+
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`: tokens scored so far and in all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The NLL of every token of some pieces, in nats, and what follows from it.
+
+    Args:
+        pieces: store indices, in the order in which they were asked for.
+        token_nll: for each piece float32 `[n]`: entry i is the NLL of the piece's token i + 1 given what came before
+            (BEGIN, token 0, is given). A piece cut short by `max_tokens` has fewer entries than tokens to predict.
+        reset_every: tokens after which the context was cleared; None: never inside a piece.
+    """
+
+    pieces: tuple[int, ...]
+    token_nll: tuple[NDArray[np.float32], ...]
+    reset_every: int | None = None
+
+    @property
+    def piece_nll(self) -> NDArray[np.float64]:
+        """Each piece's summed NLL, float64 `[P]`."""
+        return np.array([nll.sum(dtype=np.float64) for nll in self.token_nll])
+
+    @property
+    def piece_tokens(self) -> NDArray[np.int64]:
+        """Each piece's number of scored tokens, int64 `[P]`."""
+        return np.array([len(nll) for nll in self.token_nll], dtype=np.int64)
+
+    @property
+    def nll_sum(self) -> float:
+        """Nats, all tokens together."""
+        return float(self.piece_nll.sum())
+
+    @property
+    def tokens(self) -> int:
+        """Number of scored tokens."""
+        return int(self.piece_tokens.sum())
+
+    @property
+    def nll(self) -> float:
+        """Nats per token; every token counts the same, so long pieces weigh more."""
+        return self.nll_sum / self.tokens
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity: exp of the mean NLL."""
+        return math.exp(self.nll)
+
+    def ppl_interval(
+        self, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    ) -> tuple[float, float] | None:
+        """Percentile bootstrap interval of the perplexity over pieces (Efron 1979); None for fewer than two pieces.
+
+        Pieces, not tokens, are drawn: tokens of one piece are far from independent.
+
+        Args:
+            confidence: coverage, between 0 and 1.
+            resamples: how many corpora of as many pieces are drawn with replacement.
+            seed: equal seeds give equal intervals.
+        """
+        if not 0 < confidence < 1 or resamples < 1:
+            raise ValueError(
+                f"confidence, resamples: expected between 0 and 1, and >= 1, got {confidence}, {resamples}"
+            )
+        count = len(self.pieces)
+        if count < 2:
+            return None
+        drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+        ppl = np.exp(self.piece_nll[drawn].sum(1) / self.piece_tokens[drawn].sum(1))
+        low, high = np.quantile(ppl, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return float(low), float(high)
+
+    def by_position(self, width: int = POSITION_BIN) -> list[PositionBin]:
+        """Mean NLL of the tokens at each stretch of `width` positions, counted from the beginning of their piece."""
+        if width < 1:
+            raise ValueError(f"width: expected at least 1 token, got {width}")
+        bins = -(-int(self.piece_tokens.max(initial=0)) // width)
+        total, count = np.zeros(bins), np.zeros(bins, dtype=np.int64)
+        for nll in self.token_nll:
+            at = np.arange(len(nll)) // width
+            total += np.bincount(at, weights=nll, minlength=bins)
+            count += np.bincount(at, minlength=bins)
+        return [PositionBin(i * width, int(count[i]), float(total[i] / count[i])) for i in range(bins)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single tokens, as plain values for JSON."""
+        return {
+            "tokens": self.tokens,
+            "nll": self.nll,
+            "ppl": self.ppl,
+            "ppl_interval_95": self.ppl_interval(),
+            "reset_every": self.reset_every,
+            "pieces": [
+                {"index": index, "tokens": int(tokens), "nll_sum": float(nll)}
+                for index, tokens, nll in zip(self.pieces, self.piece_tokens, self.piece_nll, strict=True)
+            ],
+            "by_position": [{"start": b.start, "tokens": b.tokens, "nll": b.nll} for b in self.by_position()],
+        }
+
+
+@dataclass(frozen=True)
+class PositionBin:
+    """Tokens at positions `start ...` of their pieces: how many, and their mean NLL in nats."""
+
+    start: int
+    tokens: int
+    nll: float
+
+
+def evaluate_pieces(
+    model: Transformer,
+    store: TokenStore,
+    indices: Sequence[int],
+    *,
+    lanes: int = 4,
+    segment: int | None = None,
+    max_tokens: int | None = None,
+    reset_every: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Stream each piece once, left to right, with memory, and score every token but BEGIN.
+
+    Each piece begins a segment of its own, as in generation: with `window="segment"` what a token sees depends on where
+    segments begin, and results would otherwise depend on which pieces share a lane. So they do not depend on `lanes`,
+    up to rounding. Dropout is off while this runs; the model's mode is restored. Runs under the caller's autocast.
+
+    Args:
+        model: scores the pieces, on its own device.
+        store, indices: the pieces, e.g. `store.indices("validation")`.
+        lanes: pieces streamed side by side; costs memory, saves time.
+        segment: tokens a step; None: the model's training segment.
+        max_tokens: score no more than that: pieces in an order that is random but the same in each call, the last one
+            cut short. None: everything.
+        reset_every: clear the context, memory and positions alike, after that many tokens of a piece. Models trained
+            on crops of 2,048 tokens are scored like this. Every token is still scored: the first of a crop is predicted
+            from the one token before it.
+        progress: called after each step.
+
+    Returns:
+        An `Evaluation` of the pieces in the order of `indices` (those that `max_tokens` left out are missing).
+
+    Raises:
+        ValueError: an argument out of its range, or no pieces.
+    """
+    segment = segment or model.config.segment
+    for name, value in (
+        ("lanes", lanes),
+        ("segment", segment),
+        ("max_tokens", max_tokens),
+        ("reset_every", reset_every),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    pieces = _choose(store, indices, max_tokens)
+    scores = {index: np.full(count, np.nan, dtype=np.float32) for index, count in pieces.items()}
+    total, done = sum(pieces.values()), 0
+    crops = _crops(pieces, reset_every)
+    lanes = min(lanes, len(crops))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            device = model.embedding.weight.device
+            state = model.new_state(lanes, max_segment=segment)
+            for step in _steps(store, crops, lanes, segment):
+                state.reset(torch.tensor([part is not None and part.begins for part in step.parts]))
+                logits = model(step.tokens.to(device), state, segment_len=step.segment_len.to(device))
+                nll = F.cross_entropy(logits.mT.float(), step.targets.to(device), reduction="none").cpu().numpy()
+                for lane, part in enumerate(step.parts):
+                    if part is not None:
+                        scores[part.piece][part.start : part.stop] = nll[lane, : part.stop - part.start]
+                        done += part.stop - part.start
+                if progress is not None:
+                    progress(done, total)
+    finally:
+        model.train(was_training)
+    return Evaluation(tuple(scores), tuple(scores.values()), reset_every)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Predictions `start ... stop - 1` of a piece: reads its ids `start ...`, predicts its ids `start + 1 ...`."""
+
+    piece: int
+    start: int
+    stop: int
+    begins: bool = True
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call of the model: its tokens, targets and `segment_len`, and what each lane holds (None: nothing)."""
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    segment_len: torch.Tensor
+    parts: list[_Part | None]
+
+
+def _choose(store: TokenStore, indices: Sequence[int], max_tokens: int | None) -> dict[int, int]:
+    """Piece index to the number of its tokens to score, in the order of `indices`."""
+    if len(indices) == 0:
+        raise ValueError("indices: expected at least one piece of the store, got none")
+    for index in indices:
+        if not 0 <= index < len(store.pieces):
+            raise ValueError(f"indices: expected numbers below {len(store.pieces)}, got {index}")
+    if len(set(indices)) != len(indices):
+        raise ValueError("indices: expected every piece at most once")
+    lengths = {index: store.pieces[index].length - 1 for index in indices}
+    if max_tokens is None:
+        return lengths
+    chosen: dict[int, int] = {}
+    for place in np.random.default_rng(0).permutation(len(indices)):
+        index = indices[place]
+        if left := max_tokens - sum(chosen.values()):
+            chosen[index] = min(lengths[index], left)
+    return {index: chosen[index] for index in indices if index in chosen}
+
+
+def _crops(pieces: dict[int, int], reset_every: int | None) -> list[_Part]:
+    """The stretches of pieces that are read with an unbroken context, longest first so that lanes end together."""
+    crops = [
+        _Part(index, start, min(start + (reset_every or count), count))
+        for index, count in pieces.items()
+        for start in range(0, count, reset_every or count)
+    ]
+    return sorted(crops, key=lambda crop: crop.start - crop.stop)
+
+
+def _steps(store: TokenStore, crops: list[_Part], lanes: int, segment: int) -> Iterator[_Step]:
+    """Cut crops into segments; a lane that has read a crop begins the next one with the next step."""
+    waiting = deque(crops)
+    rest: list[_Part | None] = [None] * lanes
+    while True:
+        parts: list[_Part | None] = []
+        for lane in range(lanes):
+            crop = rest[lane] or (waiting.popleft() if waiting else None)
+            if crop is None:
+                parts.append(None)
+                continue
+            stop = min(crop.start + segment, crop.stop)
+            parts.append(_Part(crop.piece, crop.start, stop, crop.begins))
+            rest[lane] = _Part(crop.piece, stop, crop.stop, begins=False) if stop < crop.stop else None
+        lengths = [part.stop - part.start if part else 0 for part in parts]
+        if not any(lengths):
+            return
+        tokens, targets = (np.full((lanes, max(lengths)), PAD, dtype=np.int64) for _ in range(2))
+        for lane, part in enumerate(parts):
+            if part is not None:
+                ids = store.piece(part.piece)[part.start : part.stop + 1]
+                tokens[lane, : lengths[lane]], targets[lane, : lengths[lane]] = ids[:-1], ids[1:]
+        yield _Step(torch.from_numpy(tokens), torch.from_numpy(targets), torch.tensor(lengths), parts)
