@@ -152,7 +152,7 @@ class LaneStream(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         shape = (self.lanes, self.segment)
-        tokens, targets, piece = np.full(shape, PAD), np.full(shape, PAD), np.full(shape, -1)
+        tokens, targets, piece = (np.full(shape, empty, dtype=np.int64) for empty in (PAD, PAD, -1))
         segment_start = np.zeros(shape, dtype=np.int64)
         segment_len = np.zeros(self.lanes, dtype=np.int64)
         reset = np.zeros(self.lanes, dtype=np.bool_)
@@ -178,7 +178,7 @@ class LaneStream(Iterator[Batch]):
         return Batch(*(torch.from_numpy(a) for a in (tokens, targets, segment_start, segment_len, reset, piece)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every lane stands, as plain JSON values; one state for each rank, a few hundred bytes."""
+        """Where every lane stands, as plain JSON values, under 100 bytes a lane; every rank has its own."""
         return {
             "stream": dict(self._identity),
             "deal": {"epoch": self._deal.epoch, "cursor": self._deal.cursor, "dealt": self._deal.dealt()},

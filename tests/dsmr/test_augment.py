@@ -59,6 +59,12 @@ def test_transposing_stops_at_the_outermost_keys():
     np.testing.assert_array_equal(transpose(transpose(ids, 2), -2), ids)
 
 
+def test_a_piece_beyond_the_keyboard_is_not_moved_further_nor_back():
+    ids = notes_of((0.0, 0.5, 15, 64), (0.5, 1.0, 120, 64))
+    for semitones in (5, -5):
+        np.testing.assert_array_equal(transpose(ids, semitones), ids)
+
+
 def test_a_piece_without_notes_is_left_alone():
     ids = stored(np.array([VELOCITY + 3]))
     np.testing.assert_array_equal(transpose(ids, 3), ids)
@@ -87,6 +93,12 @@ def test_stretching_scales_every_onset_and_loses_no_note(ids, factor):
 @given(pieces)
 def test_stretching_by_one_changes_nothing(ids):
     np.testing.assert_array_equal(stretch(ids, 1.0), ids)
+
+
+def test_stretching_scales_lengths():
+    notes = decode(stretch(notes_of((1.0, 2.0, 60, 64), (4.0, 4.5, 62, 90)), 1.2)).notes
+    np.testing.assert_allclose(notes["onset"], [1.2, 4.8])
+    np.testing.assert_allclose(notes["offset"], [2.4, 5.4])
 
 
 def test_stretching_does_not_add_up_rounding():
