@@ -218,6 +218,7 @@ def _held_until(released: NDArray[np.float64], pedal: NDArray[np.void]) -> NDArr
     """When notes released at these times stop sounding, were no key ever struck again: float64 [N], seconds."""
     if len(pedal) == 0:
         return released
+    last_event = max(released.max(initial=0.0), pedal["time"].max())
     pedal = pedal[np.argsort(pedal["time"], kind="stable")]
     # A value between the two thresholds leaves the pedal as the last decisive value put it.
     decisive = (pedal["value"] >= PEDAL_DOWN) | (pedal["value"] < PEDAL_UP)
@@ -225,7 +226,6 @@ def _held_until(released: NDArray[np.float64], pedal: NDArray[np.void]) -> NDArr
     down = pedal["value"] >= PEDAL_DOWN
     last_message = np.searchsorted(pedal["time"], released, side="right") - 1
     held = (last_message >= 0) & down[last_message] if len(pedal) else np.zeros(len(released), bool)
-    last_event = max(released.max(initial=0.0), pedal["time"].max(initial=0.0))
     lifts = np.append(pedal["time"][~down], last_event)
     return np.where(
         held, lifts[np.minimum(np.searchsorted(lifts[:-1], released, side="right"), len(lifts) - 1)], released

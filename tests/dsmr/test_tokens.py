@@ -101,6 +101,10 @@ class TestSustainPedal:
         played = performance((0.0, 0.1, 60, 80), (0.5, 2.0, 72, 80), pedal=((0.05, 127),))
         assert fold_pedal(played).notes["offset"].tolist() == [2.0, 2.0]
 
+    def test_last_event_may_be_a_pedal_message_that_decides_nothing(self) -> None:
+        played = performance((0.0, 0.1, 60, 80), pedal=((0.05, 127), (3.0, PEDAL_UP)))
+        assert fold_pedal(played).notes["offset"].tolist() == [3.0]
+
     @pytest.mark.parametrize("flutter", [PEDAL_UP, PEDAL_DOWN - 1])
     def test_flutter_around_the_switch_point_does_not_lift(self, flutter: int) -> None:
         played = performance(
