@@ -1,0 +1,342 @@
+"""From MIDI files and the pianist to a store: what goes in, what is left out and why, and the same bytes every time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsmr.corpus import prepare
+from dsmr.corpus.parallel import ProcessDied, map_in_order
+from dsmr.corpus.prepare import draw_splits, prepare_folder, prepare_maestro, prepare_pianist
+from dsmr.corpus.sources import LeftOut
+from dsmr.corpus.store import TokenStore
+from dsmr.midi import read_midi, write_midi
+from dsmr.tokens import BEGIN, END, NOTE_DTYPE, NOTE_OFF, STEP_SECONDS, TIME_SHIFT, Performance, decode, encode
+
+
+def midi_bytes(seed: int, tmp_path: Path, count: int = 40) -> bytes:
+    """A MIDI file of some notes: pedal folded, nothing on the 10 ms grid."""
+    random = np.random.default_rng(seed)
+    notes = np.empty(count, NOTE_DTYPE)
+    notes["onset"] = np.cumsum(random.exponential(0.1, count))
+    notes["offset"] = notes["onset"] + random.exponential(0.3, count)
+    notes["pitch"] = random.integers(40, 80, count)
+    notes["velocity"] = random.integers(1, 128, count)
+    write_midi(Performance(notes), tmp_path / "scratch")
+    return (tmp_path / "scratch").read_bytes()
+
+
+def table(rows: Iterable[tuple[str, str, str, str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(
+        ["canonical_composer", "canonical_title", "split", "year", "midi_filename", "audio_filename", "duration"]
+    )
+    for composer, title, split, filename in rows:
+        writer.writerow([composer, title, split, 2004, filename, "", "1.0"])
+    return text.getvalue().encode()
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> dict[str, bytes]:
+    """A MAESTRO release in small, with one file wrong in each way: name -> content."""
+    good = [midi_bytes(seed, tmp_path) for seed in range(3)]
+    rows = [
+        ("Dvořák", "Prélude", "train", "2004/a.midi"),
+        ("Bach", "Fugue", "validation", "2004/b.midi"),
+        ("Bach", "Broken", "train", "2004/broken.midi"),
+        ("Bach", "Empty", "train", "2004/empty.midi"),
+        ("Bach", "Missing", "train", "2004/missing.midi"),
+        ("Bach", "Fugue again", "test", "2006/again.midi"),
+        ("Bach", "Outside", "train", "../outside.midi"),
+        ("Bach", "Root", "train", "/etc/passwd"),
+        ("Bach", "Strange split", "dev", "2004/a.midi"),
+        ("Chopin", "Étude", "test", "2006/c.midi"),
+    ]
+    return {
+        "maestro-v3.0.0.csv": table(rows),
+        "2004/a.midi": good[0],
+        "2004/b.midi": good[1],
+        "2004/broken.midi": good[0][:100],
+        "2004/empty.midi": b"",
+        "2006/again.midi": good[1],
+        "2006/c.midi": good[2],
+        "LICENSE": b"",
+    }
+
+
+def as_folder(release: dict[str, bytes], root: Path) -> Path:
+    for name, content in release.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def as_zip(release: dict[str, bytes], path: Path, inside: str = "") -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in release.items():
+            archive.writestr(inside + name, content)
+    return path
+
+
+class TestMaestro:
+    @pytest.mark.parametrize("shape", ["folder", "folder-inside", "zip", "zip-inside"])
+    def test_pieces_and_what_is_left_out(self, release: dict[str, bytes], tmp_path: Path, shape: str) -> None:
+        if shape == "folder":
+            path = as_folder(release, tmp_path / "maestro")
+        elif shape == "folder-inside":
+            path = as_folder(release, tmp_path / "maestro" / "maestro-v3.0.0").parent
+        else:
+            path = as_zip(release, tmp_path / "maestro.zip", inside="maestro-v3.0.0/" if shape == "zip-inside" else "")
+        seen: list[tuple[int, int]] = []
+        report = prepare_maestro(
+            path, tmp_path / "out", workers=1, progress=lambda done, total: seen.append((done, total))
+        )
+        store = TokenStore.open(tmp_path / "out")
+        store.verify()
+        assert [(piece.title, piece.composer, piece.split, piece.source) for piece in store.pieces] == [
+            ("Prélude", "Dvořák", "train", "2004/a.midi"),
+            ("Fugue", "Bach", "validation", "2004/b.midi"),
+            ("Étude", "Chopin", "test", "2006/c.midi"),
+        ]
+        for index, piece in enumerate(store.pieces):
+            expected = encode(read_midi(release[piece.source]))
+            np.testing.assert_array_equal(store.piece(index), [BEGIN, *expected, END])
+        assert seen[-1] == (6, 6)  # the files there are; four rows lead to none
+        assert report.pieces == {"train": 1, "validation": 1, "test": 1}
+        assert sum(report.tokens.values()) == len(store.tokens)
+        assert report.longest == max(piece.length for piece in store.pieces)
+        assert report.seconds == sum(piece.duration for piece in store.pieces)
+        reasons = {left.source: left.reason for left in report.left_out}
+        assert len(reasons) == len(report.left_out) == 7
+        assert reasons["2004/broken.midi"].startswith("expected a MIDI file, got an error from its reader")
+        assert reasons["2004/empty.midi"].startswith("expected a MIDI file, got an error from its reader")
+        assert reasons["2004/missing.midi"] == "in the table, but missing"
+        assert reasons["2006/again.midi"] == "the same music as 2004/b.midi"
+        assert reasons["../outside.midi"] == reasons["/etc/passwd"] == "not a path inside the release"
+        assert reasons["2004/a.midi"] == "expected a split of train, validation, test, got 'dev'"
+
+    def test_bytes_do_not_depend_on_workers_or_packing(self, release: dict[str, bytes], tmp_path: Path) -> None:
+        folder = as_folder(release, tmp_path / "maestro")
+        prepare_maestro(folder, tmp_path / "alone", workers=1)
+        prepare_maestro(folder, tmp_path / "together", workers=2)
+        prepare_maestro(as_zip(release, tmp_path / "maestro.zip"), tmp_path / "zipped", workers=1)
+        assert (tmp_path / "alone").read_bytes() == (tmp_path / "together").read_bytes()
+        assert (tmp_path / "alone").read_bytes() == (tmp_path / "zipped").read_bytes()
+
+    def test_nothing_is_unpacked(self, release: dict[str, bytes], tmp_path: Path) -> None:
+        release["../escaped.midi"] = release["2004/a.midi"]
+        archive = as_zip(release, tmp_path / "maestro.zip")
+        before = set(tmp_path.rglob("*"))
+        prepare_maestro(archive, tmp_path / "out", workers=1)
+        assert set(tmp_path.rglob("*")) - before == {tmp_path / "out"}
+
+    def test_damaged_member_is_left_out(self, release: dict[str, bytes], tmp_path: Path) -> None:
+        path = as_zip(release, tmp_path / "maestro.zip")
+        with zipfile.ZipFile(path) as archive:
+            at = archive.getinfo("2004/b.midi").header_offset + 30 + len("2004/b.midi")
+        raw = bytearray(path.read_bytes())
+        raw[at : at + 8] = b"\xff" * 8
+        path.write_bytes(raw)
+        report = prepare_maestro(path, tmp_path / "out", workers=1)
+        assert {left.source: left.reason for left in report.left_out}["2004/b.midi"].startswith("cannot be unpacked")
+        assert report.pieces == {"train": 1, "validation": 0, "test": 2}
+
+    def test_member_without_end_is_not_unpacked_whole(
+        self, release: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in ("dsmr.corpus.sources.MAX_BYTES", "dsmr.midi.MAX_BYTES"):
+            monkeypatch.setattr(module, 10_000)
+        release["2004/b.midi"] = bytes(1_000_000)
+        report = prepare_maestro(as_zip(release, tmp_path / "maestro.zip"), tmp_path / "out", workers=1)
+        reason = {left.source: left.reason for left in report.left_out}["2004/b.midi"]
+        assert reason == "expected at most 10000 bytes, got 10001"
+
+    @pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n"], ids=["empty", "other-columns"])
+    def test_release_without_its_table(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "maestro.csv").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"expected one .csv table with the columns canonical_composer, .*, got none"
+        ):
+            prepare_maestro(tmp_path, tmp_path / "out")
+
+    def test_two_tables(self, release: dict[str, bytes], tmp_path: Path) -> None:
+        folder = as_folder(release | {"maestro-v2.0.0.csv": release["maestro-v3.0.0.csv"]}, tmp_path / "maestro")
+        with pytest.raises(ValueError, match=r"got maestro-v2\.0\.0\.csv, maestro-v3\.0\.0\.csv"):
+            prepare_maestro(folder, tmp_path / "out")
+
+    def test_path_that_is_no_release(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="expected a MAESTRO folder or zip file, found nothing"):
+            prepare_maestro(tmp_path / "nowhere", tmp_path / "out")
+        (tmp_path / "piece.mid").write_bytes(b"MThd")
+        with pytest.raises(ValueError, match="expected a MAESTRO folder or zip file, got a file that is neither"):
+            prepare_maestro(tmp_path / "piece.mid", tmp_path / "out")
+
+    def test_no_usable_file_leaves_the_old_store(self, release: dict[str, bytes], tmp_path: Path) -> None:
+        (tmp_path / "out").write_bytes(b"old")
+        only_table = {"maestro-v3.0.0.csv": release["maestro-v3.0.0.csv"]}
+        with pytest.raises(
+            ValueError, match=r"got 10 of which none can be used; the first: 2004/a.midi: in the table, but"
+        ):
+            prepare_maestro(as_folder(only_table, tmp_path / "maestro"), tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == b"old"
+
+    def test_bug_or_crash_of_the_reader_costs_one_file(
+        self, release: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def reader(content: bytes) -> Performance:
+            if content == release["2004/b.midi"]:
+                raise IndexError("a bug")
+            return read_midi(content)
+
+        def map_with_a_death(*arguments: Any) -> list[Any]:
+            _, *others = map_in_order(*arguments)
+            return [ProcessDied("the process died"), *others]
+
+        monkeypatch.setattr(prepare, "read_midi", reader)
+        monkeypatch.setattr(prepare, "map_in_order", map_with_a_death)
+        report = prepare_maestro(as_zip(release, tmp_path / "maestro.zip"), tmp_path / "out", workers=1)
+        assert LeftOut("2004/a.midi", "crashed the process that read it") in report.left_out
+        assert LeftOut("2004/b.midi", "IndexError: a bug") in report.left_out
+        assert report.pieces == {"train": 0, "validation": 0, "test": 1}
+
+
+class TestFolder:
+    def test_every_midi_file_below_by_path(self, tmp_path: Path) -> None:
+        files = {
+            "b/Waltz.MID": midi_bytes(1, tmp_path),
+            "a.midi": midi_bytes(2, tmp_path),
+            "b/c/Étude.mid": midi_bytes(3, tmp_path),
+            "notes.txt": b"",
+            "broken.mid": b"",
+        }
+        report = prepare_folder(as_folder(files, tmp_path / "music"), tmp_path / "out", workers=1)
+        store = TokenStore.open(tmp_path / "out")
+        assert [(piece.source, piece.title) for piece in store.pieces] == [
+            ("a.midi", "a"),
+            ("b/Waltz.MID", "Waltz"),
+            ("b/c/Étude.mid", "Étude"),
+        ]
+        assert sorted(piece.split for piece in store.pieces) == ["test", "train", "validation"]
+        assert [left.source for left in report.left_out] == ["broken.mid"]
+
+    def test_files_of_one_name_stay_together(self, tmp_path: Path) -> None:
+        files = {
+            f"{player}/{title}.mid": midi_bytes(10 * player + title, tmp_path)
+            for player in range(2)
+            for title in range(6)
+        }
+        prepare_folder(as_folder(files, tmp_path / "music"), tmp_path / "out", validation=0.3, test=0.3, workers=1)
+        pieces = TokenStore.open(tmp_path / "out").pieces
+        assert len({(piece.title, piece.split) for piece in pieces}) == 6
+        assert {piece.split for piece in pieces} == {"train", "validation", "test"}
+
+    def test_folder_must_exist_and_hold_music(self, tmp_path: Path) -> None:
+        with pytest.raises(NotADirectoryError, match="nowhere: expected a folder of MIDI files"):
+            prepare_folder(tmp_path / "nowhere", tmp_path / "out")
+        with pytest.raises(ValueError, match="expected MIDI files, got 0 of which none can be used"):
+            prepare_folder(tmp_path, tmp_path / "out")
+        (tmp_path / "bad.mid").touch()
+        with pytest.raises(
+            ValueError, match=r"got 1 of which none can be used; the first: bad\.mid: expected a MIDI file"
+        ):
+            prepare_folder(tmp_path, tmp_path / "out", workers=1)
+        assert os.listdir(tmp_path) == ["bad.mid"]
+
+    @pytest.mark.parametrize(("validation", "test"), [(-0.1, 0.1), (0.5, 0.5), (float("nan"), 0.1)])
+    def test_parts_must_leave_something_to_train_on(self, tmp_path: Path, validation: float, test: float) -> None:
+        with pytest.raises(ValueError, match="validation, test: expected parts >= 0 that leave some to train on"):
+            prepare_folder(tmp_path, tmp_path / "out", validation=validation, test=test)
+
+    def test_notes_of_real_length_survive(self, tmp_path: Path) -> None:
+        content = midi_bytes(7, tmp_path, count=3_000)
+        prepare_folder(as_folder({"piece.mid": content}, tmp_path / "music"), tmp_path / "out", workers=1)
+        played = read_midi(content).notes
+        stored = decode(TokenStore.open(tmp_path / "out").piece(0)).notes
+        assert len(stored) == len(played)
+        by_onset = np.lexsort((played["pitch"], np.rint(played["onset"] / STEP_SECONDS)))
+        assert (stored["pitch"] == played["pitch"][by_onset]).all()
+        assert abs(stored["onset"] - played["onset"][by_onset]).max() <= STEP_SECONDS / 2 + 1e-9
+
+
+class TestPianist:
+    ORDER: ClassVar = {"tokens": 6_000, "shortest": 1_000, "longest": 2_000, "validation": 0.2, "test": 0.2}
+
+    def test_pieces_lengths_and_splits(self, tmp_path: Path) -> None:
+        report = prepare_pianist(tmp_path / "out", **self.ORDER, workers=1)
+        store = TokenStore.open(tmp_path / "out")
+        assert 0.8 * 6_000 <= len(store.tokens) <= 1.2 * (6_000 + 2_000)
+        assert all(0.8 * 1_000 <= piece.length <= 1.2 * 2_000 for piece in store.pieces)
+        assert min(report.pieces.values()) >= 1
+        assert report.left_out == ()
+        assert len({piece.source for piece in store.pieces}) == len(store.pieces) > 2
+
+    def test_labelled_returns_restate_their_sources(self, tmp_path: Path) -> None:
+        prepare_pianist(tmp_path / "out", tokens=20_000, shortest=8_000, longest=9_000, workers=1)
+        store = TokenStore.open(tmp_path / "out")
+        labelled = [
+            (store.piece(index).astype(int), each) for index, piece in enumerate(store.pieces) for each in piece.returns
+        ]
+        assert {each.kind for _, each in labelled} == {"exact", "transposed"}
+        for ids, each in labelled:
+            source, again = ids[each.source_start : each.source_stop], ids[each.start : each.stop]
+            assert source[0] < NOTE_OFF
+            assert source[-1] < NOTE_OFF
+            np.testing.assert_array_equal(again, source + each.semitones * (source < TIME_SHIFT))
+
+    def test_bytes_depend_on_the_seed_and_not_on_workers(self, tmp_path: Path) -> None:
+        for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1)):
+            prepare_pianist(tmp_path / name, seed=seed, **self.ORDER, workers=workers)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+        assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"seed": -1}, {"tokens": 0}, {"shortest": 5_000, "longest": 4_000}, {"shortest": 10}, {"test": 1.0}],
+        ids=str,
+    )
+    def test_impossible_orders_are_refused(self, tmp_path: Path, wrong: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="expected"):
+            prepare_pianist(tmp_path / "out", **wrong)
+
+
+class TestSplits:
+    names = st.lists(st.text(max_size=5), min_size=1, max_size=40)
+    parts = st.floats(0, 0.49)
+
+    @given(names, parts, parts)
+    def test_parts_are_met_and_something_is_left_to_train_on(
+        self, names: list[str], validation: float, test: float
+    ) -> None:
+        split = draw_splits(names, validation, test)
+        titles = {name.casefold(): split[name] for name in names}
+        assert all(titles[name.casefold()] == split[name] for name in names)
+        counts = {key: list(titles.values()).count(key) for key in ("train", "validation", "test")}
+        assert counts["train"] >= 1
+        assert counts["validation"] <= np.ceil(validation * len(titles))
+        assert counts["test"] <= np.ceil(test * len(titles))
+        if len(titles) > 4:
+            assert (counts["validation"] > 0, counts["test"] > 0) == (validation > 0, test > 0)
+
+    @given(st.randoms(use_true_random=False))
+    def test_order_does_not_matter(self, random: Random) -> None:
+        names = [f"piece {number}" for number in range(30)]
+        shuffled = random.sample(names, len(names))
+        assert draw_splits(names, 0.1, 0.2) == draw_splits(shuffled, 0.1, 0.2)
+
+    def test_new_name_moves_three_others_at_most(self) -> None:
+        names = [f"piece {number}" for number in range(50)]
+        for count in range(1, len(names)):
+            before, after = draw_splits(names[:count], 0.1, 0.2), draw_splits(names[: count + 1], 0.1, 0.2)
+            assert sum(before[name] != after[name] for name in before) <= 3
