@@ -118,17 +118,15 @@ class Geometry:
                 Slots(range(run.positions[0], run.positions[-1] + 1), range(run.start, run.stop))
                 for run in _runs(position, self.archive, 0, range(tokens))
             ]
-        kept: list[int] = []
-        slots: list[int] = []
+        kept: dict[int, int] = {}  # slot to token: a piece that ends in mid-group leaves its slot to the next piece
         for token in range(tokens):
             start = starts[token] if starts is not None else 0
             index = token - start if start else length + token  # since the token's piece began
             group = index // stride
             if index % stride == self.retention.offset(group):
-                kept.append(token)
-                slots.append(self._group_slot(position + token - index, group) % self.archive)
+                kept[self._group_slot(position + token - index, group) % self.archive] = token
         recent = [self.archive + (position + token) % self.recent for token in range(tokens)]
-        return [Slots(kept, slots), Slots(range(tokens), recent)]
+        return [Slots([*kept.values()], [*kept]), Slots(range(tokens), recent)]
 
     def needed(
         self, horizon: int, window: Window, position: int, length: int, phase: int, newest: int

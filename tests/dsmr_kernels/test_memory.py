@@ -1,0 +1,195 @@
+"""The state: bytes, saving, moving, resetting, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from dsmr_kernels import MemoryStack, Retention, recurrent_attention, ring_bytes
+from dsmr_kernels.storage import QUANTISED, quantise
+
+STORAGES = [None, "int8", "float8_e4m3"]
+
+
+def make(horizons: tuple[int, ...] = (6, 0, 20), storage: str | None = None, **changes) -> MemoryStack:
+    arguments = {"lanes": 2, "kv_heads": 2, "head_dim": 8, "max_segment": 8, "storage": storage} | changes
+    return MemoryStack(horizons, **arguments)
+
+
+def feed(stack: MemoryStack, segments: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = []
+    for _ in range(segments):
+        for ring in stack:
+            q, k, v = (torch.randn(2, 5, heads, 8, generator=generator) for heads in (4, 2, 2))
+            outputs.append(recurrent_attention(q, k, v, ring))
+        stack.advance(5)
+    return outputs
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_saved_state_continues_exactly(storage: str | None) -> None:
+    stack, restored = make(storage=storage), make(storage=storage)
+    feed(stack, 4)
+    stack.reset([1])
+    restored.load_state_dict(load(save({k: v.clone() for k, v in stack.state_dict().items()})))
+    for x, y in zip(feed(stack, 3, seed=1), feed(restored, 3, seed=1), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_moved_state_is_a_copy() -> None:
+    stack = make()
+    feed(stack, 3)
+    copy = stack.to("cpu")
+    before = {name: x.clone() for name, x in copy.state_dict().items()}
+    feed(stack, 2)
+    for name, x in copy.state_dict().items():
+        assert torch.equal(x, before[name]), name
+    assert all(ring.clock is copy.clock for ring in copy)
+    assert repr(copy).startswith("MemoryStack(horizons=[6, 0, 20], lanes=2")
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("retention", [None, Retention(4)], ids=["all", "stride4"])
+def test_bytes_are_those_of_the_tensors(storage: str | None, dtype: torch.dtype, retention: Retention | None) -> None:
+    stack = make(storage=storage, dtype=dtype, retention=retention)
+    for ring, size in zip(stack, stack.bytes_per_layer, strict=True):
+        held = sum(x.nbytes for name, x in ring.tensors().items() if name != "written")
+        assert held == 2 * size == 2 * ring_bytes(ring.geometry.capacity, 2, 8, dtype, storage)
+    assert stack.bytes_per_lane == sum(stack.bytes_per_layer)
+
+
+def test_export_is_in_age_order_across_the_wrap() -> None:
+    stack = make(horizons=(6,), lanes=1)
+    written = torch.arange(1, 51, dtype=torch.float32).view(1, 50, 1, 1).expand(1, 50, 2, 8)
+    for i in range(0, 50, 5):
+        x = written[:, i : i + 5].contiguous()
+        recurrent_attention(x, x, -x, stack[0])
+        stack.advance(5)
+        k, v, positions = stack[0].export(0)
+        newest = torch.arange(max(i + 5 - 6, 0), i + 5) + 1.0
+        assert torch.equal(k[0, :, 0], newest)
+        assert torch.equal(v[1, :, 3], -newest)
+        assert torch.equal(positions, torch.arange(-len(newest), 0))
+
+
+def test_reset_takes_numbers_masks_or_nothing() -> None:
+    for lanes in ([1], torch.tensor([False, True]), torch.tensor([1])):
+        stack = make()
+        feed(stack, 2)
+        stack.reset(lanes)
+        assert stack.clock.length.tolist() == [10, 0]
+        assert stack.clock.position.tolist() == [10, 10]
+    stack.reset()
+    assert stack.clock.length.tolist() == [0, 0]
+
+
+def test_advance_follows_ragged_segments() -> None:
+    stack = make(lanes=4)
+    feed_start = torch.tensor([[0] * 8, [0] * 3 + [3] * 5, [0] * 8, [0] * 2 + [2] * 3 + [5] * 3])
+    stack.advance(8)
+    stack.advance(8, segment_start=feed_start, segment_len=torch.tensor([8, 8, 0, 4]))
+    assert stack.clock.position.tolist() == [16, 16, 8, 12]
+    assert stack.clock.length.tolist() == [16, 5, 8, 2]
+
+
+def test_phase_counts_the_open_segment_and_idle_lanes_keep_theirs() -> None:
+    stack = make()
+    for count in (3, 3):
+        stack.advance(count, segment_len=torch.tensor([count, 0]), segment_size=8)
+    assert stack.clock.phase.tolist() == [6, 0]
+    stack.advance(2, segment_len=torch.tensor([2, 1]), segment_size=8)
+    assert stack.clock.phase.tolist() == [0, 1]
+
+
+def test_a_clock_in_a_graph_is_replaced_and_any_other_moved_in_place() -> None:
+    stack = make()
+    state = stack.clock.state
+    feed(stack, 1)
+    assert stack.clock.state is state
+    x = torch.randn(2, 5, 2, 8, requires_grad=True)
+    recurrent_attention(x, x, x, stack[0])
+    stack.advance(5)
+    assert stack.clock.state is not state
+    assert state[0].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"horizons": ()}, "horizons: expected"),
+        ({"horizons": (4, -1)}, r"horizons: expected integers >= 0, one per layer, got \[4, -1\]"),
+        ({"horizons": (1.5,)}, "horizons: expected"),
+        ({"lanes": 0}, "lanes: expected an integer of at least 1, got 0"),
+        ({"kv_heads": 0}, "kv_heads: expected"),
+        ({"head_dim": -3}, "head_dim: expected"),
+        ({"max_segment": 2.0}, "max_segment: expected"),
+        ({"segments_in_flight": 0}, "segments_in_flight: expected"),
+        ({"storage": "int4"}, r"storage: expected None or one of \['float8_e4m3', 'int8'\], got 'int4'"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_bad_arguments_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_a_dtype_that_cannot_be_computed_in_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"dtype: expected one of .* got torch.int8"):
+        make(dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.advance(0), "tokens: expected an integer from 1 to max_segment=8, got 0"),
+        (lambda s: s.advance(9), "tokens: expected"),
+        (lambda s: s.advance(4, segment_size=3), "segment_size: expected at least tokens=4, at most 8, got 3"),
+        (lambda s: s.advance(4, segment_size=9), "segment_size: expected"),
+        (lambda s: s.reset([2]), r"lanes: expected numbers from 0 to 1, got \[2\]"),
+        (lambda s: s.reset(torch.tensor([True])), r"lanes: expected a bool tensor of shape \[2\], got \[1\]"),
+        (
+            lambda s: s.set_horizons([7, 0, 20]),
+            r"horizons: expected one per layer, at most \[6, 0, 20\], got \[7, 0, 20\]",
+        ),
+        (lambda s: s.set_horizons([6, 0]), "horizons: expected one per layer"),
+        (lambda s: s.load_state_dict({}), "state: expected the names"),
+        (lambda s: s.load_state_dict(make(lanes=3).state_dict()), r"state\['clock'\]: expected \[3, 2\]"),
+        (lambda s: s.load_state_dict(make(horizons=(7, 0, 20)).state_dict()), r"state\['layers.0.k'\]: expected"),
+        (lambda s: s.load_state_dict(make(horizons=(2, 0, 20), max_segment=8).state_dict()), "state"),
+    ],
+    ids=lambda x: "" if callable(x) else x[:24],
+)
+def test_bad_use_is_refused_and_changes_nothing(call, message: str) -> None:
+    stack = make()
+    feed(stack, 2)
+    before = {name: x.clone() for name, x in stack.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        call(stack)
+    for name, x in stack.state_dict().items():
+        assert torch.equal(x, before[name]), name
+
+
+def test_a_state_of_another_retention_is_refused() -> None:
+    ours, theirs = make((8,), retention=Retention(2)), make((8,), retention=Retention(2, "random"))
+    with pytest.raises(ValueError, match=r"state\['geometry'\]: expected"):
+        ours.load_state_dict(theirs.state_dict())
+
+
+@given(
+    rows=st.lists(st.lists(st.floats(-1e3, 1e3, width=32), min_size=4, max_size=4), min_size=1, max_size=8),
+    storage=st.sampled_from(sorted(QUANTISED)),
+)
+def test_quantisation_errs_by_at_most_half_a_step(rows: list[list[float]], storage: str) -> None:
+    """int8: half a step of absmax / 127. e4m3: half a unit of the third mantissa bit or of the smallest subnormal."""
+    x = torch.tensor(rows)
+    values, scale = quantise(x, QUANTISED[storage].dtype)
+    error = (values.double() * scale[:, None].double() - x.double()).abs()
+    step = scale[:, None].double()
+    half = step / 2 if storage == "int8" else torch.maximum(x.double().abs() * 2**-4, step * 2**-10)
+    slack = x.double().abs() * 2**-22 + 2**-149  # the scale and the division are rounded to float32
+    assert (error <= half + slack).all()
