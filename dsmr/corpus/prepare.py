@@ -17,6 +17,7 @@ import numpy as np
 
 from dsmr.corpus.parallel import ProcessDied, Progress, map_in_order
 from dsmr.corpus.pianist import FEWEST_TOKENS, compose
+from dsmr.corpus.pianist.dice import Dice
 from dsmr.corpus.sources import LeftOut, MidiFile, folder_files, maestro_files
 from dsmr.corpus.store import SPLITS, Return, StoreWriter
 from dsmr.midi import MidiError, read_midi
@@ -72,7 +73,10 @@ def prepare_maestro(
         FileNotFoundError, ValueError: the path is no MAESTRO release, or not one of its files can be used.
     """
     files = maestro_files(path)
-    split = {file.source: file.split for file in files if isinstance(file, MidiFile) and file.split is not None}
+    split: dict[str, str] = {}
+    for file in files:
+        if isinstance(file, MidiFile) and file.split is not None:
+            split.setdefault(file.source, file.split)  # a file listed twice is stored once, as it is listed first
     return _store(out, _encode_files(files, path, workers, progress), split)
 
 
@@ -150,8 +154,8 @@ def draw_splits(names: Sequence[str], validation: float, test: float) -> dict[st
     """Assign each name to "train", "validation" or "test", by a hash that depends on nothing but the name.
 
     Names are ordered by hash; the first ones validate, the next ones test, the rest train. Equal names, whatever their
-    case, go together; a new name moves three others at most. A part above 0 gets at least one name, as long as one is left
-    to train on.
+    case, go together; a new name moves three others at most. A part above 0 gets at least one name, as long as one is
+    left to train on.
     """
     ordered = sorted({name.casefold() for name in names}, key=lambda name: hashlib.sha256(name.encode()).digest())
     validating = min(math.ceil(validation * len(ordered)), len(ordered) - 1)
@@ -201,12 +205,12 @@ def _encode_file(file: MidiFile) -> _Encoded | LeftOut:
 
 def _pianist_orders(seed: int, tokens: int, shortest: int, longest: int) -> list[tuple[int, int, str]]:
     """What to compose: (seed of the piece, its tokens, its source), pieces that add up to at least `tokens`."""
-    random = np.random.default_rng(seed)
+    dice = Dice(seed)
     orders: list[tuple[int, int, str]] = []
     ordered = 0
     while ordered < tokens:
-        piece_seed = int(random.integers(2**32))
-        length = round(math.exp(random.uniform(math.log(shortest), math.log(longest))))
+        piece_seed = dice.integer(0, 2**32 - 1)
+        length = round(math.exp(dice.between(math.log(shortest), math.log(longest))))
         orders.append((piece_seed, length, f"pianist, seed {piece_seed}, {length} tokens"))
         ordered += length
     return orders

@@ -7,7 +7,7 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -87,10 +87,10 @@ class _Folder:
 
     def tables(self) -> list[PurePosixPath]:
         found = [*self.path.glob("*.csv"), *self.path.glob("*/*.csv")]
-        return sorted(PurePosixPath(file.relative_to(self.path).as_posix()) for file in found)
+        return _visible(PurePosixPath(file.relative_to(self.path).as_posix()) for file in found)
 
-    def text(self, name: PurePosixPath) -> str:
-        return (self.path / name).read_text(encoding="utf-8-sig")
+    def read(self, name: PurePosixPath) -> bytes:
+        return (self.path / name).read_bytes()
 
     def find(self, name: PurePosixPath) -> Path | LeftOut:
         file = self.path / name
@@ -107,10 +107,10 @@ class _Archive:
 
     def tables(self) -> list[PurePosixPath]:
         found = [PurePosixPath(name) for name in self.members if name.endswith(".csv")]
-        return sorted(name for name in found if len(name.parts) <= 2)
+        return _visible(name for name in found if len(name.parts) <= 2)
 
-    def text(self, name: PurePosixPath) -> str:
-        return self.archive.read(str(name)).decode("utf-8-sig")
+    def read(self, name: PurePosixPath) -> bytes:
+        return self.archive.read(str(name))
 
     def find(self, name: PurePosixPath) -> bytes | LeftOut:
         if str(name) not in self.members:
@@ -122,15 +122,24 @@ class _Archive:
             return LeftOut(str(name), f"cannot be unpacked: {error}")
 
 
+def _visible(names: Iterable[PurePosixPath]) -> list[PurePosixPath]:
+    return sorted(name for name in names if not name.name.startswith("."))  # macOS adds files named ._x to archives
+
+
+def _rows(table: bytes) -> list[dict[str, str]]:
+    # Another .csv file that lies about may have any encoding; its columns will not match.
+    return list(csv.DictReader(io.StringIO(table.decode("utf-8-sig", errors="replace")), restval=""))
+
+
 def _files_in_table(release: _Folder | _Archive) -> Iterator[MidiFile | LeftOut]:
-    tables = {name: list(csv.DictReader(io.StringIO(release.text(name)))) for name in release.tables()}
+    tables = {name: _rows(release.read(name)) for name in release.tables()}
     tables = {name: rows for name, rows in tables.items() if rows and set(TABLE_COLUMNS) <= set(rows[0])}
     if len(tables) != 1:
         columns, found = ", ".join(TABLE_COLUMNS), ", ".join(map(str, tables)) or "none"
         raise ValueError(f"{release.path}: expected one .csv table with the columns {columns}, got {found}")
     ((table, rows),) = tables.items()
     for row in rows:
-        name = row["midi_filename"] or ""
+        name = row["midi_filename"]
         inside = PurePosixPath(name)
         if not name or inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
             yield LeftOut(name, "not a path inside the release")

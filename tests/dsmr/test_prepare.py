@@ -171,6 +171,19 @@ class TestMaestro:
         ):
             prepare_maestro(tmp_path, tmp_path / "out")
 
+    def test_other_csv_files_do_not_matter(self, release: dict[str, bytes], tmp_path: Path) -> None:
+        others = {"._maestro-v3.0.0.csv": release["maestro-v3.0.0.csv"], "notes.csv": b"\xff\xfe,1\n2,3\n"}
+        for path in (as_folder(release | others, tmp_path / "maestro"), as_zip(release | others, tmp_path / "zip")):
+            assert prepare_maestro(path, tmp_path / "out", workers=1).pieces == {"train": 1, "validation": 1, "test": 1}
+
+    def test_file_listed_twice_is_stored_as_listed_first(self, tmp_path: Path) -> None:
+        rows = [("Bach", "First", "test", "a.midi"), ("Bach", "Second", "train", "a.midi")]
+        release = {"t.csv": table(rows), "a.midi": midi_bytes(1, tmp_path)}
+        report = prepare_maestro(as_folder(release, tmp_path / "maestro"), tmp_path / "out", workers=1)
+        (piece,) = TokenStore.open(tmp_path / "out").pieces
+        assert (piece.title, piece.split) == ("First", "test")
+        assert report.left_out == (LeftOut("a.midi", "the same music as a.midi"),)
+
     def test_two_tables(self, release: dict[str, bytes], tmp_path: Path) -> None:
         folder = as_folder(release | {"maestro-v2.0.0.csv": release["maestro-v3.0.0.csv"]}, tmp_path / "maestro")
         with pytest.raises(ValueError, match=r"got maestro-v2\.0\.0\.csv, maestro-v3\.0\.0\.csv"):
