@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -139,6 +140,19 @@ class Transformer(nn.Module):
     def parameters_count(self) -> int:
         """Number of trainable parameters; the tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint into the folder `path`; see `dsmr.checkpoint.save_checkpoint`."""
+        from dsmr.checkpoint import save_checkpoint
+
+        save_checkpoint(path, self)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], device: torch.device | str = "cpu") -> Transformer:
+        """Load a checkpoint's folder or a hub id, ready to evaluate; see `dsmr.checkpoint.load_checkpoint`."""
+        from dsmr.checkpoint import load_checkpoint
+
+        return load_checkpoint(source, device)[0]
 
     def new_state(
         self,

@@ -1,0 +1,229 @@
+"""A checkpoint: a model's weights and all that is needed to use them, in one folder.
+
+`model.safetensors` is authoritative and complete: the weights, and in its metadata one JSON document (format version,
+dsmr version, vocabulary, model configuration, a summary of the training, a digest of the weights). `config.json` is the
+same document for people and model hubs; loading never reads it. Both files appear whole or not at all. Nothing here
+ever unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsmr.model import ModelConfig, Transformer
+from dsmr.tokens import CODEC, VOCAB_SIZE
+from dsmr.version import __version__
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+_METADATA_KEY = "dsmr"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or not one that this version can read, or a damaged one."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself.
+
+    Args:
+        config: the model's configuration, its schedule included.
+        training: plain JSON values: how it was trained and how far, as `dsmr.training` writes it; may be empty.
+        codec, vocab_size: the vocabulary that the model reads and writes.
+        dsmr_version: the version that saved it.
+        digest: SHA-256 of the weights: damage is noticed by it and models are told apart.
+    """
+
+    config: ModelConfig
+    training: dict[str, Any] = field(default_factory=dict)
+    codec: str = CODEC
+    vocab_size: int = VOCAB_SIZE
+    dsmr_version: str = __version__
+    digest: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that is stored: plain values for JSON."""
+        return {"format_version": FORMAT_VERSION, **asdict(self), "config": self.config.to_dict()}
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], model: Transformer, training: Mapping[str, Any] | None = None
+) -> CheckpointInfo:
+    """Write a model into the folder `path`, made if missing; an older checkpoint there is replaced.
+
+    A crash at any moment leaves the old weights or the new ones, each with its own document.
+
+    Args:
+        path: the folder.
+        model: on any device; tied weights are stored once.
+        training: plain JSON values to keep with it.
+
+    Raises:
+        ValueError: a model of another vocabulary than this version's codec, or training values that JSON cannot hold.
+        OSError: the folder cannot be written; an older checkpoint in it is as it was.
+    """
+    from safetensors.torch import save
+
+    if model.config.vocab_size != VOCAB_SIZE:
+        raise ValueError(f"model: expected the {VOCAB_SIZE} ids of {CODEC!r}, got vocab_size={model.config.vocab_size}")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    info = CheckpointInfo(model.config, dict(training or {}), digest=_digest(weights))
+    document = json.dumps(info.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS_FILE, save(weights, {"format": "pt", _METADATA_KEY: document}))
+    _write(folder / CONFIG_FILE, f"{document}\n".encode())
+    return info
+
+
+def load_checkpoint(
+    source: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[Transformer, CheckpointInfo]:
+    """Read a model, in evaluation mode and of the type it was saved in, and what its checkpoint says of it.
+
+    Args:
+        source: a checkpoint's folder, or the id "owner/name" of a repository on the Hugging Face Hub. What exists on
+            disk is never looked for on the hub, and neither is `runs/best` where there is a folder `runs`.
+        device: where the model is to live.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, here or on the hub.
+        CheckpointError: not a checkpoint, one of another format or vocabulary, or a damaged one.
+    """
+    file = _find(source)
+    with _opened(file) as opened:
+        info = _info(file, opened)
+        # Cloned, or the tensors would be windows on a file that somebody may truncate under them.
+        weights = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # it is no dict
+    with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
+        model = Transformer(info.config)
+    _check_weights(file, weights, model.state_dict())
+    if (digest := _digest(weights)) != info.digest:
+        raise CheckpointError(f"{file}: expected weights of SHA-256 {info.digest}, got {digest}: the file is damaged")
+    model.load_state_dict(weights, assign=True)
+    return model.to(device).eval(), info
+
+
+def read_info(source: str | os.PathLike[str]) -> CheckpointInfo:
+    """What the checkpoint at `source` says of itself, without reading its weights; raises as `load_checkpoint`."""
+    file = _find(source)
+    with _opened(file) as opened:
+        return _info(file, opened)
+
+
+def _find(source: str | os.PathLike[str]) -> Path:
+    """The weights' file of a local checkpoint, or of one brought here from the hub."""
+    folder = Path(source)
+    if not folder.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source) and not folder.parent.is_dir():
+        folder = _from_hub(source)
+    if not (file := folder / WEIGHTS_FILE).is_file():
+        raise FileNotFoundError(f"{folder}: expected a checkpoint, a folder with {WEIGHTS_FILE}; there is none")
+    return file
+
+
+def _from_hub(repository: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{repository}: no such folder here, and no repository that the Hugging Face Hub would give: {error}"
+        ) from error
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: expected a whole safetensors file, got: {error}") from error
+
+
+def _info(file: Path, opened: Any) -> CheckpointInfo:
+    document = (opened.metadata() or {}).get(_METADATA_KEY)
+    if document is None:
+        raise CheckpointError(f"{file}: expected the metadata of a dsmr checkpoint, got a file without it")
+    try:
+        values = json.loads(document)
+        version = values.pop("format_version")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{file}: expected a JSON document with a format version, got {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{file}: expected version {FORMAT_VERSION} of the checkpoint format, got {version!r}")
+    if (vocabulary := (values.get("codec"), values.get("vocab_size"))) != (CODEC, VOCAB_SIZE):
+        raise CheckpointError(
+            f"{file}: expected the codec {CODEC!r} of {VOCAB_SIZE} ids, got {vocabulary[0]!r} of {vocabulary[1]!r}"
+        )
+    if values.keys() != (fields := set(CheckpointInfo.__dataclass_fields__)):
+        raise CheckpointError(f"{file}: expected a document of {sorted(fields)}, got {sorted(values)}")
+    try:
+        info = CheckpointInfo(**{**values, "config": ModelConfig.from_dict(values["config"])})
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{file}: expected a model configuration, got {error!r}") from error
+    if info.config.vocab_size != VOCAB_SIZE:
+        raise CheckpointError(f"{file}: expected a model of {VOCAB_SIZE} ids, got {info.config.vocab_size}")
+    return info
+
+
+def _check_weights(file: Path, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise CheckpointError(f"{file}: expected the tensor {missing[0]!r} ({len(missing)} are missing), got none")
+    if unknown := sorted(weights.keys() - expected.keys()):
+        raise CheckpointError(
+            f"{file}: expected no tensor {unknown[0]!r} in this model, got {len(unknown)} unknown ones"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{file}: expected {name!r} of shape {list(expected[name].shape)}, got {list(tensor.shape)}"
+            )
+    if len(types := {tensor.dtype for tensor in weights.values()}) != 1 or not next(iter(types)).is_floating_point:
+        raise CheckpointError(f"{file}: expected weights of one floating-point type, got {sorted(map(str, types))}")
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Replace `file` by `content` in one step; until then, and whatever happens, it is what it was."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name must outlast a power cut too; elsewhere folders cannot be flushed
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
