@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from dsmr.corpus.pianist.character import Composer, draw_composer
 from dsmr.corpus.pianist.dice import Dice
 from dsmr.corpus.pianist.form import FORMS
+from dsmr.corpus.pianist.frame import coda, introduction
 from dsmr.corpus.pianist.passage import Return, assemble, find_returns, token_count
 from dsmr.corpus.pianist.workshop import Workshop
 from dsmr.tokens import Performance
 
 FEWEST_TOKENS = 1000
+"""The shortest piece that can be asked for."""
 
 __all__ = ["FEWEST_TOKENS", "Composition", "Return", "compose"]
 
@@ -27,7 +29,7 @@ class Composition:
 
     Args:
         performance: notes sorted by onset, then pitch; every time is a whole number of 10 ms steps.
-        title: for example ``Rondo alla Tarantella in E-flat minor, Op. 17 No. 3``.
+        title: for example ``Rondo on a Tarantella in E-flat minor, Op. 17 No. 3``.
         form: one of ``dsmr.corpus.pianist.form.FORMS``.
         returns: every stretch that repeats an earlier one exactly or transposed, in order of their beginnings.
     """
@@ -44,8 +46,10 @@ def compose(seed: int, tokens: int) -> Composition:
     The same arguments give the same piece on every platform.
 
     Args:
-        seed: at least 0; different seeds give different pieces.
-        tokens: about how many tokens the piece shall encode to, at least ``FEWEST_TOKENS``; met to about a tenth.
+        seed: at least 0; different seeds give different pieces. The same seed at another length is another piece by the
+            same composer in the same key, perhaps on the same themes.
+        tokens: how many tokens the piece shall encode to. Met to a fifth from 2,000 on, mostly much closer; shorter
+            pieces may come out longer, because a theme has to end.
 
     Raises:
         TypeError: an argument that is not an integer.
@@ -60,9 +64,8 @@ def compose(seed: int, tokens: int) -> Composition:
     form = dice.weighted({name: form.weight for name, form in FORMS.items() if form.least_bars <= bars})
     body, main = FORMS[form].build(workshop, composer.key, tokens - min(6, bars / 8) * workshop.bar_tokens)
     rest = tokens - token_count(body)
-    introduction = workshop.introduction(composer.key, main, rest)
-    coda = workshop.coda(composer.key, main, rest - token_count(introduction))
-    passage = introduction + body + coda
+    opening = introduction(workshop, composer.key, main, rest)
+    passage = opening + body + coda(workshop, composer.key, main, rest - token_count(opening))
     return Composition(assemble(passage), _title(dice, composer, form), form, find_returns(passage))
 
 

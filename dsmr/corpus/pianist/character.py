@@ -207,17 +207,21 @@ def draw_composer(dice: Dice) -> Composer:
     """Invent the composer-performer of one piece."""
     character = dice.pick(CHARACTERS)
     metre = METRES[dice.pick(character.metres)]
+    bar_seconds = metre.beats * 60 / (sum(character.tempo) / 2)
     language = Language(
         metre=metre,
         dialect=dice.weighted(character.dialects),
+        chords=min(max(round(2 * bar_seconds / dice.between(1.2, 2.2)), 2), 6),
         leaps=dice.between(0.15, 0.5),
-        dissonance=dice.between(0.6, 1.3),
+        dissonance=dice.between(0.45, 1.1),
         literal=dice.between(0.4, 1.0),
         ornaments=dice.pick((0.0, 0.05, 0.15)),
     )
     free = character.freedom * dice.between(0.6, 1.2)
+    steady = dice.chance(0.9 - 0.8 * free)
     touch = Touch(
-        arch=0.02 + 0.22 * free,
+        steady=steady,
+        arch=0.0 if steady else 0.02 + 0.22 * free,
         ritardando=0.15 + 0.6 * free,
         jitter=dice.weighted({0: 1.5 - free, 1: 1 + free, 2: free}),
         lead=dice.integer(0, 2) + (1 if free > 0.5 else 0),

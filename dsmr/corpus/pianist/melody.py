@@ -179,9 +179,9 @@ def realise(
                 elif leap == 0 and motif.steps[note]:
                     cost += 0.8
             if pitch < low:
-                cost += 0.8 * (low - pitch)
+                cost += 1.5 * (low - pitch)
             elif pitch > high:
-                cost += 0.8 * (pitch - high)
+                cost += 1.5 * (pitch - high)
             if cost < best_cost:
                 best, best_cost = pitch, cost
         previous_dissonant = best % 12 not in chord.tones
@@ -190,77 +190,6 @@ def realise(
         tick += length
         note += 1
     return tones
-
-
-def ornamented(dice: Dice, tones: Sequence[Tone], harmony: Sequence[Slot], metre: Metre, busy: float) -> list[Tone]:
-    """Return a melody with some notes divided into smaller ones that circle or lead to the next.
-
-    Args:
-        dice: the piece's dice.
-        tones: the melody.
-        harmony: its chords.
-        metre: its metre.
-        busy: 0..1, the share of notes long enough that are divided.
-    """
-    result: list[Tone] = []
-    chord_at = 0
-    for i, tone in enumerate(tones):
-        while chord_at + 1 < len(harmony) and harmony[chord_at + 1].start <= tone.start:
-            chord_at += 1
-        following = tones[i + 1].pitch if i + 1 < len(tones) else tone.pitch
-        if tone.length < 12 or tone.length % 4 or not dice.chance(busy):
-            result.append(tone)
-        else:
-            result += _divided(dice, tone, following, harmony[chord_at].chord, metre)
-    return result
-
-
-def _divided(dice: Dice, tone: Tone, following: int, chord: Chord, metre: Metre) -> list[Tone]:
-    start, length, pitch = tone
-    if length > metre.beat and length % metre.beat == 0 and dice.chance(0.6):  # let a long note sing, then move
-        held = length - metre.beat
-        rest = Tone(start + held, metre.beat, pitch)
-        return [Tone(start, held, pitch), *_divided(dice, rest, following, chord, metre)]
-    scale = ladder(chord.scale)
-    at = bisect_left(scale, pitch)
-    upper, lower = scale[min(at + 1, len(scale) - 1)], scale[max(at - 1, 0)]
-    manner = dice.weighted(
-        {"turn": 2, "lead": 4, "chord": 2, "mordent": 1, "trill": 1 if length >= 24 else 0, "again": 0.7}
-    )
-    if manner == "trill":
-        count = length // 3
-        return [Tone(start + 3 * k, 3, upper if k % 2 else pitch) for k in range(count - 2)] + [
-            Tone(start + 3 * (count - 2), 3, lower),
-            Tone(start + 3 * (count - 1), length - 3 * (count - 1), pitch),
-        ]
-    if manner == "mordent":
-        return [Tone(start, 3, pitch), Tone(start + 3, 3, upper), Tone(start + 6, length - 6, pitch)]
-    if manner == "again":
-        return [Tone(start, length // 2, pitch), Tone(start + length // 2, length - length // 2, pitch)]
-    part = length // 4
-    if manner == "turn":
-        pitches = [pitch, upper, pitch, lower]
-    elif manner == "chord":
-        rungs = ladder(chord.tones)
-        c = bisect_left(rungs, pitch)
-        pitches = [pitch] + [
-            rungs[min(max(c + k, 0), len(rungs) - 1)] for k in dice.pick(((1, 2, 1), (-1, 1, -1), (-1, -2, -1)))
-        ]
-    else:
-        pitches = _leading(scale, at, bisect_left(scale, following))
-    return [Tone(start + k * part, part if k < 3 else length - 3 * part, p) for k, p in enumerate(pitches)]
-
-
-def _leading(scale: tuple[int, ...], here: int, there: int) -> list[int]:
-    """Four notes from one rung that run into another one."""
-    distance = there - here
-    if abs(distance) >= 4:
-        rungs = [here + round(distance * k / 4) for k in range(4)]
-    elif distance > 0:
-        rungs = [here, there - 3, there - 2, there - 1]
-    else:
-        rungs = [here, there + 3, there + 2, there + 1]
-    return [scale[min(max(r, 0), len(scale) - 1)] for r in rungs]
 
 
 def parallel(tones: Sequence[Tone], key: Key) -> list[Tone]:

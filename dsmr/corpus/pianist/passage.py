@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dsmr.corpus.pianist.character import Composer
 from dsmr.corpus.pianist.dice import Dice
 from dsmr.corpus.pianist.harmony import HIGHEST_KEY, LOWEST_KEY
-from dsmr.corpus.pianist.performance import Cell, Grid, Place, Setting, perform, to_performance
+from dsmr.corpus.pianist.performance import Cell, Grid, Nuances, Place, Score, Setting, perform, to_performance
 from dsmr.corpus.pianist.texture import Hands, Texture, arrange
 from dsmr.corpus.pianist.theme import Idea, Phrase
 from dsmr.tokens import Performance
@@ -37,14 +37,12 @@ def token_count(passage: Iterable[Placement]) -> int:
 
 
 def transposed(passage: Passage, semitones: int) -> Passage:
-    """Return the passage moved by semitones, or an octave further down or up where the keyboard would end."""
+    """Return the passage moved by semitones, in another octave or not at all where the keyboard would end."""
     low = min(int(p.cell.notes[:, 2].min()) + p.semitones for p in passage)
     high = max(int(p.cell.notes[:, 2].max()) + p.semitones for p in passage)
-    if high + semitones > HIGHEST_KEY - 2:
-        semitones -= 12
-    elif low + semitones < LOWEST_KEY + 2:
-        semitones += 12
-    return tuple(Placement(p.cell, p.semitones + semitones) for p in passage)
+    octaves = (semitones, semitones - 12, semitones + 12, 0)
+    shift = next(s for s in octaves if low + s >= LOWEST_KEY and high + s <= HIGHEST_KEY)
+    return tuple(Placement(p.cell, p.semitones + shift) for p in passage)
 
 
 class Player:
@@ -59,6 +57,7 @@ class Player:
         self.dice = dice
         self.composer = composer
         self._hands = Hands()
+        self._nuances: dict[Setting, Nuances] = {}
         self._played: dict[tuple[Idea, Setting, bool], Cell] = {}
 
     def play(self, phrases: Iterable[Phrase], setting: Setting, rest: int) -> Passage:
@@ -114,16 +113,17 @@ class Player:
         return known
 
     def _perform(self, idea: Idea, setting: Setting, place: Place) -> Cell:
-        score = arrange(self.dice, idea, setting.texture, self._hands, setting.octave)
-        bar = idea.metre.bar
-        changes = range(0, idea.ticks, bar) if setting.pedal != "harmony" else [slot.start for slot in idea.harmony]
-        strength = idea.metre.strength
-        return perform(self.dice, self.composer.touch, score, list(changes), idea.ticks, strength, setting, place, idea)
+        notes = arrange(self.dice, idea, setting.texture, self._hands, setting.octave)
+        score = Score(notes, [slot.start for slot in idea.harmony], idea.ticks, idea.metre)
+        touch = self.composer.touch
+        if setting not in self._nuances:
+            self._nuances[setting] = Nuances(self.dice, touch)
+        return perform(touch, self._nuances[setting], score, setting, place, idea)
 
 
-def softer(setting: Setting, by: float) -> Setting:
-    """Return the setting at another loudness."""
-    return replace(setting, level=setting.level - by)
+def louder(setting: Setting, by: float) -> Setting:
+    """Return the setting with more velocity, or less."""
+    return replace(setting, level=setting.level + by)
 
 
 def assemble(passage: Passage) -> Performance:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsmr.corpus.pianist.dice import Dice
-from dsmr.corpus.pianist.texture import BASS, INNER, MELODY, ScoreNote, Texture
+from dsmr.corpus.pianist.rhythm import Metre
+from dsmr.corpus.pianist.texture import MELODY, ScoreNote, Texture
 from dsmr.corpus.pianist.theme import Idea
 from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, STEPS_PER_SECOND, Performance, encode
 
 SHORTEST = 4  # steps; a key is never down for less
+PEDAL_DELAY = 7  # steps from a stroke until the pedal catches it
+SHORTEST_PEDAL = 12  # steps
 SOFTEST, LOUDEST = 16, 118
 
 Grid = NDArray[np.int64]
@@ -31,6 +34,7 @@ class Touch:
     """One performer's habits.
 
     Args:
+        steady: whether tempo and nuances stay the same from beat to beat.
         arch: how much slower than their middle the ends of phrases are, as a share of the tempo.
         ritardando: how much slower than the tempo the end of a cadence is, as a share.
         jitter: steps by which a beat may come late.
@@ -43,6 +47,7 @@ class Touch:
         overlap: steps by which a legato note may reach into the next.
     """
 
+    steady: bool
     arch: float
     ritardando: float
     jitter: int
@@ -111,38 +116,86 @@ class Cell:
     place: Place
 
 
+@dataclass(frozen=True)
+class Score:
+    """A passage to be played.
+
+    Args:
+        notes: in any order.
+        changes: the ticks at which the harmony changes, the first being 0.
+        ticks: how long it is.
+        metre: its metre.
+    """
+
+    notes: Sequence[ScoreNote]
+    changes: Sequence[int]
+    ticks: int
+    metre: Metre
+
+
+class Nuance(NamedTuple):
+    """How one stroke differs from the plain score: steps later, steps held longer, velocity added."""
+
+    later: int
+    longer: int
+    louder: float
+
+
+class Nuances:
+    """The small deviations of one performer in one setting.
+
+    A free performer's are new each time. A steady one's belong to the place in the beat, so that a figure repeated
+    there sounds, and encodes, the same.
+
+    Args:
+        dice: the piece's dice.
+        touch: the performer's.
+    """
+
+    def __init__(self, dice: Dice, touch: Touch) -> None:
+        self._dice = dice
+        self._touch = touch
+        self._beats: dict[tuple[int, bool], tuple[int, int]] = {}
+        self._strokes: dict[tuple[int, int, int], Nuance] = {}
+
+    def beat(self, place: int, wide: bool) -> tuple[int, int]:
+        """Return by how many steps a tick of the beat is late, and the steps between the notes of a rolled chord."""
+        if not self._touch.steady or (place, wide) not in self._beats:
+            late = self._dice.integer(0, self._touch.jitter)
+            roll = self._dice.integer(2, 4) if wide and self._dice.chance(self._touch.roll) else 0
+            self._beats[place, wide] = late, roll
+        return self._beats[place, wide]
+
+    def stroke(self, place: int, part: int, order: int) -> Nuance:
+        """Return the nuance of a part's stroke at a tick of the beat, where `order` notes are struck before it."""
+        key = place, part, order
+        if not self._touch.steady or key not in self._strokes:
+            touch = self._touch
+            later = -self._dice.integer(0, touch.lead) if part == MELODY else self._dice.integer(0, touch.spread)
+            longer = self._dice.integer(0, self._touch.overlap)
+            self._strokes[key] = Nuance(later, longer, self._touch.noise * self._dice.bell())
+        return self._strokes[key]
+
+
 def perform(
-    dice: Dice,
-    touch: Touch,
-    score: Sequence[ScoreNote],
-    changes: Sequence[int],
-    ticks: int,
-    strength: Sequence[float],
-    setting: Setting,
-    place: Place,
-    idea: Idea | None = None,
+    touch: Touch, nuances: Nuances, score: Score, setting: Setting, place: Place, idea: Idea | None = None
 ) -> Cell:
     """Play a passage.
 
     Args:
-        dice: the piece's dice.
         touch: the performer.
-        score: the notes, in any order.
-        changes: the ticks at which the harmony changes, the first being 0.
-        ticks: how long the passage is.
-        strength: metric weight of each tick of a bar.
+        nuances: the performer's in this setting.
+        score: what to play.
         setting: how to play it.
         place: where in the phrase it is.
         idea: what the cell will be known to perform.
     """
-    at = _clock(ticks, setting.pace, touch, place)
-    length = at(ticks) + place.rest
-    rows = _strokes(dice, touch, score, at, length, ticks, strength, setting, place)
-    pedal = _pedal(dice, [*changes, ticks], at, length - place.rest // 2, setting)
-    notes = np.array(rows, np.int64).reshape(-1, 4)
-    feet = np.array(pedal, np.int64).reshape(-1, 2)
-    tokens = len(encode(to_performance(notes, feet)))
-    return Cell(notes, feet, length, tokens, idea, setting, place)
+    at = _clock(score.ticks, setting.pace, touch, place)
+    length = at(score.ticks) + place.rest
+    notes = np.array(_strokes(touch, nuances, score, at, length, setting, place), np.int64).reshape(-1, 4)
+    pedal = np.array(_pedal(score, at, length - place.rest // 2, setting), np.int64).reshape(-1, 2)
+    tokens = len(encode(to_performance(notes, pedal)))
+    return Cell(notes, pedal, length, tokens, idea, setting, place)
 
 
 def to_performance(notes: Grid, pedal: Grid) -> Performance:
@@ -164,10 +217,10 @@ def to_performance(notes: Grid, pedal: Grid) -> Performance:
 
 
 def _clock(ticks: int, pace: float, touch: Touch, place: Place) -> Callable[[int], int]:
-    """Return the map from ticks to steps: parabolic phrase arches after Todd (1992), and a cadence that slows down.
+    """Return the map from ticks to steps: parabolic phrase arches, and cadences that slow down.
 
-    At phrase position u a tick is ``1 + arch * ((2u - 1)^2 - 1/3)`` times as long as on average; integrated in closed
-    form, so that no rounding adds up.
+    The parabola is N. P. M. Todd's model of phrasing ("The dynamics of dynamics", 1992). At phrase position u a tick is
+    ``1 + arch * ((2u - 1)^2 - 1/3)`` times as long as on average, integrated in closed form: no rounding adds up.
     """
     width = place.stop - place.start
     origin = (2 * place.start - 1) ** 3
@@ -175,62 +228,47 @@ def _clock(ticks: int, pace: float, touch: Touch, place: Place) -> Callable[[int
 
     def at(tick: int) -> int:
         x = tick / ticks
-        u = place.start + width * x
-        time = x * (1 - touch.arch / 3) + touch.arch * ((2 * u - 1) ** 3 - origin) / (6 * width)
+        time = tick * pace
+        if touch.arch:
+            u = place.start + width * x
+            time += ticks * pace * touch.arch * (((2 * u - 1) ** 3 - origin) / (6 * width) - x / 3)
         if slowing and x > 0.5:
-            time += slowing * (2 * x - 1) ** 3 / 6
-        return int(ticks * pace * time + 0.5)
+            time += ticks * pace * slowing * (2 * x - 1) ** 3 / 6
+        return int(time + 0.501)  # a shade over a half: halves go the same way at every beat
 
     return at
 
 
 def _strokes(
-    dice: Dice,
     touch: Touch,
-    score: Sequence[ScoreNote],
+    nuances: Nuances,
+    score: Score,
     at: Callable[[int], int],
     length: int,
-    ticks: int,
-    strength: Sequence[float],
     setting: Setting,
     place: Place,
 ) -> list[tuple[int, int, int, int]]:
     """The key strokes as (onset, offset, pitch, velocity), sorted, no two sounding on one key."""
     rows: list[tuple[int, int, int, int]] = []
-    bar = len(strength)
-    width = place.stop - place.start
-    last_onset = length - SHORTEST
-    tick_now, beat_step, roll, rolled = -1, 0, 0, 0
+    strength, bar = score.metre.strength, score.metre.bar
     hold = (setting.hold, setting.accompaniment_hold, setting.accompaniment_hold)
     gain = (touch.voicing, -3.0, 1.0)
-    score = sorted(score)
-    chord_sizes: dict[int, int] = {}
-    for note in score:
-        chord_sizes[note.start] = chord_sizes.get(note.start, 0) + 1
-    for start, ticks_long, pitch, part in score:
-        if start != tick_now:
-            tick_now, rolled = start, 0
-            beat_step = at(start) + (dice.integer(0, touch.jitter) if touch.jitter else 0)
-            roll = dice.integer(2, 4) if chord_sizes[start] > 3 and dice.chance(touch.roll) else 0
-            u = place.start + width * start / ticks
-            shared = setting.level - setting.swell * (2.2 * u - 1.2) ** 2 + touch.accent * (strength[start % bar] - 0.4)
-        onset = beat_step
-        if roll:
-            onset += roll * rolled
-            rolled += 1
-        elif part == MELODY:
-            onset -= dice.integer(0, touch.lead) if touch.lead and start else 0
-        elif touch.spread:
-            onset += dice.integer(0, touch.spread)
-        onset = min(max(onset, 0), last_onset)
-        held = (at(start + ticks_long) - beat_step) * hold[part]
-        if hold[part] >= 1.0 and touch.overlap:
-            held += dice.integer(0, touch.overlap)
-        offset = min(max(beat_step + int(held + 0.5), onset + SHORTEST), length)
-        velocity = shared + gain[part] + touch.noise * dice.bell()
-        if part == MELODY:
-            velocity += 0.4 * (pitch - 72)
-        rows.append((onset, offset, pitch, min(max(int(velocity + 0.5), SOFTEST), LOUDEST)))
+    width = place.stop - place.start
+    for start, chord in groupby(sorted(score.notes), key=lambda note: note.start):
+        together = list(chord)
+        in_bar = start % bar
+        in_beat = start % score.metre.beat
+        late, roll = nuances.beat(in_beat, len(together) > 3)
+        beat = at(start) + late
+        u = place.start + width * (0.5 if touch.steady else start / score.ticks)
+        shared = setting.level - setting.swell * (2.2 * u - 1.2) ** 2 + touch.accent * (strength[in_bar] - 0.4)
+        for order, (_, ticks, pitch, part) in enumerate(together):
+            nuance = nuances.stroke(in_beat, part, order)
+            onset = min(max(beat + (roll * order if roll else nuance.later), 0), length - SHORTEST)
+            held = (at(start + ticks) - beat) * hold[part] + (nuance.longer if hold[part] >= 1 else 0)
+            offset = min(max(beat + int(held + 0.5), onset + SHORTEST), length)
+            velocity = shared + gain[part] + nuance.louder + (0.4 * (pitch - 72) if part == MELODY else 0.0)
+            rows.append((onset, offset, pitch, min(max(int(velocity + 0.5), SOFTEST), LOUDEST)))
     rows.sort(key=lambda row: (row[0], row[2], -row[1]))
     return _one_finger_a_key(rows)
 
@@ -251,24 +289,18 @@ def _one_finger_a_key(rows: list[tuple[int, int, int, int]]) -> list[tuple[int, 
     return kept
 
 
-def _pedal(
-    dice: Dice, changes: Sequence[int], at: Callable[[int], int], end: int, setting: Setting
-) -> list[tuple[int, int]]:
+def _pedal(score: Score, at: Callable[[int], int], end: int, setting: Setting) -> list[tuple[int, int]]:
     """Syncopated pedalling: lifted as a chord is struck, pressed just after; up when the passage ends."""
     feet: list[tuple[int, int]] = []
     if setting.pedal == "none":
         return feet
-    for start, stop in pairwise(changes):
-        down = at(start) + dice.integer(4, 9)
+    changes = score.changes if setting.pedal == "harmony" else range(0, score.ticks, score.metre.bar)
+    for start, stop in pairwise([*changes, score.ticks]):
+        down = at(start) + PEDAL_DELAY
         if setting.pedal == "touch":
             up = at(start) + (at(stop) - at(start)) * 2 // 3
-        elif stop == changes[-1]:
-            up = end
         else:
-            up = at(stop) + dice.integer(0, 2)
-        if up - down >= 12:
+            up = end if stop == score.ticks else at(stop)
+        if up - down >= SHORTEST_PEDAL:
             feet += [(down, 127), (up, 0)]
     return feet
-
-
-__all__ = ["BASS", "INNER", "MELODY", "Cell", "Grid", "Place", "Setting", "Touch", "perform", "to_performance"]

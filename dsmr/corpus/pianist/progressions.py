@@ -153,7 +153,7 @@ _DIALECTS: dict[str, tuple[_Table, _Table]] = {
 DIALECTS = tuple(_DIALECTS)
 
 
-def progression(dice: Dice, dialect: str, key: Key, purpose: str) -> tuple[tuple[str, ...], ...]:
+def progression(dice: Dice, dialect: str, key: Key, purpose: str, chords: int) -> tuple[tuple[str, ...], ...]:
     """Draw a two-bar progression: the symbols of each bar.
 
     Args:
@@ -162,8 +162,10 @@ def progression(dice: Dice, dialect: str, key: Key, purpose: str) -> tuple[tuple
         key: only its mode matters here.
         purpose: what the bars do in their phrase: ``open``, ``answer``, ``go on``, ``half``, ``full``, ``evade``,
             ``close`` or ``stand``.
+        chords: how many chords suit the tempo; the nearest of a few draws is taken.
     """
     if dialect == "romantic" and dice.chance(0.4):
         dialect = "classical"
-    bars = dice.pick(_DIALECTS[dialect][key.minor][purpose]).split("|")
-    return tuple(tuple(bar.split()) for bar in bars)
+    table = _DIALECTS[dialect][key.minor][purpose]
+    drawn = [tuple(tuple(bar.split()) for bar in dice.pick(table).split("|")) for _ in range(3)]
+    return min(drawn, key=lambda bars: abs(sum(map(len, bars)) - chords))

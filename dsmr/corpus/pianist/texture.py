@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 from dsmr.corpus.pianist.dice import Dice
@@ -29,8 +30,8 @@ class Figure(NamedTuple):
     """An accompaniment figure.
 
     Args:
-        pattern: one group a step; digits are chord notes from the bass (0) up, ``a`` the other bass note, ``.`` a rest,
-            ``-`` holds the group before. It starts over with each chord.
+        pattern: one group a step; digits are chord notes from the bass (0) up, ``o`` the bass note in
+            another octave, ``a`` the other bass note, ``-`` holds the group before. It starts over with each chord.
         simple: steps in a beat of a simple metre.
         compound: steps in a beat of a compound metre.
         spacing: ``close`` (all in one hand's span), ``wide`` (open, rising far above the bass) or ``split`` (a low bass
@@ -230,21 +231,17 @@ def _accompany(idea: Idea, figure: Figure, floor: Sequence[int], hands: Hands) -
     return notes
 
 
-_PARSED: dict[str, tuple[tuple[int, int, str], ...]] = {}
-
-
+@cache
 def _parsed(pattern: str) -> tuple[tuple[int, int, str], ...]:
     """A figure's pattern as (step, steps it lasts, chord notes)."""
-    if pattern not in _PARSED:
-        groups: list[tuple[int, int, str]] = []
-        for at, group in enumerate(pattern.split()):
-            if group == "-":
-                start, span, indices = groups[-1]
-                groups[-1] = (start, span + 1, indices)
-            elif group != ".":
-                groups.append((at, 1, group))
-        _PARSED[pattern] = tuple(groups)
-    return _PARSED[pattern]
+    groups: list[tuple[int, int, str]] = []
+    for at, group in enumerate(pattern.split()):
+        if group == "-":
+            start, span, indices = groups[-1]
+            groups[-1] = (start, span + 1, indices)
+        else:
+            groups.append((at, 1, group))
+    return tuple(groups)
 
 
 def _voicing(chord: Chord, spacing: str, ceiling: int, hands: Hands) -> tuple[int, ...]:

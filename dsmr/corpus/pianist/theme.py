@@ -14,10 +14,10 @@ from dsmr.corpus.pianist.melody import (
     draw_motif,
     inverted,
     joined,
-    ornamented,
     parallel,
     realise,
 )
+from dsmr.corpus.pianist.ornament import ornamented
 from dsmr.corpus.pianist.progressions import progression
 from dsmr.corpus.pianist.rhythm import Lengths, Metre, Palette, calm, draw_bar, draw_palette
 
@@ -53,6 +53,7 @@ class Language:
     Args:
         metre: the metre of the piece.
         dialect: of harmony, see ``progressions.DIALECTS``.
+        chords: how many chords two bars should have.
         leaps: 0..1, how readily melodies leap.
         dissonance: price of non-chord tones in melodies, 1 being average.
         literal: 0..1, how often a repeat is left as it was.
@@ -61,6 +62,7 @@ class Language:
 
     metre: Metre
     dialect: str
+    chords: int
     leaps: float
     dissonance: float
     literal: float
@@ -168,7 +170,7 @@ def write_phrase(
                 write_idea(dice, language, key, material, "open", material.basic, middle + dice.integer(-4, 4))
             )
         elif len(ideas) == 1:  # the presentation: the basic idea again, or a reply
-            if dice.chance(0.45 * language.literal):
+            if dice.chance(0.8 * language.literal):
                 ideas.append(ideas[0])
             else:
                 motif = material.basic if dice.chance(0.65) else material.contrast
@@ -189,7 +191,7 @@ def write_idea(
 ) -> Idea:
     """Compose two bars for a purpose (see ``progressions.progression``) from a motif that begins near a pitch."""
     metre = language.metre
-    harmony = lay(key, metre, progression(dice, language.dialect, key, purpose))
+    harmony = lay(key, metre, progression(dice, language.dialect, key, purpose, language.chords))
     cadence = purpose in ("half", "full", "evade", "close")
     ending: tuple[int, ...] = ()
     if cadence:

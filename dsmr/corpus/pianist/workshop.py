@@ -6,25 +6,24 @@ from dataclasses import dataclass, replace
 
 from dsmr.corpus.pianist.character import Composer
 from dsmr.corpus.pianist.dice import Dice
-from dsmr.corpus.pianist.harmony import Key, chord, ladder
+from dsmr.corpus.pianist.harmony import HIGHEST_KEY, Key
 from dsmr.corpus.pianist.melody import Range
-from dsmr.corpus.pianist.passage import Passage, Placement, Player, softer, token_count, transposed
-from dsmr.corpus.pianist.performance import Place, Setting, perform
-from dsmr.corpus.pianist.texture import BASS, INNER, MELODY, ScoreNote, Texture
+from dsmr.corpus.pianist.passage import Passage, Player, louder, token_count, transposed
+from dsmr.corpus.pianist.performance import Setting
+from dsmr.corpus.pianist.texture import Texture
 from dsmr.corpus.pianist.theme import (
-    IDEA_BARS,
     Idea,
     Material,
     Phrase,
     Theme,
     draw_material,
     in_parallel_key,
-    lay,
     varied,
     write_idea,
     write_phrase,
     write_theme,
 )
+from dsmr.tokens import STEPS_PER_SECOND
 
 _TOKENS_PER_NOTE = 4.1  # of real performances; only for plans, what was played is counted
 
@@ -60,7 +59,7 @@ class Workshop:
         theme = self.theme(self.composer.key, 4)
         ideas = theme.phrases[0]
         setting = self.setting(ideas, False, 0.0)
-        self.tempo = 6000 / (setting.pace * self.language.metre.beat)
+        self.tempo = 60 * STEPS_PER_SECOND / (setting.pace * self.language.metre.beat)
         self.bar_tokens = self._bar_cost(ideas, setting)
 
     def _bar_cost(self, ideas: tuple[Idea, ...], setting: Setting) -> float:
@@ -88,32 +87,41 @@ class Workshop:
             level: velocity above the composer's own.
         """
         character = self.composer.character
-        rights, lefts = character.contrasts if contrast else character.textures
-        thin, thick = character.density
-        if contrast:
-            thin, thick = 0.75 * thin, 1.3 * thick
-        beat = ideas[0].metre.beat
-        best, best_miss, best_tempo = Texture(rights[0], lefts[0]), 1e9, 100.0
-        for _ in range(6):
-            texture = Texture(self.dice.pick(rights), self.dice.pick(lefts))
-            notes = self.player.density(ideas, texture)
-            slowest, fastest = (0.85 * self.tempo, 1.18 * self.tempo) if self.tempo else character.tempo
-            tempo = min(max(60 * self.dice.between(thin, thick) / notes, slowest), fastest)
-            density = notes * tempo / 60
-            miss = max(thin - density, density - thick, 0.0)
-            if miss < best_miss:
-                best, best_miss, best_tempo = texture, miss, tempo
+        texture, tempo = self._texture(ideas, contrast)
         hold, accompaniment_hold = character.hold
+        top = max((tone.pitch for idea in ideas for tone in idea.melody), default=HIGHEST_KEY)
         return Setting(
-            texture=best,
-            pace=6000 / (best_tempo * beat),
+            texture=texture,
+            pace=60 * STEPS_PER_SECOND / (tempo * self.language.metre.beat),
             level=self.composer.level + level,
             swell=self.dice.between(5, 22),
-            octave=self.dice.weighted({0: 5, 12: 1 if ideas[0].melody and best.right not in ("tenor",) else 0}),
+            octave=12 if top <= 84 and self.dice.chance(0.25) else 0,
             hold=hold * self.dice.between(0.9, 1.03),
             accompaniment_hold=accompaniment_hold * self.dice.between(0.85, 1.1),
             pedal=self.dice.weighted(character.pedals),
         )
+
+    def _texture(self, ideas: tuple[Idea, ...], contrast: bool) -> tuple[Texture, float]:
+        """A texture out of a few draws, and a tempo near the piece's, that come nearest to the density asked for."""
+        character = self.composer.character
+        rights, lefts = character.contrasts if contrast else character.textures
+        thin, thick = character.density
+        if contrast:
+            thin, thick = 0.75 * thin, 1.3 * thick
+        slowest, fastest = (0.85 * self.tempo, 1.18 * self.tempo) if self.tempo else character.tempo
+        drawn: list[tuple[float, Texture, float]] = []
+        for _ in range(6):
+            texture = Texture(self.dice.pick(rights), self.dice.pick(lefts))
+            notes = self.player.density(ideas, texture)
+            tempo = min(max(60 * self.dice.between(thin, thick) / notes, slowest), fastest)
+            density = notes * tempo / 60
+            if density > 1.2 * thick:  # no fingers are that fast
+                tempo *= 1.2 * thick / density
+            drawn.append((max(thin - density, density - thick, 0.0), texture, tempo))
+        _, texture, tempo = min(drawn, key=lambda draw: draw[0])
+        if self.composer.touch.steady:  # a beat of whole steps sounds, and encodes, like the next one
+            tempo = 60 * STEPS_PER_SECOND / round(60 * STEPS_PER_SECOND / tempo)
+        return texture, tempo
 
     def related_key(self, key: Key) -> Key:
         """Choose a key for a contrast to another one."""
@@ -160,7 +168,7 @@ class Workshop:
         """Compose a theme and lay it out as a, aa, aba, aaba or aababa, whichever comes nearest to the budget."""
         level = self.dice.between(-16, 18) if contrast else self.dice.between(-6, 8)
         bars = budget / self.bar_tokens
-        phrase_bars = 8 if bars > 40 or (bars > 14 and self.dice.chance(0.6)) else 4
+        phrase_bars = 8 if bars > 40 or (bars > 14 and self.dice.chance(0.75)) else 4
         away = self.related_key(key) if self.dice.chance(0.2) and bars > 20 else None
         theme = self.theme(key, phrase_bars, kin, away)
         ideas = tuple(dict.fromkeys(idea for phrase in theme.phrases for idea in phrase))
@@ -207,14 +215,14 @@ class Workshop:
 
         def new_setting(setting: Setting) -> Setting:
             if not refit:
-                return softer(setting, -level)
+                return louder(setting, level)
             ideas = tuple(new_idea(p.cell.idea) for p in passage[:2] if p.cell.idea is not None)
             return self.setting(ideas, self.dice.chance(0.5), level)
 
         return self.player.replay(passage, new_idea, new_setting)
 
     def episode(self, key: Key, budget: float, theme: Theme, setting: Setting) -> Passage:
-        """Compose phrase after phrase until about so many tokens: new ones, literal repeats, sequences.
+        """Spin phrase after phrase until about so many tokens: new ones, literal and transposed repeats, sequences.
 
         Args:
             key: where it begins.
@@ -223,67 +231,74 @@ class Workshop:
             setting: how that was played; the episode may take another one.
         """
         passage: Passage = ()
-        phrase_tokens = 4 * self.bar_tokens
         phrases: list[Passage] = []
-        place = setting
         material = theme.material
-        while True:
+        while not passage or budget - token_count(passage) > 2 * self.bar_tokens:
             left = budget - token_count(passage)
-            if passage and left < 0.5 * phrase_tokens:
-                return passage
             if phrases and left > 0.8 * token_count(phrases[-1]) and self.dice.chance(0.45):
-                repeat = phrases[-1] if self.dice.chance(0.7) else self.dice.pick(phrases)
-                shift = self.dice.weighted({0: 4, 2: 1, -2: 1, 5: 1, -3: 0.5, 3: 0.5})
-                passage += transposed(repeat, shift) if shift else repeat
+                passage += self._repeat(phrases)
                 continue
             if len(phrases) % 3 == 0:
+                if phrases:
+                    key = self.related_key(key)
                 if self.dice.chance(0.4):
                     material = draw_material(self.dice, self.language, self.manner, material.voice, material)
-                key = key if not phrases else self.related_key(key)
-            bars = 8 if left > 9 * self.bar_tokens and self.dice.chance(0.5) else 4 if left > 3 * self.bar_tokens else 2
-            if bars == 2:
-                phrase: Phrase = (
-                    write_idea(
-                        self.dice, self.language, key, material, "go on", material.basic, sum(material.voice) // 2
-                    ),
-                )
+            if left < 3 * self.bar_tokens or (left > 7 * self.bar_tokens and self.dice.chance(0.3)):
+                model = self._model(key, material, 1)
+                phrases.append(self._sequence(self.player.play((model,), setting, 0), left)[0])
             else:
+                bars = 8 if left > 9 * self.bar_tokens and self.dice.chance(0.5) else 4
                 cadence = self.dice.weighted({"half": 3, "full": 2, "evade": 2})
                 phrase = write_phrase(self.dice, self.language, key, material, bars, cadence)
-            if len(phrases) % 3 == 0 and self.dice.chance(0.75):
-                place = self.setting(phrase, True, self.dice.between(-14, 16))
-            phrases.append(self.player.play((phrase,), place, self.dice.integer(2, 12)))
+                if len(phrases) % 3 == 0 and self.dice.chance(0.75):
+                    setting = self.setting(phrase, True, self.dice.between(-14, 16))
+                phrases.append(self.player.play((phrase,), setting, self.dice.integer(2, 12)))
             passage += phrases[-1]
+        return passage
+
+    def _repeat(self, phrases: list[Passage]) -> Passage:
+        """The last phrase, or an earlier one, as it was or in another key."""
+        repeated = phrases[-1] if self.dice.chance(0.7) else self.dice.pick(phrases)
+        shift = self.dice.weighted({0: 3, 2: 1, -2: 1, 5: 1, -5: 0.5, 3: 0.7, -3: 0.7})
+        return transposed(repeated, shift) if shift else repeated
+
+    def _model(self, key: Key, material: Material, ideas: int) -> Phrase:
+        """One or two ideas for a sequence to repeat."""
+        start = sum(material.voice) // 2 + self.dice.integer(-5, 5)
+        plan = (("open", material.basic), ("go on", material.contrast))[:ideas]
+        return tuple(
+            write_idea(self.dice, self.language, key, material, purpose, motif, start) for purpose, motif in plan
+        )
+
+    def _sequence(self, model: Passage, budget: float) -> tuple[Passage, int]:
+        """The model and its repeats, each so many semitones further; with the semitones the last one has come to."""
+        step = self.dice.pick((0, 0, 2, -2, 5, -5, 3, -3, -1))
+        passage, shift = model, 0
+        for k in range(1, self.dice.integer(2, 4)):
+            if token_count(passage) + 0.5 * token_count(model) > budget:
+                break
+            shift = (k * step + 6) % 12 - 6  # sequences by fifths go up a fourth and down a fifth
+            passage += transposed(model, shift) if shift else model
+        return passage, shift
 
     def development(self, home: Key, budget: float, themes: list[Theme]) -> Passage:
         """Lead themes through keys by sequences and fragments, then stand on the dominant of the home key."""
+        stand = write_idea(self.dice, self.language, home, themes[0].material, "stand", themes[0].material.basic, 72)
         passage: Passage = ()
         key = home
         setting: Setting | None = None
-        while budget - token_count(passage) > 6 * self.bar_tokens or setting is None:
-            theme = self.dice.pick(themes)
+        while setting is None or budget - token_count(passage) > 6 * self.bar_tokens:
             key = self.related_key(key)
-            material = theme.material
-            middle = sum(material.voice) // 2
-            model: Phrase = tuple(
-                write_idea(self.dice, self.language, key, material, purpose, motif, middle + self.dice.integer(-5, 5))
-                for purpose, motif in (("open", material.basic), ("go on", material.contrast))[
-                    : self.dice.integer(1, 2)
-                ]
-            )
+            material = self.dice.pick(themes).material
+            model = self._model(key, material, self.dice.integer(1, 2))
             if setting is None or self.dice.chance(0.6):
                 setting = self.setting(model, self.dice.chance(0.5), self.dice.between(-6, 22))
-            played = self.player.play((model,), setting, 0)
-            step = self.dice.pick((2, -2, 5, -5, 3, -3, -1))
-            for k in range(self.dice.integer(2, 4)):
-                passage += transposed(played, step * k) if k else played
-                if token_count(passage) > budget:
-                    break
-            key = key.on(step, key.minor)
-            if self.dice.chance(0.6):
+            sequence, shift = self._sequence(self.player.play((model,), setting, 0), budget - token_count(passage))
+            passage += sequence
+            key = key.on(shift, key.minor)
+            if budget - token_count(passage) > 8 * self.bar_tokens and self.dice.chance(0.6):
                 fragment = write_phrase(self.dice, self.language, key, material, 4, "evade")
                 passage += self.player.play((fragment,), setting, 1)
-        stand = write_idea(self.dice, self.language, home, themes[0].material, "stand", themes[0].material.basic, 72)
         waiting = self.player.play(((stand,),), setting, 0)
         return passage + waiting + waiting
 
@@ -301,88 +316,3 @@ class Workshop:
             idea = write_idea(self.dice, self.language, key, material, "go on", material.contrast, start)
             played = self.player.play(((idea,),), setting, 0)
             passage += played + (transposed(played, self.dice.pick((2, -2, 3))) if self.dice.chance(0.6) else played)
-
-    # Frames
-
-    def introduction(self, key: Key, section: Section, budget: float) -> Passage:
-        """Return nothing, the first theme's accompaniment alone, or a run, as the budget allows."""
-        if budget < 3 * self.bar_tokens:
-            return ()
-        kind = self.dice.weighted({"none": 3, "vamp": 4, "run": 2 if self.composer.character.freedom > 0.4 else 0})
-        if kind == "none":
-            return ()
-        if kind == "run":
-            return self.run(key, "V7", section.setting)
-        metre = self.language.metre
-        tonic = "i" if key.minor else "I"
-        vamp = Idea(metre, key, (), lay(key, metre, ((tonic,), (tonic,))))
-        played = self.player.play(((vamp,),), softer(section.setting, 6), 0)
-        return played + played if budget > 6 * self.bar_tokens and self.dice.chance(0.5) else played
-
-    def coda(self, key: Key, section: Section, budget: float) -> Passage:
-        """Confirm the cadence, as often in the same words as the budget allows, and end with held chords."""
-        material, setting = section.theme.material, section.setting
-        last = self.last_chords(key, setting)
-        passage: Passage = ()
-        while budget - token_count(passage) - token_count(last) > 1.5 * self.bar_tokens:
-            closing = write_idea(
-                self.dice, self.language, key, material, "close", material.basic, sum(material.voice) // 2
-            )
-            played = self.player.play(((closing,),), softer(setting, self.dice.between(-12, 14)), 2)
-            passage += played
-            if budget - token_count(passage) - token_count(last) > 1.5 * self.bar_tokens:
-                passage += played
-        if passage and self.dice.chance(0.5 * self.composer.character.freedom + 0.1):
-            passage += self.run(key, "V7", setting)
-        return passage + last
-
-    def run(self, key: Key, symbol: str, setting: Setting) -> Passage:
-        """Return a run over the keyboard, up or up and down, on a chord or its scale."""
-        harmony = chord(symbol, key)
-        scalewise = self.dice.chance(0.4)
-        rungs = [p for p in ladder(harmony.scale if scalewise else harmony.tones) if 36 <= p <= 98]
-        start = self.dice.integer(0, len(rungs) // 4)
-        line = rungs[start:] if self.dice.chance(0.5) else rungs[start:] + rungs[-2:start:-1]
-        metre = self.language.metre
-        step = metre.beat // 8 if not metre.compound else 4
-        ticks = len(line) * step + metre.beat
-        notes = [ScoreNote(k * step, step, p, MELODY if k % 4 == 0 else INNER) for k, p in enumerate(line[:-1])]
-        notes.append(ScoreNote((len(line) - 1) * step, step + metre.beat, line[-1], MELODY))
-        notes.append(ScoreNote(0, metre.beat, line[0] - 12 if line[0] > 40 else line[0] + 7, BASS))
-        setting = replace(setting, hold=0.9, accompaniment_hold=0.9, pedal="bar")
-        cell = perform(
-            self.dice,
-            self.composer.touch,
-            notes,
-            [0],
-            ticks,
-            metre.strength,
-            setting,
-            Place(0, 1, self.dice.integer(10, 40)),
-        )
-        return (Placement(cell, 0),)
-
-    def last_chords(self, key: Key, setting: Setting) -> Passage:
-        """Return the end: dominant, tonic, tonic held."""
-        metre = self.language.metre
-        tonic = "i" if key.minor and self.dice.chance(0.8) else "I"
-        notes: list[ScoreNote] = []
-        last = 2 * metre.bar
-        gap = self.dice.pick((metre.beat, metre.bar))
-        times = self.dice.pick(((0, gap), (0, metre.beat, metre.bar)))
-        for number, start in enumerate(times):
-            final = number == len(times) - 1
-            harmony = chord(tonic if number != len(times) - 2 else "V7", key)
-            low = 28 + (harmony.bass - 28) % 12
-            length = (last if final else times[number + 1]) - start
-            middle = [p for p in ladder(harmony.tones) if 52 <= p <= 64]
-            top = [p for p in ladder(harmony.tones) if 65 <= p <= 77]
-            notes += [ScoreNote(start, length, p, BASS) for p in (low, low + 12)]
-            notes += [ScoreNote(start, length, p, INNER) for p in middle[:3] + top[:2]]
-            notes.append(ScoreNote(start, length, (top[2:] or middle[-1:])[0], MELODY))
-        setting = replace(setting, hold=0.95, accompaniment_hold=0.95, pedal="bar", level=setting.level + 6)
-        cell = perform(self.dice, self.composer.touch, notes, [0], last, metre.strength, setting, Place(0.4, 1, 60))
-        return (Placement(cell, 0),)
-
-
-__all__ = ["IDEA_BARS", "Section", "Workshop"]
