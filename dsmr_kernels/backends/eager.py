@@ -18,8 +18,9 @@ from dsmr_kernels.backends import Call
 from dsmr_kernels.storage import quantise
 
 LOG2E = math.log2(math.e)
-QUERY_BLOCK = 256  # query rows a tile; larger blocks gain nothing once the products are compute bound
-TILE_SCORES = 2**20  # logits a tile holds, all heads together: 4 MB in float32 stay in the outer caches
+# Tile sizes: the best of a sweep of blocks of 64 to 512 queries and tiles of 2^17 to 2^20 logits on two Zen 4 cores.
+QUERY_BLOCK = 256  # query rows a tile
+TILE_SCORES = 2**18  # logits a tile holds, all heads together: 1 MB in float32, the size of a core's L2 cache
 MIN_CHUNK = 256
 
 
@@ -249,10 +250,13 @@ def _tiles(lane: Lane, rows: slice, packed_rows: int) -> Iterator[Keys]:
     size = max(MIN_CHUNK, TILE_SCORES // packed_rows)
     lowest = lane.lowest[rows.start] if lane.lowest is not None else None
     for keys in lane.keys:
-        for start in range(0, len(keys.positions), size):
-            chunk = keys.chunk(start, start + size)
-            if chunk.positions[0] < rows.stop and (lowest is None or chunk.positions[-1] >= lowest):
-                yield chunk
+        # A segment's keys end at the block's last query, and only those from its first query on need the causal mask.
+        parts = ((0, rows.start), (rows.start, rows.stop)) if keys.in_segment else ((0, len(keys.positions)),)
+        for first, end in parts:
+            for start in range(first, end, size):
+                chunk = keys.chunk(start, min(start + size, end))
+                if lowest is None or chunk.positions[-1] >= lowest:
+                    yield chunk
 
 
 def _append(call: Call, clock: Sequence[Sequence[int]]) -> None:
