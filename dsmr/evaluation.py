@@ -188,7 +188,8 @@ def evaluate_pieces(
             for step in _steps(store, crops, lanes, segment):
                 state.reset(torch.tensor([part is not None and part.begins for part in step.parts]))
                 logits = model(step.tokens.to(device), state, segment_len=step.segment_len.to(device))
-                nll = F.cross_entropy(logits.mT.float(), step.targets.to(device), reduction="none").cpu().numpy()
+                logits = logits.mT.to(torch.promote_types(logits.dtype, torch.float32))  # [B, V, T]
+                nll = F.cross_entropy(logits, step.targets.to(device), reduction="none").float().cpu().numpy()
                 for lane, part in enumerate(step.parts):
                     if part is not None:
                         scores[part.piece][part.start : part.stop] = nll[lane, : part.stop - part.start]

@@ -110,7 +110,7 @@ class Grammar:
     - Only a sounding key is released, and only a silent one is struck: one that is struck again is released first.
     - A velocity differs from the one in force, and a note-on follows it; the first note-on has one.
     - Only a shift of a whole second is followed by another.
-    - END follows the release of the last sounding key. PAD and BEGIN are never allowed.
+    - END follows the release of the last sounding key: a piece has notes. PAD and BEGIN are never allowed.
 
     Some token always is. The ids of a prompt may break the rules; any events are accepted.
     """

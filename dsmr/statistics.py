@@ -25,7 +25,7 @@ class Statistics:
     """Numbers of one performance, as it sounds: with the pedal folded into the notes. NaN where there are no notes.
 
     - `notes`; `seconds`, from time 0 to the performance's end; `notes_per_second`.
-    - `busiest`, `quietest`: notes per second in the whole windows of 5 s, from time 0 on, with the most and the fewest notes
+    - `busiest`, `quietest`: notes per second where they are most and fewest, of all whole windows of 5 s from time 0 on
       (a shorter performance is one window).
     - `pitch_low`, `pitch_high`: lowest and highest MIDI pitch; `pitch_range`, their distance in semitones; `pitch_p10`,
       `pitch_median`, `pitch_p90`: percentiles over notes.
