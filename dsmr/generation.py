@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -221,12 +221,12 @@ def stream(
     at_end: AtEnd = "stop",
     sampling: Sampling | None = None,
     seed: int = 0,
-) -> Iterator[NDArray[np.int64]]:
+) -> Generator[NDArray[np.int64], None, None]:
     """Read prompts, then sample token after token as they are asked for, in constant memory.
 
     Prompts are read in whole segments and what then remains, and sampled tokens fill up segments in their turn: every
     token sees what it would see in training on a piece that begins a segment. The model is in evaluation mode while the
-    iterator is in use, that is until it is exhausted or closed.
+    generator is in use, that is until it is exhausted or closed.
 
     Args:
         model: what to sample from, on its own device.
@@ -241,7 +241,7 @@ def stream(
             the rounding of sums, whose order may change with the number of lanes.
 
     Returns:
-        An iterator over steps: int64 `[takes]`, the token sampled for each take, or `NO_TOKEN` where it has ended.
+        A generator of steps: int64 `[takes]`, the token sampled for each take, or `NO_TOKEN` where it has ended.
 
     Raises:
         ValueError, TypeError: an argument is wrong; while iterating, the model's logits are not finite.
@@ -374,7 +374,7 @@ def _evaluating(model: Transformer) -> Iterator[None]:
         model.train(was_training)
 
 
-def _begin(model: Transformer, lanes: list[_Lane], sampling: Sampling) -> Iterator[NDArray[np.int64]]:
+def _begin(model: Transformer, lanes: list[_Lane], sampling: Sampling) -> Generator[NDArray[np.int64], None, None]:
     """Read the lanes' prompts now, sample when asked."""
     with _evaluating(model):
         state, logits = _read_prompts(model, [lane.prompt for lane in lanes])
@@ -383,7 +383,7 @@ def _begin(model: Transformer, lanes: list[_Lane], sampling: Sampling) -> Iterat
 
 def _sample(
     model: Transformer, lanes: list[_Lane], sampling: Sampling, state: MemoryStack, logits: NDArray[np.float32]
-) -> Iterator[NDArray[np.int64]]:
+) -> Generator[NDArray[np.int64], None, None]:
     with _evaluating(model):
         while True:
             sampled = np.full(len(lanes), NO_TOKEN)

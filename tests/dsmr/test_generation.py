@@ -1,0 +1,472 @@
+"""Generation: streaming equals training, takes are their own, ids stay canonical, memory does not grow."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dsmr.generation import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, generate, stream
+from dsmr.model import ModelConfig, Transformer
+from dsmr.schedules import make_schedule
+from dsmr.tokens import (
+    BEGIN,
+    END,
+    NOTE_DTYPE,
+    NOTE_OFF,
+    PAD,
+    PITCHES,
+    TIME_SHIFT,
+    VELOCITY,
+    VOCAB_SIZE,
+    Performance,
+    decode,
+    duration_seconds,
+    encode,
+)
+
+SEGMENT = 16
+FLOAT32 = 2**-24 * 2  # relative: the sampler gets float32 logits of float64 models, rounded once, compared once
+
+WINDOWS = pytest.mark.parametrize("window", ["segment", "token"])
+ANYTHING = np.ones(VOCAB_SIZE, dtype=np.bool_)
+SHORT = np.array([VELOCITY + 12, 60, TIME_SHIFT + 49, NOTE_OFF + 60])
+LONG = np.tile(np.array([60, TIME_SHIFT + 9, NOTE_OFF + 60, TIME_SHIFT + 4]), 14)  # 3.5 segments
+PROMPTS = [None, SHORT, LONG, LONG[: 2 * SEGMENT - 1]]  # with BEGIN the last one fills two segments exactly
+
+
+def make_model(window: str = "segment", horizons: Sequence[int] = (24, 8), **changes: object) -> Transformer:
+    """Logits with a deviation of about 1, in float64."""
+    torch.manual_seed(0)
+    schedule = make_schedule("explicit", len(horizons), horizons=list(horizons))
+    sizes = {"width": 16, "heads": 2, "kv_heads": 1, "segment": SEGMENT, "window": window, "schedule": schedule}
+    model = Transformer(ModelConfig(**{**sizes, **changes})).double()
+    torch.nn.init.normal_(model.embedding.weight, std=0.25)
+    return model
+
+
+@dataclass(frozen=True)
+class Recording(Sampling):
+    """Keeps the logits of every draw."""
+
+    seen: list[np.ndarray] = field(default_factory=list)
+
+    def draw(self, logits: np.ndarray, allowed: np.ndarray, uniform: float) -> int:
+        self.seen.append(logits.copy())
+        return super().draw(logits, allowed, uniform)
+
+
+@dataclass(frozen=True)
+class Hasty(Recording):
+    """Plays one note of 100 ms and then ends the piece, if it may."""
+
+    def draw(self, logits: np.ndarray, allowed: np.ndarray, uniform: float) -> int:
+        self.seen.append(logits.copy())
+        return next(token for token in (END, NOTE_OFF + 60, 60, VELOCITY + 20, TIME_SHIFT + 9) if allowed[token])
+
+
+@torch.no_grad()
+def read_in_segments(model: Transformer, ids: np.ndarray) -> np.ndarray:
+    """Logits `[n, V]` after each id, read as in training: whole segments of a piece that begins one."""
+    model.eval()
+    state = model.new_state(1)
+    tokens = torch.from_numpy(ids.astype(np.int64))[None]
+    return torch.cat([model(part, state)[0] for part in tokens.split(model.config.segment, 1)]).numpy()
+
+
+# Streaming equals training
+
+
+@WINDOWS
+@pytest.mark.parametrize("prompts", [[None], PROMPTS, PROMPTS[::-1]], ids=["no prompt", "ragged", "ragged reversed"])
+def test_every_draw_is_from_the_logits_that_training_would_see(window: str, prompts: list[np.ndarray | None]) -> None:
+    model = make_model(window)
+    sampling = Recording()
+    takes = generate(model, prompts, tokens=3 * SEGMENT + 5, sampling=sampling, at_end="forbid", include_prompt=True)
+    for i, take in enumerate(takes):
+        expected = read_in_segments(model, np.concatenate([[BEGIN], take.ids[:-1]]))[take.prompt_tokens :]
+        drawn = np.stack(sampling.seen[i :: len(takes)])
+        np.testing.assert_allclose(drawn, expected, rtol=FLOAT32, atol=1e-12)
+
+
+def test_a_lane_that_has_ended_leaves_the_others_alone() -> None:
+    model = make_model()
+    sampling = Recording()
+    # The prompts' lanes reach the limit of seconds at different steps.
+    takes = generate(model, PROMPTS, seconds=9, sampling=sampling, at_end="forbid", include_prompt=True)
+    assert len({take.tokens for take in takes}) > 1
+    drawn = iter(sampling.seen)
+    expected = [
+        iter(read_in_segments(model, np.concatenate([[BEGIN], take.ids[:-1]]))[take.prompt_tokens :]) for take in takes
+    ]
+    for step in range(max(take.tokens for take in takes)):
+        for take, logits in zip(takes, expected, strict=True):
+            if step < take.tokens:
+                np.testing.assert_allclose(next(drawn), next(logits), rtol=FLOAT32, atol=1e-12)
+    assert next(drawn, None) is None
+
+
+@WINDOWS
+def test_a_new_piece_in_a_lane_is_a_fresh_start(window: str) -> None:
+    model = make_model(window)
+    sampling = Hasty()
+    take = generate(model, [LONG], tokens=12, sampling=sampling, at_end="restart")[0]
+    begins = np.flatnonzero(take.ids == BEGIN)
+    assert len(begins) >= 1
+    ids = np.concatenate([[BEGIN], LONG, take.ids])
+    pieces = np.split(ids, np.flatnonzero(ids == BEGIN)[1:])
+    expected = [read_in_segments(model, piece[:-1]) for piece in pieces]  # END or the last token: nothing follows
+    expected[0] = expected[0][len(LONG) :]
+    np.testing.assert_allclose(np.stack(sampling.seen), np.concatenate(expected), rtol=FLOAT32, atol=1e-12)
+
+
+# Takes
+
+
+def test_equal_seeds_give_equal_takes_and_others_do_not() -> None:
+    model = make_model()
+    first, again, other = (generate(model, [None], tokens=80, seed=seed)[0].ids for seed in (5, 5, 6))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_take_does_not_depend_on_how_many_there_are() -> None:
+    model = make_model()  # float64: rounding does not reach a draw
+    alone, four = generate(model, [SHORT], tokens=80), generate(model, [SHORT] * 4, tokens=80)
+    assert np.array_equal(alone[0].ids, four[0].ids)
+    assert len({take.ids.tobytes() for take in four}) == 4
+
+
+def test_temperature_zero_takes_the_best_allowed_token() -> None:
+    sampling = Recording(temperature=0)
+    take = generate(make_model(), [None], tokens=40, sampling=sampling)[0]
+    grammar = Grammar()
+    for token, logits in zip(take.ids.tolist(), sampling.seen, strict=True):
+        assert token == np.where(grammar.allowed(end=True), logits, -np.inf).argmax()
+        grammar.accept(token)
+
+
+@pytest.mark.parametrize("prompt", [None, SHORT, np.insert(SHORT, 0, BEGIN)], ids=["none", "events", "with BEGIN"])
+def test_a_take_holds_the_prompt_if_it_is_asked_for(prompt: np.ndarray | None) -> None:
+    model = make_model()
+    new, whole = (generate(model, [prompt], seconds=8, include_prompt=x, at_end="forbid")[0] for x in (False, True))
+    events = [] if prompt is None else SHORT
+    assert np.array_equal(whole.ids, np.concatenate([events, new.ids]))
+    assert (whole.prompt_tokens, new.prompt_tokens) == (len(events), 0)
+    assert new.seconds == whole.seconds == pytest.approx(8)
+    assert duration_seconds(new.ids) == new.seconds
+    assert np.array_equal(whole.performance.notes, decode(whole.ids).notes)
+    shift = duration_seconds(events)
+    kept = whole.performance.notes[0 if prompt is None else 1 :]
+    assert len(new.performance.notes) > 0
+    for name, tolerance in {"onset": 1e-9, "offset": 1e-9, "pitch": 0, "velocity": 0}.items():
+        moved = kept[name] - shift if tolerance else kept[name]
+        np.testing.assert_allclose(new.performance.notes[name], moved, rtol=0, atol=tolerance)
+
+
+def test_the_velocity_in_force_after_the_prompt_reaches_the_first_new_note() -> None:
+    @dataclass(frozen=True)
+    class Strike(Sampling):
+        def draw(self, logits: np.ndarray, allowed: np.ndarray, uniform: float) -> int:
+            return 64 if allowed[64] else super().draw(logits, allowed, uniform)
+
+    take = generate(make_model(), [np.append(SHORT, TIME_SHIFT)], tokens=1, sampling=Strike())[0]
+    assert take.ids.tolist() == [64]
+    assert take.performance.notes["velocity"].tolist() == decode(SHORT).notes["velocity"].tolist()
+
+
+# Ends
+
+
+@pytest.mark.parametrize("seconds", [0.01, 1.0, 7.77])
+def test_seconds_end_a_take_to_the_step(seconds: float) -> None:
+    for take in generate(make_model(), PROMPTS, seconds=seconds, at_end="forbid"):
+        assert take.stopped == "seconds"
+        assert take.seconds == duration_seconds(take.ids) == pytest.approx(seconds, abs=1e-9)
+
+
+def test_tokens_end_a_take() -> None:
+    for take in generate(make_model(), PROMPTS, tokens=7, seconds=1000):
+        assert take.stopped == "tokens"
+        assert take.tokens == len(take.ids) == 7
+
+
+@pytest.mark.parametrize(("at_end", "stopped"), [("stop", "end"), ("restart", "tokens"), ("forbid", "tokens")])
+def test_end_does_what_it_was_told(at_end: AtEnd, stopped: str) -> None:
+    take = generate(make_model(), [None], tokens=23, sampling=Hasty(), at_end=at_end)[0]
+    assert take.stopped == stopped
+    pieces = {"stop": 1, "restart": 4, "forbid": 0}[at_end]  # five tokens a piece
+    assert np.count_nonzero(take.ids == END) == pieces
+    assert np.count_nonzero(take.ids == BEGIN) == (pieces if at_end == "restart" else 0)
+    if at_end == "stop":
+        assert take.ids.tolist() == [VELOCITY + 20, 60, TIME_SHIFT + 9, NOTE_OFF + 60, END]
+
+
+def test_takes_end_each_by_itself() -> None:
+    steps = list(stream(make_model(), PROMPTS, seconds=6, at_end="forbid"))
+    table = np.stack(steps)  # [steps, takes]
+    for column, take in zip(table.T, generate(make_model(), PROMPTS, seconds=6, at_end="forbid"), strict=True):
+        assert column[: take.tokens].tolist() == take.ids.tolist()
+        assert (column[take.tokens :] == NO_TOKEN).all()
+    assert (table[-1] != NO_TOKEN).any()
+
+
+def test_a_stream_without_limits_goes_on() -> None:
+    endless = stream(make_model(horizons=[8]), at_end="restart")
+    assert sum(1 for _, _ in zip(range(300), endless, strict=False)) == 300
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_evaluates_while_it_plays_and_returns_to_its_mode(training: bool) -> None:
+    model = make_model(dropout=0.5).train(training)
+    steps = stream(model)
+    assert model.training is training
+    next(steps)
+    assert not model.training
+    steps.close()
+    assert model.training is training
+    generate(model, tokens=3)
+    assert model.training is training
+
+
+def test_nobody_else_is_put_into_inference_mode() -> None:
+    steps = stream(make_model())
+    next(steps)
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+
+
+def test_progress_counts_all_takes_and_ends_with_none_running() -> None:
+    calls: list[Progress] = []
+    takes = generate(make_model(), PROMPTS, seconds=3, progress=calls.append)
+    last = calls[-1]
+    assert (last.lanes, last.running) == (len(takes), 0)
+    assert last.tokens == sum(take.tokens for take in takes)
+    assert last.music_seconds == pytest.approx(sum(take.seconds for take in takes))
+    assert last.tokens_per_second == pytest.approx(last.tokens / last.wall_seconds)
+    assert last.real_time_factor == pytest.approx(last.music_seconds / last.wall_seconds / last.lanes)
+    assert max(take.wall_seconds for take in takes) == pytest.approx(last.wall_seconds)
+    assert all(take.real_time_factor == pytest.approx(take.seconds / take.wall_seconds) for take in takes)
+    assert all(take.tokens_per_second == pytest.approx(take.tokens / take.wall_seconds) for take in takes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "at least one limit"),
+        ({"tokens": 0}, "tokens: expected at least 1"),
+        ({"seconds": 0.0}, "seconds: expected at least 0.01"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"tokens": 1, "prompts": []}, "prompts"),
+        ({"tokens": 1, "prompts": [[60, END]]}, "prompt: expected events of one piece after BEGIN, got END"),
+        ({"tokens": 1, "prompts": [[391]]}, "0..390"),
+        ({"tokens": 1, "at_end": "never"}, "at_end"),
+        ({"tokens": 1, "seed": -1}, "seed"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(make_model(), **arguments)
+
+
+def test_a_broken_model_is_noticed() -> None:
+    model = make_model()
+    torch.nn.init.constant_(model.norm.weight, float("nan"))
+    with pytest.raises(ValueError, match="logits: expected finite numbers"):
+        generate(model, tokens=1)
+
+
+# Memory
+
+
+def test_memory_does_not_grow() -> None:
+    """As many tensors of as many bytes are alive after 1,500 steps as after 300, and as many Python objects."""
+
+    def alive() -> tuple[int, int, int]:
+        gc.collect()
+        objects = gc.get_objects()
+        tensors = [x for x in objects if issubclass(type(x), torch.Tensor)]
+        return len(tensors), sum(x.nbytes for x in tensors), len(objects)
+
+    found = []
+    for count, _ in enumerate(stream(make_model(horizons=[24]), [None, LONG], at_end="restart")):
+        if count in (300, 900, 1500):
+            found.append(alive())
+        if count == 1500:
+            break
+    (tensors, nbytes, objects), *later = found
+    for each in later:
+        assert each[:2] == (tensors, nbytes)
+        assert each[2] - objects < 20  # those that this test keeps
+
+
+# Grammar
+
+
+@st.composite
+def performances(draw: st.DrawFn) -> Performance:
+    """Notes on the codec's grid, few keys so that they meet, none struck twice in one step."""
+    struck = draw(st.sets(st.tuples(st.integers(0, 400), st.integers(60, 63)), max_size=25))
+    notes = np.empty(len(struck), NOTE_DTYPE)
+    for i, (onset, pitch) in enumerate(sorted(struck)):
+        lasts, velocity = draw(st.integers(1, 300)), draw(st.sampled_from([1, 40, 44, 127]))
+        notes[i] = (onset / 100, (onset + lasts) / 100, pitch, velocity)
+    return Performance(notes)
+
+
+@given(performances())
+def test_whatever_the_codec_writes_is_allowed(performance: Performance) -> None:
+    grammar = Grammar()
+    ids = encode(performance).tolist()
+    for token in ids:
+        assert grammar.allowed(end=True)[token]
+        grammar.accept(token)
+    assert grammar.allowed(end=True)[END] == (len(ids) > 0)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 120), st.sampled_from([(0, 0), (3, 0), (0, 3), (2, 2)]))
+def test_whatever_is_allowed_is_what_the_codec_writes(seed: int, length: int, bias: tuple[int, int]) -> None:
+    """Random tokens, with more note-offs or time shifts or not, until END; then a canonical piece."""
+    rng = np.random.default_rng(seed)
+    grammar, ids = Grammar(), []
+    while True:
+        logits = rng.normal(size=VOCAB_SIZE).astype(np.float32)
+        logits[NOTE_OFF:TIME_SHIFT] += bias[0] if len(ids) < length else 20
+        logits[TIME_SHIFT:VELOCITY] += bias[1] if len(ids) < length else 10
+        logits[END] = 40
+        token = Sampling().draw(logits, grammar.allowed(end=len(ids) >= length), rng.random())
+        if token == END:
+            break
+        grammar.accept(token)
+        ids.append(token)
+        assert len(ids) < length + 1000
+    assert encode(decode(ids)).tolist() == ids
+
+
+@given(hnp.arrays(np.int64, st.integers(0, 60), elements=st.integers(0, PAD - 1)))
+def test_after_any_prompt_something_is_allowed_and_it_ends_well(ids: np.ndarray) -> None:
+    grammar = Grammar()
+    for token in ids.tolist():
+        grammar.accept(token)
+    for _ in range(300):
+        allowed = grammar.allowed(end=True)
+        assert not allowed[[PAD, BEGIN]].any()
+        if allowed[END]:
+            return
+        released = np.flatnonzero(allowed[NOTE_OFF:TIME_SHIFT]) + NOTE_OFF
+        other = np.flatnonzero(allowed)
+        grammar.accept(int(released[0] if len(released) else other[-1] if other[-1] < TIME_SHIFT else other[0]))
+    raise AssertionError("no END in 300 tokens")
+
+
+def test_rules_one_by_one() -> None:
+    def allowed(*ids: int) -> np.ndarray:
+        grammar = Grammar()
+        for token in ids:
+            grammar.accept(token)
+        return grammar.allowed(end=True)
+
+    loud, shift = VELOCITY + 25, TIME_SHIFT + 9
+    start = allowed()
+    assert not start[:TIME_SHIFT].any(), "the first note-on needs a velocity, nothing sounds"
+    assert start[TIME_SHIFT:PAD].all()
+    assert not start[END], "a piece has notes"
+    assert np.flatnonzero(allowed(loud)).tolist() == list(range(PITCHES)), "a note-on follows a velocity"
+    assert not allowed(loud, 60)[loud], "a velocity says something new"
+    assert np.flatnonzero(allowed(loud, 60)[:NOTE_OFF]).tolist() == list(range(61, 128)), "note-ons go up"
+    assert not allowed(loud, 60)[NOTE_OFF:TIME_SHIFT].any(), "note-offs come before note-ons"
+    sounding = allowed(loud, 60, 64, shift)
+    assert np.flatnonzero(sounding[NOTE_OFF:TIME_SHIFT]).tolist() == [60, 64], "what sounds can be released"
+    assert not sounding[[60, 64]].any(), "what sounds is not struck"
+    assert not sounding[END], "a piece ends when nothing sounds"
+    assert np.flatnonzero(allowed(loud, 60, 64, shift, NOTE_OFF + 64)[NOTE_OFF:TIME_SHIFT]).tolist() == []
+    assert allowed(loud, 60, shift, NOTE_OFF + 60)[[60, END]].all(), "what was released is struck again, or all ends"
+    assert not allowed(loud, 60, shift)[TIME_SHIFT:VELOCITY].any(), "one shift that is not a whole second"
+    assert allowed(loud, 60, VELOCITY - 1)[TIME_SHIFT:VELOCITY].all(), "after a whole second another shift"
+
+
+# Sampling
+
+
+def reference_weights(logits: np.ndarray, allowed: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Probabilities by the definitions, one token after the other."""
+    p = np.where(allowed, np.exp(logits.astype(np.float64) / sampling.temperature), 0)
+    p /= p.sum()
+    p[p < sampling.min_p * p.max()] = 0
+    p /= p.sum()
+    kept = np.zeros_like(p)
+    for token in np.argsort(-p, kind="stable"):
+        if kept.sum() >= sampling.top_p:
+            break
+        kept[token] = p[token]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.7),
+        Sampling(temperature=1.5, min_p=0.1),
+        Sampling(top_p=0.6),
+        Sampling(temperature=1.2, min_p=0.02, top_p=0.9),
+        Sampling(top_p=1e-9),
+        Sampling(min_p=1.0),
+    ],
+    ids=lambda s: f"T{s.temperature}-min{s.min_p}-top{s.top_p}",
+)
+def test_draws_share_the_unit_interval_as_probabilities_say(sampling: Sampling) -> None:
+    rng = np.random.default_rng(1)
+    logits = (2 * rng.normal(size=VOCAB_SIZE)).astype(np.float32)
+    allowed = rng.random(VOCAB_SIZE) < 0.2
+    points = 5000
+    drawn = [sampling.draw(logits, allowed, (i + 0.5) / points) for i in range(points)]
+    share = np.bincount(drawn, minlength=VOCAB_SIZE) / points
+    # An interval of width p holds p * points of the evenly spaced ones, give or take one.
+    np.testing.assert_allclose(share, reference_weights(logits, allowed, sampling), rtol=0, atol=1.01 / points)
+
+
+@given(
+    hnp.arrays(np.float32, VOCAB_SIZE, elements=st.floats(-50, 50, width=32)),
+    hnp.arrays(np.bool_, VOCAB_SIZE),
+    st.sampled_from([0.0, 0.5, float(np.nextafter(1, 0))]),
+    st.sampled_from([Sampling(), Sampling(temperature=0), Sampling(0.1, 0.1, 0.5), Sampling(10, 1e-300, 1e-300)]),
+)
+def test_only_what_is_allowed_is_drawn(
+    logits: np.ndarray, allowed: np.ndarray, uniform: float, sampling: Sampling
+) -> None:
+    allowed[7] = True
+    assert allowed[sampling.draw(logits, allowed, uniform)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
+def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
+    logits = np.zeros(VOCAB_SIZE, dtype=np.float32)
+    logits[9] = bad
+    with pytest.raises(ValueError, match="logits: expected finite numbers"):
+        Sampling().draw(logits, ANYTHING, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+    ],
+    ids=str,
+)
+def test_bad_sampling_is_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampling(**arguments)
