@@ -1,0 +1,74 @@
+"""The application: its commands, and what a shell sees of an error."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from dsmr.cli import demo, doctor, evaluate, generate, prepare, schedule, train
+from dsmr.cli.terminal import CommandError, stderr
+from dsmr.version import __version__
+
+
+class InOrderOfUse(TyperGroup):
+    """Lists the commands as one needs them."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        """Their names."""
+        return ["demo", "prepare", "train", "evaluate", "generate", "schedule", "doctor"]
+
+
+app = typer.Typer(
+    name="dsmr",
+    cls=InOrderOfUse,
+    help="Piano music through a Transformer that reads whole pieces, with a memory horizon per layer.",
+    epilog="Begin with **dsmr demo**, or **dsmr prepare**, **train**, **evaluate** and **generate** in this order.",
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+MUSIC, TOOLS = "From music to music", "Tools"
+app.add_typer(prepare.app, name="prepare", rich_help_panel=MUSIC)
+app.command("train", rich_help_panel=MUSIC)(train.train)
+app.command("evaluate", rich_help_panel=MUSIC)(evaluate.evaluate)
+app.command("generate", rich_help_panel=MUSIC)(generate.generate)
+app.command("demo", rich_help_panel=MUSIC)(demo.demo)
+app.command("schedule", rich_help_panel=TOOLS)(schedule.schedule)
+app.command("doctor", rich_help_panel=TOOLS)(doctor.doctor)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"dsmr {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; what went wrong is one line on stderr, a traceback only for a bug.
+
+    Args:
+        arguments: without the program's name; None takes them from the command line.
+    """
+    try:
+        return int(app(arguments, prog_name="dsmr", standalone_mode=False) or 0)
+    except CommandError as error:
+        message, exit_code = str(error), error.exit_code
+    except typer.TyperException as error:  # what typer itself finds wrong in the arguments
+        message, exit_code = error.format_message(), error.exit_code
+    line = f"dsmr: {' '.join(message.split())}"
+    stderr.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    return exit_code

@@ -1,0 +1,67 @@
+"""`dsmr demo`: from nothing to a trained, evaluated, playing model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dsmr.cli.evaluate import print_assessment
+from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, stderr, stdout
+
+if TYPE_CHECKING:
+    from dsmr.demo import Outcome
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where everything is written.")] = Path(
+        "demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same in about a minute: too short to beat a bigram model.")
+    ] = False,
+    seed: SeedOption = 0,
+    force: ForceOption = False,
+) -> None:
+    """Compose a corpus, train a model on it, score it and let it play: about five minutes on two CPU cores.
+
+    FOLDER will hold the music (MIDI, WAV, piano roll), the curves, the numbers, the corpus and the checkpoints. The
+    exit code is 1 if the model does not beat a bigram, or if its music is not as dense, wide and silent as the corpus.
+    """
+    from dsmr.demo import FULL, QUICK, run_demo
+
+    try:
+        outcome = run_demo(out, QUICK if quick else FULL, seed=seed, force=force, console=stderr)
+    except FileExistsError as error:
+        raise BadInput(str(error)) from error
+    _print(outcome, out)
+    if outcome.failures:
+        raise CommandError("; ".join(outcome.failures))
+
+
+def _print(outcome: Outcome, out: Path) -> None:
+    from dsmr.demo import METRICS, MUSIC, ROLL, SOUND
+
+    run, corpus = outcome.run, outcome.corpus
+    stdout.print(
+        f"corpus: {sum(corpus.pieces.values())} pieces, {sum(corpus.tokens.values()):,} tokens, "
+        f"{corpus.seconds / 3600:.1f} hours of music"
+    )
+    stdout.print(
+        f"training: {run.step:,} steps, {run.tokens:,} tokens, {run.tokens_per_second:,.0f} tokens/s, "
+        f"best validation PPL {run.best_ppl:.2f} at step {run.best_step:,}"
+    )
+    print_assessment(outcome.assessment)
+
+    usual = [f"{each.low:.3g} .. {each.high:.3g}" for each in outcome.music[0]]
+    table = Table("", *(each.name.replace("_", " ") for each in outcome.music[0]), title="music by numbers")
+    table.add_row("corpus, 1st to 99th percentile", *usual)
+    for number, compared in enumerate(outcome.music):
+        numbers = [f"{each.value:.3g}" + ("" if each.within else " [red](outside)[/red]") for each in compared]
+        table.add_row(f"take {number + 1}" + (" (kept)" if number == outcome.chosen else ""), *numbers)
+    stdout.print(table)
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
+    stdout.print(f"{sum(outcome.seconds.values()):.0f} s in all: {stages}")
+    stdout.print(f"listen to {out / SOUND} or {out / MUSIC}, look at {out / ROLL}; all numbers are in {out / METRICS}")

@@ -1,0 +1,151 @@
+"""`dsmr doctor`: what works on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from dsmr.cli.terminal import JsonOption, print_json, stdout
+from dsmr.version import __version__
+
+PACKAGES = {
+    "torch": "everything",
+    "numpy": "everything",
+    "triton": "GPU back ends",
+    "symusic": "reading MIDI",
+    "pretty_midi": "writing MIDI and sound",
+    "safetensors": "checkpoints",
+    "huggingface_hub": "checkpoints from the hub",
+    "typer": "the commands",
+    "rich": "the commands",
+    "matplotlib": "pictures",
+    "tensorboard": "train --tensorboard",
+    "pyfluidsynth": "generate --soundfont",
+}
+OPTIONAL = {"triton", "tensorboard", "pyfluidsynth"}
+
+VARIABLES = {
+    "DSMR_KERNELS_IMPL": "the back end of recurrent_attention: one of those above; unset: the best one",
+    "OMP_NUM_THREADS": "read by PyTorch: CPU threads",
+    "CUDA_VISIBLE_DEVICES": "read by PyTorch: which GPUs to see",
+    "HF_HOME": "read by huggingface_hub: where downloaded checkpoints are kept",
+    "HF_HUB_OFFLINE": "read by huggingface_hub: 1 downloads nothing",
+}
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Print what works on this machine, and why something does not.
+
+    The exit code is 1 if a package that the commands need is missing, or no back end works.
+    """
+    found = examine()
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+    missing = [name for name, version in found["packages"].items() if version is None and name not in OPTIONAL]
+    if missing or not any(reason is None for reasons in found["back_ends"].values() for reason in reasons.values()):
+        raise typer.Exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """What `doctor` prints, as plain values; None stands for a missing package, and for "works" among back ends."""
+    import torch
+
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {
+        "dsmr": __version__,
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "cpu": {
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        },
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "back_ends": _back_ends(devices),
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+    }
+
+
+def _back_ends(devices: list[str]) -> dict[str, dict[str, str | None]]:
+    """For each back end and device: None if a small call works, else why it does not."""
+    from dsmr_kernels.backends import NAMES
+
+    return {name: {device: _try(name, device) for device in devices} for name in NAMES}
+
+
+def _try(back_end: str, device: str) -> str | None:
+    import torch
+
+    from dsmr_kernels import MemoryStack, recurrent_attention
+
+    try:
+        x = torch.ones(1, 8, 2, 16, device=device)
+        stack = MemoryStack([16], 1, 2, 16, 8, x.dtype, x.device)
+        for _ in range(2):  # the second segment reads what the first one left
+            recurrent_attention(x, x, x, stack[0], impl=back_end)
+            stack.advance(8)
+    except Exception as error:  # whatever it is, it is what the user wants to know
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _print(found: dict[str, Any]) -> None:
+    cpu = found["cpu"]
+    stdout.print(f"dsmr {found['dsmr']}, Python {found['python']}, {found['system']}", markup=False)
+    stdout.print(f"CPU: {cpu['threads']} threads on {cpu['cores']} cores, {cpu['instructions']}")
+    for gpu in found["gpus"]:
+        stdout.print(
+            f"GPU: {gpu['name']}, compute capability {gpu['compute_capability']}, "
+            f"{gpu['memory_bytes'] / 2**30:.0f} GiB, bfloat16: {'yes' if gpu['bfloat16'] else 'no'}"
+        )
+    if not found["gpus"]:
+        why = "PyTorch was built without CUDA" if found["cuda"] is None else f"CUDA {found['cuda']} finds none"
+        stdout.print(f"GPU: none ({why})")
+
+    table = Table("package", "version", "needed for")
+    for name, version in found["packages"].items():
+        absent = "not installed" if name in OPTIONAL else "[red]missing[/red]"
+        table.add_row(name, version or absent, PACKAGES[name])
+    stdout.print(table)
+
+    table = Table("back end", "device", "state")
+    for name, reasons in found["back_ends"].items():
+        for device, reason in reasons.items():
+            table.add_row(name, device, "[green]works[/green]" if reason is None else reason)
+    stdout.print(table)
+
+    table = Table("environment variable", "value", "meaning")
+    for name, value in found["environment"].items():
+        table.add_row(name, "unset" if value is None else value, VARIABLES[name])
+    stdout.print(table)

@@ -1,0 +1,187 @@
+"""`dsmr generate`: new music from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dsmr.cli.terminal import (
+    BadInput,
+    CommandError,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    SeedOption,
+    check_free,
+    choose_device,
+    print_json,
+    progress_bar,
+    reading_input,
+    stdout,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from dsmr.generation import Progress, Take
+
+MUSIC, SAMPLING = "Music", "Sampling"
+
+
+def generate(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Its folder, or owner/name on the Hugging Face Hub.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE.mid", help="The MIDI file to write; takes are numbered: FILE-1.mid."),
+    ],
+    wav: Annotated[bool, typer.Option("--wav", help="Write FILE.wav, too.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Draw FILE.png, too: a piano roll.")] = False,
+    soundfont: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.sf2", help="Write FILE.wav with FluidSynth instead of a simple built-in string."),
+    ] = None,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.01,
+            help="How much new music to make.",
+            show_default="60, if there is no --tokens",
+            rich_help_panel=MUSIC,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="End after so many new tokens, about 42 a second.", rich_help_panel=MUSIC
+        ),
+    ] = None,
+    at_end: Annotated[
+        Literal["forbid", "stop", "restart"],
+        typer.Option(
+            help="Where the model would end the piece: play on, stop, or begin another one.", rich_help_panel=MUSIC
+        ),
+    ] = "forbid",
+    prompt: Annotated[
+        Path | None, typer.Option(metavar="FILE.mid", help="Continue this music.", rich_help_panel=MUSIC)
+    ] = None,
+    include_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--include-prompt/--only-new", help="Write the prompt, and then what continues it.", rich_help_panel=MUSIC
+        ),
+    ] = False,
+    takes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many to make, side by side.", rich_help_panel=MUSIC)
+    ] = 1,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Below 1 safer, above 1 wilder; 0 always takes the likeliest.", rich_help_panel=SAMPLING
+        ),
+    ] = 1.0,
+    top_p: Annotated[
+        float,
+        typer.Option(metavar="P", help="Keep the likeliest tokens that make up so much.", rich_help_panel=SAMPLING),
+    ] = 1.0,
+    min_p: Annotated[
+        float,
+        typer.Option(
+            metavar="P", help="Drop tokens less likely than this part of the likeliest.", rich_help_panel=SAMPLING
+        ),
+    ] = 0.0,
+    seed: SeedOption = 0,
+) -> None:
+    """Make new piano music: a MIDI file, and sound and a picture of it if wanted.
+
+    Memory stays constant however long the music gets. Take I depends on the seed and I alone.
+    """
+    from dsmr.checkpoint import load_checkpoint
+    from dsmr.generation import Sampling
+    from dsmr.generation import generate as make_takes
+    from dsmr.midi import read_midi
+    from dsmr.tokens import encode
+
+    if out.suffix.lower() not in (".mid", ".midi"):
+        raise BadInput(f"--out: expected a name that ends in .mid, got {out}")
+    if soundfont is not None and not soundfont.is_file():
+        raise BadInput(f"--soundfont: expected an .sf2 file, got {soundfont}, which does not exist")
+    if include_prompt and prompt is None:
+        raise BadInput("--include-prompt: there is no --prompt")
+    names = [out] if takes == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(takes)]
+    wanted = [".wav"] * (wav or soundfont is not None) + [".png"] * png
+    for name in names:
+        for path in (name, *(name.with_suffix(suffix) for suffix in wanted)):
+            check_free(path, force)
+    where = choose_device(device)
+    with reading_input():
+        sampling = Sampling(temperature, min_p, top_p)
+        ids = None if prompt is None else encode(read_midi(prompt))
+        model, _ = load_checkpoint(checkpoint, where)
+    if seconds is None and tokens is None:
+        seconds = 60.0
+    with progress_bar("generating") as bar:
+
+        def show(progress: Progress) -> None:
+            done, total = (progress.tokens, tokens) if tokens else (progress.music_seconds, seconds)
+            speed = f"{progress.tokens_per_second:,.0f} tokens/s, {progress.real_time_factor:.1f} x real time"
+            bar(done, (total or 0) * takes, speed)
+
+        made = make_takes(
+            model,
+            [ids] * takes,
+            seconds=seconds,
+            tokens=tokens,
+            at_end=at_end,
+            sampling=sampling,
+            seed=seed,
+            include_prompt=include_prompt,
+            progress=show,
+        )
+    for name, take in zip(names, made, strict=True):
+        _write(take, name, wanted, soundfont)
+    if as_json:
+        print_json({"takes": [_to_dict(name, take) for name, take in zip(names, made, strict=True)]})
+        return
+    for name, take in zip(names, made, strict=True):
+        stdout.print(
+            f"{name}: {take.seconds:.1f} s of music in {take.tokens:,} tokens, made in {take.wall_seconds:.1f} s: "
+            f"{take.tokens_per_second:,.0f} tokens/s, {take.real_time_factor:.1f} x real time",
+            markup=False,
+        )
+
+
+def _write(take: Take, name: Path, others: list[str], soundfont: Path | None) -> None:
+    """Write the MIDI file and beside it the other kinds of files, by their suffixes."""
+    from dsmr.midi import write_midi, write_wav
+    from dsmr.plots import piano_roll
+
+    with writing(name):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        write_midi(take.performance, name)
+        if ".wav" in others:
+            try:
+                write_wav(take.performance, name.with_suffix(".wav"), soundfont)
+            except ImportError as error:
+                raise CommandError(str(error)) from error
+        if ".png" in others:
+            piano_roll(take.performance, name.with_suffix(".png"), name.stem)
+
+
+def _to_dict(name: Path, take: Take) -> dict[str, Any]:
+    return {
+        "file": str(name),
+        "seconds": take.seconds,
+        "tokens": take.tokens,
+        "prompt_tokens": take.prompt_tokens,
+        "wall_seconds": take.wall_seconds,
+        "tokens_per_second": take.tokens_per_second,
+        "real_time_factor": take.real_time_factor,
+        "stopped": take.stopped,
+    }

@@ -1,0 +1,263 @@
+"""The demonstration: from nothing to a model that has read whole pieces, a report of what it learned, and new music.
+
+The built-in pianist composes a corpus, a `tiny` model is trained on it for some minutes, scored beside its baselines,
+and plays. The demonstration checks itself: the model must predict better than a bigram, and what it plays must be as
+dense, as wide and as silent as the corpus is. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dsmr.assessment import Assessment, assess
+from dsmr.checkpoint import load_checkpoint
+from dsmr.corpus.prepare import PrepareReport, prepare_pianist
+from dsmr.corpus.store import TokenStore
+from dsmr.generation import Sampling, Take, generate
+from dsmr.midi import write_midi, write_wav
+from dsmr.model import Transformer, preset
+from dsmr.plots import Curve, nll_by_position, piano_roll, training_curve
+from dsmr.statistics import ESSENTIAL, Comparison, Statistics, compare, measure, usual
+from dsmr.training import BEST, METRICS_FILE, Run, TrainingConfig, train
+from dsmr.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CORPUS, RUN, METRICS = "corpus.dsmr", "run", "metrics.json"
+MUSIC, SOUND, ROLL = "music.mid", "music.wav", "music.png"
+BY_POSITION, CURVE, TAKES = "nll_by_position.png", "training.png", "takes"
+FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, BY_POSITION, CURVE, TAKES)
+"""All that a demonstration leaves in its folder."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything.
+
+    Args:
+        corpus_tokens, longest: of the corpus, and of its longest pieces, about.
+        training: of the model `tiny`.
+        takes, seconds: how many pieces of music to make, and how long each is.
+        beats_bigram: whether there is time enough to ask that of the model.
+    """
+
+    corpus_tokens: int
+    longest: int
+    training: TrainingConfig
+    takes: int
+    seconds: float
+    beats_bigram: bool
+
+
+FULL = Plan(
+    corpus_tokens=1_500_000,
+    longest=16_000,
+    training=TrainingConfig(minutes=3.75),
+    takes=4,
+    seconds=90.0,
+    beats_bigram=True,
+)
+QUICK = Plan(
+    corpus_tokens=200_000,
+    longest=6_000,
+    training=TrainingConfig(minutes=0.4, validations=2),
+    takes=2,
+    seconds=20.0,
+    beats_bigram=False,
+)
+SAMPLING = Sampling(temperature=0.95, min_p=0.02)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a demonstration.
+
+    Args:
+        corpus: what was prepared.
+        run: how training went.
+        assessment: of the best checkpoint, on the validation split.
+        takes: numbers of every take, in order.
+        music: the numbers of `ESSENTIAL` of every take, beside what is usual in excerpts of the corpus that are as
+            long: between the 1st and the 99th percentile.
+        chosen: the take that was kept: the most typical one.
+        beats_bigram: see `Plan`.
+        seconds: what each stage took.
+    """
+
+    corpus: PrepareReport
+    run: Run
+    assessment: Assessment
+    takes: tuple[Statistics, ...]
+    music: tuple[tuple[Comparison, ...], ...]
+    chosen: int
+    beats_bigram: bool
+    seconds: dict[str, float]
+
+    @property
+    def failures(self) -> list[str]:
+        """What should hold and does not, for people."""
+        return list(self._failures())
+
+    def _failures(self) -> Iterator[str]:
+        assert self.assessment.bigram is not None
+        ppl, bigram = self.assessment.whole.ppl, self.assessment.bigram.ppl
+        if self.beats_bigram and not ppl < bigram:
+            yield f"validation PPL {ppl:.2f} is not below the bigram's {bigram:.2f}"
+        for each in self.music[self.chosen]:
+            if not each.within:
+                yield f"{each.name} {each.value:.3g} is not within {each.low:.3g} .. {each.high:.3g}, as in the corpus"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "dsmr": __version__,
+            "machine": {
+                "system": platform.platform(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+            },
+            "seconds": self.seconds,
+            "corpus": {"pieces": self.corpus.pieces, "tokens": self.corpus.tokens, "seconds": self.corpus.seconds},
+            "training": {**asdict(self.run), "tokens_per_second": self.run.tokens_per_second},
+            "validation": self.assessment.to_dict(),
+            "takes": [
+                {**numbers.to_dict(), "compared": [{**asdict(each), "within": each.within} for each in compared]}
+                for numbers, compared in zip(self.takes, self.music, strict=True)
+            ],
+            "chosen": self.chosen,
+            "failures": self.failures,
+        }
+
+
+def run_demo(
+    out: str | os.PathLike[str],
+    plan: Plan = FULL,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Run the demonstration; `FILES` says what is in the folder then.
+
+    Args:
+        out: the folder, made if missing.
+        plan: how much of everything.
+        seed: another seed: another corpus, model and music.
+        force: replace an older demonstration in the folder; a folder that holds anything else is never touched.
+        console: where to say what is going on; None: nowhere.
+
+    Raises:
+        FileExistsError: the folder holds an older demonstration, without `force`, or other files.
+        KeyboardInterrupt: Ctrl-C, also while training.
+    """
+    folder = Path(out)
+    _make_room(folder, force)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str, what: str) -> Iterator[None]:
+        if console is not None:
+            console.print(f"[bold]{name}[/bold]: {what}", highlight=False)
+        begun = time.monotonic()
+        yield
+        seconds[name] = time.monotonic() - begun
+
+    with stage("prepare", f"the pianist composes about {plan.corpus_tokens:,} tokens"):
+        corpus = prepare_pianist(folder / CORPUS, seed=seed, tokens=plan.corpus_tokens, longest=plan.longest)
+        store = TokenStore.open(folder / CORPUS)
+    with stage("train", f"the model 'tiny', for {plan.training.minutes} minutes"):
+        torch.manual_seed(seed)
+        run = train(Transformer(preset("tiny")), store, plan.training, folder / RUN, console=console)
+        if run.interrupted:
+            raise KeyboardInterrupt
+        _draw_training(folder)
+    with stage("evaluate", "whole validation pieces, the context reset, a bigram"):
+        model, _ = load_checkpoint(folder / RUN / BEST)
+        assessment = assess(model, store, "validation")
+        nll_by_position(assessment.curves(), folder / BY_POSITION, "What a model gains from having heard more")
+    with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing"):
+        made = generate(model, [None] * plan.takes, seconds=plan.seconds, at_end="forbid", sampling=SAMPLING, seed=seed)
+    with stage("choose", f"the take that is most like {plan.seconds:.0f} s of the corpus"):
+        ranges = usual(store, store.indices("train"), plan.seconds)
+        takes = tuple(measure(take.performance, plan.seconds) for take in made)
+        chosen = min(range(len(takes)), key=lambda i: _strangeness(takes[i], ranges))
+        _write_music(folder, made, chosen)
+    outcome = Outcome(
+        corpus,
+        run,
+        assessment,
+        takes,
+        tuple(tuple(compare(take, ranges)) for take in takes),
+        chosen,
+        plan.beats_bigram,
+        seconds,
+    )
+    text = json.dumps(outcome.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)
+    (folder / METRICS).write_text(f"{text}\n", encoding="utf-8")
+    return outcome
+
+
+def _make_room(folder: Path, force: bool) -> None:
+    """Make the folder, and remove from it what an older demonstration left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in folder.iterdir()}
+    if others := sorted(there - set(FILES)):
+        raise FileExistsError(f"{folder}: expected a folder for the demonstration alone, got one with {others[0]}")
+    if there and not force:
+        raise FileExistsError(f"{folder}: there is a demonstration already; --force replaces it")
+    for name in there:
+        if (path := folder / name).is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _draw_training(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / RUN / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    curves = [
+        Curve(
+            label,
+            [row["tokens"] for row in rows if row[key] is not None],
+            [row[key] for row in rows if row[key] is not None],
+        )
+        for label, key in (("training", "train_loss"), ("validation", "val_loss"))
+    ]
+    training_curve(curves, folder / CURVE, "The model 'tiny' on the built-in pianist")
+
+
+def _strangeness(take: Statistics, ranges: dict[str, tuple[float, float]]) -> tuple[int, float]:
+    """How far a take is from the middle of what is usual: first by what must be usual, then by all numbers.
+
+    A number counts by its distance from the middle of the usual range, in halves of that range.
+    """
+    outside = sum(not each.within for each in compare(take, ranges, ESSENTIAL))
+    distances = [
+        abs(each.value - (each.low + each.high) / 2) / ((each.high - each.low) / 2)
+        for each in compare(take, ranges, tuple(ranges))
+        if each.high > each.low
+    ]
+    return outside, float(np.nanmean(distances))
+
+
+def _write_music(folder: Path, takes: list[Take], chosen: int) -> None:
+    (folder / TAKES).mkdir()
+    for number, take in enumerate(takes):
+        write_midi(take.performance, folder / TAKES / f"take-{number + 1}.mid")
+    kept = takes[chosen].performance
+    write_midi(kept, folder / MUSIC)
+    write_wav(kept, folder / SOUND)
+    piano_roll(kept, folder / ROLL, f"Made by the model: take {chosen + 1}")
