@@ -147,7 +147,8 @@ def _count(notes: NDArray[np.void], seconds: float) -> Statistics:
     offset = np.minimum(notes["offset"], seconds)
     windows = max(1, int(seconds // WINDOW_SECONDS))
     width = min(WINDOW_SECONDS, seconds)
-    density = np.histogram(notes["onset"], bins=windows, range=(0, windows * width))[0] / width
+    window = (notes["onset"] // width).astype(np.int64)
+    density = np.bincount(window[window < windows], minlength=windows) / width
     classes = np.bincount(notes["pitch"] % 12, minlength=12) / max(len(notes), 1)
     low, p10, median, p90, high = _quantiles(pitch, [0, 0.1, 0.5, 0.9, 1])
     span, sounding = _sounding(notes["onset"], offset, seconds)
