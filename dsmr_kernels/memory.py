@@ -266,9 +266,9 @@ class MemoryStack:
         if segment_start is not None:
             last = (count - 1).clamp_min(0)[:, None]
             start = segment_start.gather(1, last)[:, 0]
-            grown = torch.where((start > 0) & (count > 0), count - start, grown)
+            grown = torch.where(start > 0, count - start, grown)
         next_phase = torch.zeros_like(phase) if segment_size is None else (phase + count) % segment_size
-        self._move(torch.stack([position + count, grown, torch.where(count > 0, next_phase, phase)]))
+        self._move(torch.stack([position + count, grown, next_phase]))
 
     def reset(self, lanes: Sequence[int] | Tensor | None = None) -> None:
         """Let lanes start a new piece with their next token; the others do not notice.

@@ -53,7 +53,7 @@ def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
 
 def _run_forward(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     result = backends.choose(impl, call).forward(call)
-    if call.append:
+    if call.append:  # whatever way the back end writes, autograd must notice
         torch.autograd.graph.increment_version(list(call.memory.tensors().values()))
     return result
 
@@ -127,12 +127,11 @@ class _Attend(torch.autograd.Function):
         o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
         q, k, v = arguments[:3]
         call, _ = _unflatten(*arguments)
-        clock = call.memory.clock.state.clone()  # the caller's may be moved in place before backward
         # Not among the saved tensors: autograd's version check would refuse every segment that is appended before this
         # one's backward pass, while the ring may have room for several. `_check_not_overwritten` is the exact check.
         ctx.ring = tuple(call.memory.tensors().values())
         optional = (call.segment_start, call.segment_len, call.alibi_slopes)
-        ctx.save_for_backward(q, k, v, o, lse, clock, call.memory.horizon.clone(), *optional)
+        ctx.save_for_backward(q, k, v, o, lse, call.memory.clock.state, call.memory.horizon.clone(), *optional)
         ctx.quantised = call.memory.k_scale is not None
         ctx.scalars = arguments[13:]
         return o, lse

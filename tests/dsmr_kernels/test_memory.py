@@ -84,8 +84,9 @@ def test_reset_takes_numbers_masks_or_nothing() -> None:
         stack.reset(lanes)
         assert stack.clock.length.tolist() == [10, 0]
         assert stack.clock.position.tolist() == [10, 10]
+    stack.advance(3, segment_size=8)
     stack.reset()
-    assert stack.clock.length.tolist() == [0, 0]
+    assert stack.clock.length.tolist() == stack.clock.phase.tolist() == [0, 0]
 
 
 def test_advance_follows_ragged_segments() -> None:

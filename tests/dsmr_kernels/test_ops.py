@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from dsmr_kernels import MemoryStack, Retention, ops, recurrent_attention
+from dsmr_kernels import MemoryStack, Retention, backends, ops, recurrent_attention
 from dsmr_kernels.backends import Call
 
 # Inductor, at its first use in a process, itself uses a function that PyTorch deprecates.
@@ -83,14 +83,40 @@ def test_autocast_does_not_reach_inside(impl: str) -> None:
         assert torch.equal(recurrent_attention(q, k, v, MemoryStack([6], 2, 2, 16, 40)[0], impl=impl), plain)
 
 
-def test_a_ring_written_behind_autograds_back_is_noticed() -> None:
-    """The short way round the dispatcher counts versions as an operator with a mutable argument does."""
+class HiddenWriter:
+    """A back end that writes the ring as native code does: where autograd does not see it."""
+
+    def unsupported(self, call: Call) -> None:
+        return None
+
+    def forward(self, call: Call) -> tuple[Tensor, Tensor]:
+        call.memory.k.data.fill_(1.0)
+        return torch.zeros_like(call.q), call.q.new_zeros(call.q.shape[0], call.q.shape[2], call.q.shape[1])
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["short-way", "operator"])
+def test_a_ring_written_behind_autograds_back_is_noticed(monkeypatch: pytest.MonkeyPatch, requires_grad: bool) -> None:
+    monkeypatch.setattr(backends, "load", lambda name: HiddenWriter())
     stack = MemoryStack([6], 1, 2, 8, 5)
     weight = torch.randn(2, 11, 8, requires_grad=True)
     loss = (weight * stack[0].k[0]).sum()
-    recurrent_attention(*(torch.randn(1, 5, 2, 8) for _ in range(3)), stack[0])
+    recurrent_attention(*(torch.randn(1, 5, 2, 8, requires_grad=requires_grad) for _ in range(3)), stack[0])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_horizons_may_change_between_forward_and_backward(impl: str) -> None:
+    gradients = []
+    for later in ([6], [1]):
+        generator = torch.Generator().manual_seed(0)
+        past, q, k, v = (torch.randn(1, 6, 2, 8, generator=generator) for _ in range(4))
+        stack = MemoryStack([6], 1, 2, 8, 6)
+        recurrent_attention(past, past, past, stack[0], impl=impl)
+        stack.advance(6)
+        out = recurrent_attention(q.requires_grad_(), k, v, stack[0], impl=impl)
+        stack.set_horizons(later)
+        gradients += torch.autograd.grad(out.square().sum(), q)
+    assert torch.equal(*gradients)
 
 
 class Layers(nn.Module):
