@@ -1,0 +1,141 @@
+"""The demonstration: what it leaves behind, what it refuses, and that its checks can fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsmr import demo
+from dsmr.assessment import Assessment
+from dsmr.checkpoint import load_checkpoint
+from dsmr.cli import app
+from dsmr.corpus.prepare import PrepareReport
+from dsmr.demo import FILES, QUICK, Outcome, run_demo
+from dsmr.evaluation import Evaluation
+from dsmr.midi import read_midi
+from dsmr.statistics import ESSENTIAL, Comparison, Statistics, measure
+from dsmr.tokens import NOTE_DTYPE, Performance
+from dsmr.training import Run, TrainingConfig
+
+TINY = replace(
+    QUICK,
+    corpus_tokens=9_000,
+    longest=3_000,
+    training=TrainingConfig(steps=2, lanes=1, validations=1, validation_tokens=500),
+    seconds=4.0,
+)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return folder, run_demo(folder, TINY)
+
+
+def test_leaves_what_it_lists(ran: tuple[Path, Outcome]) -> None:
+    folder, _ = ran
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    load_checkpoint(folder / "run" / "best")
+    assert len(list((folder / "takes").iterdir())) == TINY.takes
+
+
+def test_keeps_the_take_that_it_names(ran: tuple[Path, Outcome]) -> None:
+    folder, outcome = ran
+    assert (folder / "music.mid").read_bytes() == (folder / f"takes/take-{outcome.chosen + 1}.mid").read_bytes()
+    kept = measure(read_midi(folder / "music.mid"), TINY.seconds)
+    assert kept.notes == outcome.takes[outcome.chosen].notes
+
+
+def test_writes_down_every_number(ran: tuple[Path, Outcome]) -> None:
+    folder, outcome = ran
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written["validation"]["whole"]["ppl"] == outcome.assessment.whole.ppl
+    assert written["validation"]["bigram"]["tokens"] == outcome.assessment.whole.tokens
+    assert len(written["takes"]) == TINY.takes
+    assert [each["name"] for each in written["takes"][0]["compared"]] == list(ESSENTIAL)
+    assert written["failures"] == outcome.failures
+    assert sum(written["seconds"].values()) > 0
+
+
+def test_finds_that_a_model_of_two_steps_makes_no_music(ran: tuple[Path, Outcome]) -> None:
+    assert any("as in the corpus" in failure for failure in ran[1].failures)
+
+
+def test_replaces_only_an_older_demonstration(tmp_path: Path) -> None:
+    (tmp_path / "music.mid").write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="--force replaces it"):
+        run_demo(tmp_path, TINY)
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"demonstration alone, got one with thesis\.tex"):
+        run_demo(tmp_path, TINY, force=True)
+    assert (tmp_path / "music.mid").read_bytes() == b"old"
+    (tmp_path / "thesis.tex").unlink()
+    (tmp_path / "run").mkdir()
+    demo._make_room(tmp_path, force=True)
+    assert not any(tmp_path.iterdir())
+
+
+def an_outcome(ppl: float, bigram: float, silence: float, beats_bigram: bool = True) -> Outcome:
+    def score(value: float) -> Evaluation:
+        return Evaluation((0,), (np.full(10, np.log(value), np.float32),))
+
+    return Outcome(
+        corpus=PrepareReport(Path("corpus"), {}, {}, 0.0, 0, ()),
+        run=Run(),
+        assessment=Assessment("validation", score(ppl), None, score(bigram)),
+        takes=(),
+        music=((Comparison("silence", 0.9, 0.0, 0.1),), (Comparison("silence", silence, 0.0, 0.1),)),
+        chosen=1,
+        beats_bigram=beats_bigram,
+        seconds={},
+    )
+
+
+def test_fails_by_the_number_that_is_wrong() -> None:
+    assert an_outcome(ppl=20, bigram=30, silence=0.05).failures == []
+    assert an_outcome(ppl=31, bigram=30, silence=0.05).failures == [
+        "validation PPL 31.00 is not below the bigram's 30.00"
+    ]
+    assert an_outcome(ppl=31, bigram=30, silence=0.05, beats_bigram=False).failures == []
+    assert an_outcome(ppl=20, bigram=30, silence=0.5).failures == [
+        "silence 0.5 is not within 0 .. 0.1, as in the corpus"
+    ]
+    assert len(an_outcome(ppl=np.inf, bigram=30, silence=np.nan).failures) == 2
+
+
+def test_prefers_what_is_usual_and_then_what_is_in_the_middle() -> None:
+    def take(keys: int, every: float) -> Statistics:
+        notes = np.zeros(int(20 / every), NOTE_DTYPE)
+        notes["onset"] = np.arange(len(notes)) * every
+        notes["offset"] = notes["onset"] + every
+        notes["pitch"] = 60 + np.arange(len(notes)) % keys
+        notes["velocity"] = 64
+        return measure(Performance(notes), 20.0)
+
+    ranges = {"notes_per_second": (2.0, 10.0), "pitch_range": (10.0, 30.0), "silence": (0.0, 0.2)}
+    middle, edge, sparse = take(21, 0.16), take(12, 0.11), take(21, 1.0)
+    ordered = sorted([sparse, edge, middle], key=lambda each: demo._strangeness(each, ranges))
+    assert ordered == [middle, edge, sparse]
+
+
+@pytest.mark.parametrize(("silence", "exits"), [(0.05, 0), (0.5, 1)], ids=["music", "noise"])
+def test_the_command_exits_by_the_checks(
+    silence: float, exits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = an_outcome(ppl=20, bigram=30, silence=silence)
+    outcome = replace(outcome, run=Run(step=1, best_ppl=20.0, best_step=1))
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: outcome)
+    assert app.run(["demo", "--out", str(tmp_path)]) == exits
+    out, error = capsys.readouterr()
+    assert "take 2 (kept)" in out
+    assert error == ("" if exits == 0 else "dsmr: silence 0.5 is not within 0 .. 0.1, as in the corpus\n")
+
+
+def test_the_command_leaves_other_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert app.run(["demo", "--out", str(tmp_path), "--force"]) == 2
+    assert capsys.readouterr().err.startswith(f"dsmr: {tmp_path}: expected a folder for the demonstration alone")
