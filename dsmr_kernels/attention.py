@@ -71,7 +71,8 @@ def recurrent_attention(
             raise ValueError(f"window: {window!r} needs a memory, whose horizon it is; got memory=None")
         memory, append = _no_memory(k), False
     _check_memory(q, k, memory, window)
-    _check_ragged(q, segment_start, segment_len)
+    if segment_start is not None or segment_len is not None:
+        _check_ragged(q, segment_start, segment_len)
     if alibi_slopes is not None:
         _check_slopes(q, alibi_slopes)
     if scale is None:
@@ -121,18 +122,19 @@ def _check_memory(q: Tensor, k: Tensor, memory: RingMemory, window: str) -> None
         raise TypeError(f"memory: expected a RingMemory, stack[layer] of a MemoryStack, got {type(memory).__name__}")
     if window not in ("segment", "token"):
         raise ValueError(f"window: expected 'segment' or 'token', got {window!r}")
-    geometry, lanes, kv_heads, dim = memory.geometry, memory.k.shape[0], memory.k.shape[1], memory.k.shape[3]
-    if (lanes, kv_heads, dim) != (k.shape[0], k.shape[2], k.shape[3]):
+    geometry = memory.geometry
+    batch, tokens, kv_heads, dim = k.shape
+    ring = memory.k.shape
+    if (ring[0], ring[1], ring[3]) != (batch, kv_heads, dim):
         raise ValueError(
-            f"memory: expected B, Hkv, D of k = {k.shape[0]}, {k.shape[2]}, {k.shape[3]}, "
-            f"got a ring of {lanes}, {kv_heads}, {dim}"
+            f"memory: expected B, Hkv, D of k = {batch}, {kv_heads}, {dim}, got a ring of {ring[0]}, {ring[1]}, {ring[3]}"
         )
     if memory.k_scale is None and memory.k.dtype != q.dtype:
         raise TypeError(f"memory: expected a ring of q's type {q.dtype} or a quantised one, got {memory.k.dtype}")
     if memory.k.device != q.device:
         raise ValueError(f"memory: expected q's device {q.device}, got {memory.k.device}")
-    if q.shape[1] > geometry.max_segment:
-        raise ValueError(f"q: expected T <= max_segment={geometry.max_segment}, the ring's slack, got {q.shape[1]}")
+    if tokens > geometry.max_segment:
+        raise ValueError(f"q: expected T <= max_segment={geometry.max_segment}, the ring's slack, got {tokens}")
     if window == "token" and geometry.retention.stride > 1:
         raise ValueError("window: 'token' needs a ring that keeps every token, got one with a retention stride above 1")
     # Activation checkpointing replays a segment during backward, when time has moved on: that is what old clocks are
