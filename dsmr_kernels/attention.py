@@ -127,7 +127,8 @@ def _check_memory(q: Tensor, k: Tensor, memory: RingMemory, window: str) -> None
     ring = memory.k.shape
     if (ring[0], ring[1], ring[3]) != (batch, kv_heads, dim):
         raise ValueError(
-            f"memory: expected B, Hkv, D of k = {batch}, {kv_heads}, {dim}, got a ring of {ring[0]}, {ring[1]}, {ring[3]}"
+            f"memory: expected B, Hkv, D of k = {batch}, {kv_heads}, {dim}, "
+            f"got a ring of {ring[0]}, {ring[1]}, {ring[3]}"
         )
     if memory.k_scale is None and memory.k.dtype != q.dtype:
         raise TypeError(f"memory: expected a ring of q's type {q.dtype} or a quantised one, got {memory.k.dtype}")
