@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -280,15 +280,16 @@ def generate(
     sampled: list[list[int]] = [[] for _ in lanes]
     wall_seconds = [0.0] * len(lanes)
     begun = shown = time.perf_counter()
-    for step in steps:
-        now = time.perf_counter()
-        for i, token in enumerate(step.tolist()):
-            if token != NO_TOKEN:
-                sampled[i].append(token)
-                wall_seconds[i] = now - begun
-        if progress is not None and (now - shown > PROGRESS_SECONDS or all(lane.stopped for lane in lanes)):
-            progress(_progress(lanes, now - begun))
-            shown = now
+    with closing(steps):
+        for step in steps:
+            now = time.perf_counter()
+            for i, token in enumerate(step.tolist()):
+                if token != NO_TOKEN:
+                    sampled[i].append(token)
+                    wall_seconds[i] = now - begun
+            if progress is not None and (now - shown > PROGRESS_SECONDS or all(lane.stopped for lane in lanes)):
+                progress(_progress(lanes, now - begun))
+                shown = now
     return [_take(*each, include_prompt) for each in zip(lanes, sampled, wall_seconds, strict=True)]
 
 

@@ -236,6 +236,16 @@ def test_the_model_evaluates_while_it_plays_and_returns_to_its_mode(training: bo
     assert model.training is training
 
 
+def test_an_interrupted_model_returns_to_its_mode() -> None:
+    def interrupt(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    model = make_model()
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, tokens=2, progress=interrupt)
+    assert model.training
+
+
 def test_nobody_else_is_put_into_inference_mode() -> None:
     steps = stream(make_model())
     next(steps)
