@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .PHONY: demo test lint clean
+.DELETE_ON_ERROR: # an environment whose making broke off is no environment
 
 demo: $(VENV)/.music-installed
 	$(VENV)/bin/dsmr demo --out demo --force
@@ -18,7 +19,7 @@ lint: $(VENV)/.dev-installed
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find dsmr dsmr_kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.music-installed: EXTRAS = music

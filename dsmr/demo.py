@@ -36,7 +36,7 @@ from dsmr.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-CORPUS, RUN, METRICS = "corpus.dsmr", "run", "metrics.json"
+CORPUS, RUN, METRICS = "corpus.tokens", "run", "metrics.json"
 MUSIC, SOUND, ROLL = "music.mid", "music.wav", "music.png"
 BY_POSITION, CURVE, TAKES = "nll_by_position.png", "training.png", "takes"
 FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, BY_POSITION, CURVE, TAKES)

@@ -41,7 +41,7 @@ def maestro(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch MAESTRO v3.0.0 into PATH first (58 MB, CC BY-NC-SA 4.0).")
     ] = False,
-    out: OutOption = Path("data/maestro.dsmr"),
+    out: OutOption = Path("data/maestro.tokens"),
     workers: WorkersOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -66,7 +66,7 @@ def folder(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder; those below it are searched too.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="STORE", help="The store to write.", show_default="data/<folder>.dsmr"),
+        typer.Option("--out", "-o", metavar="STORE", help="The store to write.", show_default="data/<folder>.tokens"),
     ] = None,
     validation: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to validate on.")] = 0.05,
     test: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to test on.")] = 0.05,
@@ -80,7 +80,7 @@ def folder(
     """
     from dsmr.corpus.prepare import prepare_folder
 
-    out = out or Path("data") / f"{path.resolve().name}.dsmr"
+    out = out or Path("data") / f"{path.resolve().name}.tokens"
     check_free(out, force)
     begun = time.monotonic()
     with reading_input(), progress_bar("reading") as progress:
@@ -90,7 +90,7 @@ def folder(
 
 @app.command()
 def pianist(
-    out: OutOption = Path("data/pianist.dsmr"),
+    out: OutOption = Path("data/pianist.tokens"),
     tokens: Annotated[int, typer.Option(metavar="N", min=1, help="About how many tokens to compose.")] = (2_000_000),
     shortest: Annotated[int, typer.Option(metavar="N", help="Tokens of the shortest pieces, about.")] = 2_000,
     longest: Annotated[int, typer.Option(metavar="N", help="Tokens of the longest pieces, about.")] = 30_000,

@@ -104,7 +104,7 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(music: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("stores") / "corpus.dsmr"
+    path = tmp_path_factory.mktemp("stores") / "corpus.tokens"
     prepare_folder(music, path, validation=0.2, test=0.2, workers=1)
     return path
 
@@ -252,7 +252,7 @@ class TestSchedule:
 
 class TestPrepare:
     def test_reports_the_store_and_every_file_left_out(self, music: Path, tmp_path: Path) -> None:
-        path = tmp_path / "new" / "corpus.dsmr"
+        path = tmp_path / "new" / "corpus.tokens"
         text = succeeds("prepare", "folder", music, "--out", path, "--workers", 1)
         prepared = TokenStore.open(path)
         assert len(prepared.pieces) == 6
@@ -260,7 +260,7 @@ class TestPrepare:
         assert re.search(r"1 files left out:\n  broken.mid: .+\n$", text)
 
     def test_tells_machines_the_same(self, music: Path, tmp_path: Path) -> None:
-        path = tmp_path / "corpus.dsmr"
+        path = tmp_path / "corpus.tokens"
         found = json.loads(succeeds("prepare", "folder", music, "--out", path, "--workers", 1, "--json"))
         assert found["store"] == str(path)
         assert sum(found["pieces"].values()) == 6
@@ -268,7 +268,7 @@ class TestPrepare:
         assert [each["source"] for each in found["left_out"]] == ["broken.mid"]
 
     def test_replaces_a_store_only_if_told_to(self, music: Path, tmp_path: Path) -> None:
-        path = tmp_path / "corpus.dsmr"
+        path = tmp_path / "corpus.tokens"
         path.write_bytes(b"precious")
         assert f"{path}: exists already; --force replaces it" in fails("prepare", "folder", music, "--out", path)
         assert path.read_bytes() == b"precious"
@@ -276,7 +276,7 @@ class TestPrepare:
         assert len(TokenStore.open(path).pieces) == 6
 
     def test_lets_the_pianist_compose(self, tmp_path: Path) -> None:
-        path = tmp_path / "pianist.dsmr"
+        path = tmp_path / "pianist.tokens"
         succeeds("prepare", "pianist", "--out", path, "--tokens", 9000, "--longest", 3000, "--workers", 1)
         pieces = TokenStore.open(path).pieces
         assert len(pieces) >= 3
@@ -284,8 +284,8 @@ class TestPrepare:
 
     @pytest.mark.parametrize("kind", ["folder", "maestro"])
     def test_explains_what_is_no_corpus(self, kind: str, tmp_path: Path) -> None:
-        assert "nowhere: expected a" in fails("prepare", kind, tmp_path / "nowhere", "--out", tmp_path / "out.dsmr")
-        assert not (tmp_path / "out.dsmr").exists()
+        assert "nowhere: expected a" in fails("prepare", kind, tmp_path / "nowhere", "--out", tmp_path / "out.tokens")
+        assert not (tmp_path / "out.tokens").exists()
 
 
 class TestTrain:
@@ -343,7 +343,7 @@ class TestTrain:
             (["--steps", 1, "--heads", 3], "heads: expected a divisor of width"),
             (["--steps", 1, "--lanes", 0], "lanes: expected at least 1, got 0"),
             (["--steps", 1, "--device", "abacus"], "--device: expected one that works here, got 'abacus'"),
-            (["--steps", 1, "--data", "nowhere.dsmr"], "nowhere.dsmr: no such token store"),
+            (["--steps", 1, "--data", "nowhere.tokens"], "nowhere.dsmr: no such token store"),
         ],
         ids=["budget", "preset", "schedule", "heads", "lanes", "device", "data"],
     )
@@ -381,7 +381,7 @@ class TestEvaluate:
 
     def test_explains_what_is_wrong(self, store: Path, checkpoint: Path, tmp_path: Path) -> None:
         assert "expected a checkpoint" in fails("evaluate", tmp_path / "nothing", "--data", store)
-        assert "no such token store" in fails("evaluate", checkpoint, "--data", tmp_path / "nothing.dsmr")
+        assert "no such token store" in fails("evaluate", checkpoint, "--data", tmp_path / "nothing.tokens")
         assert "split: expected one of" in fails("evaluate", checkpoint, "--data", store, "--split", "half")
 
 
