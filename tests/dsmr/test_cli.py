@@ -343,7 +343,7 @@ class TestTrain:
             (["--steps", 1, "--heads", 3], "heads: expected a divisor of width"),
             (["--steps", 1, "--lanes", 0], "lanes: expected at least 1, got 0"),
             (["--steps", 1, "--device", "abacus"], "--device: expected one that works here, got 'abacus'"),
-            (["--steps", 1, "--data", "nowhere.tokens"], "nowhere.dsmr: no such token store"),
+            (["--steps", 1, "--data", "nowhere.tokens"], "nowhere.tokens: no such token store"),
         ],
         ids=["budget", "preset", "schedule", "heads", "lanes", "device", "data"],
     )
