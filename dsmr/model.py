@@ -28,8 +28,9 @@ class ModelConfig:
         schedule: one memory horizon per layer; its length is the number of layers.
         segment: T, the tokens of a training segment; `window="segment"` makes generation keep to the same segments.
         window: "segment" (all queries of a segment see the same memory) or "token" (a sliding window per query).
-        position: "sinusoidal" adds Vaswani et al.'s (2017) signal to the input of the Q and K projections;
-            "rotary" rotates q and k (Su et al. 2021). Both count from the beginning of the piece.
+        position: "rotary" rotates q and k (Su et al. 2021); "sinusoidal" adds Vaswani et al.'s (2017) signal to the
+            input of the Q and K projections, as Depth-Structured Music Recurrence does. Both count from the beginning
+            of the piece.
         position_base: the base of either position's geometric series of wavelengths.
         feed_forward: hidden size of the feed-forward network as a multiple of `width`.
         dropout: probability, applied to the embedding and to both residual branches.
@@ -41,7 +42,7 @@ class ModelConfig:
     schedule: Schedule
     segment: int = 1024
     window: Window = "segment"
-    position: str = "sinusoidal"
+    position: str = "rotary"
     position_base: float = 10_000.0
     feed_forward: int = 4
     dropout: float = 0.1
@@ -104,7 +105,7 @@ def _two_scale(layers: int, long: int, short: int, **sizes: Any) -> ModelConfig:
 
 
 PRESETS = {
-    "tiny": _two_scale(5, long=2048, short=512, width=128, heads=4, kv_heads=4, segment=512),
+    "tiny": _two_scale(5, long=2048, short=256, width=128, heads=2, kv_heads=2, segment=256, dropout=0.0),
     "small": _two_scale(6, long=4096, short=512, width=256, heads=4, kv_heads=4),
     "base": _two_scale(8, long=8192, short=512, width=512, heads=8, kv_heads=8),
     "large": _two_scale(12, long=8192, short=512, width=768, heads=12, kv_heads=12),
@@ -204,15 +205,18 @@ class Transformer(nn.Module):
         Returns:
             logits `[B, T, vocab_size]`.
         """
-        angles = self._angles(tokens, state, segment_start)
+        position = self._position(tokens, state, segment_start)
         x = self.dropout(self.embedding(tokens))
         for block, memory in zip(self.blocks, state, strict=True):
-            x = block(x, angles, memory, segment_start, segment_len)
+            x = block(x, position, memory, segment_start, segment_len)
         state.advance(tokens.shape[1], segment_start, segment_len, segment_size)
         return F.linear(self.norm(x), self.embedding.weight)
 
-    def _angles(self, tokens: Tensor, state: MemoryStack, segment_start: Tensor | None) -> Tensor:
-        """Each token's index in its piece times the frequencies of the position signal, `[B, T, size / 2]`."""
+    def _position(self, tokens: Tensor, state: MemoryStack, segment_start: Tensor | None) -> Tensor:
+        """The position signal of all layers, by each token's index in its piece.
+
+        Sinusoidal: `[B, T, width]`. Rotary: cosines and sines `[2, B, T, 1, D / 2]`.
+        """
         rows = torch.arange(tokens.shape[1], device=tokens.device)
         index = state.clock.length[:, None] + rows
         if segment_start is not None:
@@ -220,7 +224,10 @@ class Transformer(nn.Module):
         size = self.config.width if self.config.position == "sinusoidal" else self.config.head_dim
         dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)  # half precision cannot count tokens
         exponent = torch.arange(0, size, 2, device=tokens.device, dtype=dtype) / size
-        return index[..., None] * self.config.position_base**-exponent
+        angles = index[..., None] * self.config.position_base**-exponent
+        if self.config.position == "sinusoidal":
+            return torch.cat([angles.sin(), angles.cos()], -1)
+        return torch.stack([angles.cos(), angles.sin()])[:, :, :, None]
 
 
 class Block(nn.Module):
@@ -241,29 +248,29 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: Tensor,
+        position: Tensor,
         memory: RingMemory,
         segment_start: Tensor | None,
         segment_len: Tensor | None,
     ) -> Tensor:
         """`x [B, T, width]` to the same shape; appends this layer's keys and values to `memory`."""
-        x = x + self.dropout(self._attend(self.attention_norm(x), angles, memory, segment_start, segment_len))
-        x = x + self.dropout(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
+        x = x + self.dropout(self._attend(self.attention_norm(x), position, memory, segment_start, segment_len))
+        x = x + self.dropout(self.down(F.gelu(self.up(self.feed_forward_norm(x)), approximate="tanh")))
         return x
 
     def _attend(
         self,
         h: Tensor,
-        angles: Tensor,
+        position: Tensor,
         memory: RingMemory,
         segment_start: Tensor | None,
         segment_len: Tensor | None,
     ) -> Tensor:
         heads = self.config.heads
-        positioned = h + sinusoid(angles).to(h.dtype) if self.config.position == "sinusoidal" else h
+        positioned = h + position.to(h.dtype) if self.config.position == "sinusoidal" else h
         q_and_k = self.query_key(positioned).unflatten(-1, (-1, self.config.head_dim))  # [B, T, H + Hkv, D]
         if self.config.position == "rotary":
-            q_and_k = rotate(q_and_k, angles)
+            q_and_k = rotate(q_and_k, position)
         v = self.value(h).unflatten(-1, (-1, self.config.head_dim))  # [B, T, Hkv, D]
         o = recurrent_attention(
             q_and_k[:, :, :heads],
@@ -279,13 +286,8 @@ class Block(nn.Module):
         return out
 
 
-def sinusoid(angles: Tensor) -> Tensor:
-    """Vaswani et al. (2017), section 3.5: `[..., n]` angles to `[..., 2 n]`, all sines before all cosines."""
-    return torch.cat([angles.sin(), angles.cos()], -1)
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Su et al. (2021), "RoFormer": rotate the halves of `x [B, T, heads, D]` by `angles [B, T, D / 2]`."""
-    cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
-    first, second = x.to(angles.dtype).chunk(2, -1)
+def rotate(x: Tensor, position: Tensor) -> Tensor:
+    """Su et al. (2021), "RoFormer": rotate the halves of `x [B, T, heads, D]` by `position`, cosines and sines."""
+    cos, sin = position
+    first, second = x.to(cos.dtype).chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x.dtype)
