@@ -452,11 +452,14 @@ class TestDoctor:
         assert re.search(r"│ eager +│ cpu +│ works", text)
         assert "DSMR_KERNELS_IMPL" in text
 
-    def test_tells_machines_the_same(self) -> None:
+    def test_tells_machines_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DSMR_KERNELS_IMPL", "eager")
+        monkeypatch.delenv("HF_HOME", raising=False)
         found = json.loads(succeeds("doctor", "--json"))
         assert found["back_ends"]["eager"]["cpu"] is None
         assert found["packages"]["torch"]
-        assert found["environment"]["OMP_NUM_THREADS"] == "1"
+        assert found["environment"]["DSMR_KERNELS_IMPL"] == "eager"
+        assert found["environment"]["HF_HOME"] is None
 
     def test_says_why_a_back_end_does_not_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("dsmr_kernels.backends.NAMES", ("eager", "imaginary"))
