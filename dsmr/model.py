@@ -115,8 +115,8 @@ PRESETS = {
 class Transformer(nn.Module):
     """A decoder-only Transformer over segments; its recurrent state is a `MemoryStack` and nothing else.
 
-    Source: the block of Depth-Structured Music Recurrence (arXiv 2602.19816) as its authors describe it: positions enter
-    the Q and K projections only, keys and values of the segment join the layer's detached memory.
+    Source: the block of Depth-Structured Music Recurrence (arXiv 2602.19816), as its authors describe it: positions
+    enter queries and keys only, and the segment's keys and values join the layer's detached memory.
     """
 
     def __init__(self, config: ModelConfig) -> None:
