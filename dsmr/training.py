@@ -63,8 +63,8 @@ class TrainingConfig:
         validations: how many, spread evenly over the budget; the last one is at its end.
         validation_tokens: how many tokens each of them scores, always the same ones; None: the whole split.
         log_every: steps between two rows of `metrics.jsonl`.
-        autocast: compute in bfloat16 where PyTorch deems it safe; "auto": on GPUs that have it. (On CPUs it is slower
-            than float32, with AVX512-BF16 too: the matrices are too small to pay for the conversions.)
+        autocast: compute in bfloat16 where PyTorch deems it safe; "auto": on GPUs that have it. (On a CPU with
+            AVX512-BF16 it brought `tiny` no clear gain: there attention computes in float32 all the same.)
         seed: of the order of pieces, the augmentation and the dropout.
 
     Raises:
