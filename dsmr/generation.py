@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from dsmr.corpus.augment import HIGHEST_KEY, LOWEST_KEY
 from dsmr.model import Transformer
 from dsmr.tokens import (
     BEGIN,
@@ -44,6 +45,9 @@ AtEnd = Literal["stop", "restart", "forbid"]
 
 NO_TOKEN = -1
 """In what `stream` yields: this lane's take has ended."""
+
+LONGEST_NOTE_SECONDS = 8.0
+"""A key that has sounded for so long is released: about what a string rings, and longer than 99 % of real notes."""
 
 PROGRESS_SECONDS = 0.1  # between two calls of a progress callback
 
@@ -108,6 +112,8 @@ class Grammar:
 
     - In one step note-offs come before note-ons, and each kind goes up in pitch.
     - Only a sounding key is released, and only a silent one is struck: one that is struck again is released first.
+    - Only the 88 keys of a piano are struck, and one that has sounded for `LONGEST_NOTE_SECONDS` is released. That is
+      not the codec's rule but the instrument's: models that are young forget keys that they hold.
     - A velocity differs from the one in force, and a note-on follows it; the first note-on has one.
     - Only a shift of a whole second is followed by another.
     - END follows the release of the last sounding key: a piece has notes. PAD and BEGIN are never allowed.
@@ -116,10 +122,14 @@ class Grammar:
     """
 
     _PITCH = np.arange(PITCHES)
+    _KEYS = (_PITCH >= LOWEST_KEY) & (_PITCH <= HIGHEST_KEY)
+    _LONGEST = round(LONGEST_NOTE_SECONDS * STEPS_PER_SECOND)
 
     def __init__(self) -> None:
         self._last = BEGIN
         self._sounding = np.zeros(PITCHES, dtype=np.bool_)
+        self._struck = np.zeros(PITCHES, dtype=np.int64)  # the step in which each key was last struck
+        self._now = 0
         self._velocity_bin: int | None = None
         self._order = -1  # of the last event in this step: pitch for note-offs, PITCHES + pitch for note-ons
 
@@ -128,9 +138,11 @@ class Grammar:
         if token < TIME_SHIFT:
             pitch, is_on = token % PITCHES, token < NOTE_OFF
             self._sounding[pitch] = is_on
+            self._struck[pitch] = self._now
             self._order = pitch + PITCHES * is_on
         elif token < VELOCITY:
             self._order = -1
+            self._now += token - TIME_SHIFT + 1
         else:
             self._velocity_bin = token - VELOCITY
         self._last = token
@@ -138,7 +150,11 @@ class Grammar:
     def allowed(self, *, end: bool) -> NDArray[np.bool_]:
         """bool `[V]`: what may come next; `end` says whether END may, where the piece can end at all."""
         mask = np.zeros(VOCAB_SIZE, dtype=np.bool_)
-        strikable = ~self._sounding & (self._order - PITCHES < self._PITCH)
+        overdue = self._sounding & (self._now - self._struck >= self._LONGEST) & (self._order < self._PITCH)
+        if overdue.any() and not VELOCITY <= self._last < PAD:
+            mask[NOTE_OFF + int(overdue.argmax())] = True
+            return mask
+        strikable = self._KEYS & ~self._sounding & (self._order - PITCHES < self._PITCH)
         if strikable.any():
             if self._velocity_bin is not None:
                 mask[NOTE_ON:NOTE_OFF] = strikable
