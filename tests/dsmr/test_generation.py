@@ -22,7 +22,6 @@ from dsmr.tokens import (
     NOTE_DTYPE,
     NOTE_OFF,
     PAD,
-    PITCHES,
     TIME_SHIFT,
     VELOCITY,
     VOCAB_SIZE,
