@@ -54,7 +54,7 @@ PROGRESS_SECONDS = 0.1  # between two calls of a progress callback
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the model's distribution, after impossible tokens have been taken out.
+    """How a token is drawn from the model's distribution, once impossible tokens are out and releases are aimed.
 
     Args:
         temperature: divides the logits; 0 takes the most probable token.
@@ -87,7 +87,7 @@ class Sampling:
         Raises:
             ValueError: the logits are not finite.
         """
-        scores = np.where(allowed, logits, -np.inf).astype(np.float64)
+        scores = np.where(allowed, aim_releases(logits, allowed), -np.inf).astype(np.float64)
         best = int(scores.argmax())
         if not math.isfinite(scores[best]):
             raise ValueError("logits: expected finite numbers, got NaN or infinity: are the weights those of a model?")
@@ -167,6 +167,21 @@ class Grammar:
         mask[TIME_SHIFT:VELOCITY] = not TIME_SHIFT <= self._last < VELOCITY - 1
         mask[END] = end and self._last < TIME_SHIFT and not self._sounding.any()
         return mask
+
+
+def aim_releases(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Logits `[V]` in which the probability of releasing some key is all on keys that can be released.
+
+    A young model knows that it is time for a note-off, but not well which keys sound. If what it gives to silent keys
+    were lost with them, fewer keys would be released than struck, and they would pile up.
+    """
+    releases = slice(NOTE_OFF, TIME_SHIFT)
+    possible = logits[releases][allowed[releases]]
+    if not len(possible):
+        return logits
+    aimed = logits.copy()
+    aimed[releases] += np.logaddexp.reduce(logits[releases]) - np.logaddexp.reduce(possible)
+    return aimed
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dsmr.generation import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, generate, stream
+from dsmr.generation import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, aim_releases, generate, stream
 from dsmr.model import ModelConfig, Transformer
 from dsmr.schedules import make_schedule
 from dsmr.tokens import (
@@ -148,7 +148,8 @@ def test_temperature_zero_takes_the_best_allowed_token() -> None:
     take = generate(make_model(), [None], tokens=40, sampling=sampling)[0]
     grammar = Grammar()
     for token, logits in zip(take.ids.tolist(), sampling.seen, strict=True):
-        assert token == np.where(grammar.allowed(end=True), logits, -np.inf).argmax()
+        allowed = grammar.allowed(end=True)
+        assert token == np.where(allowed, aim_releases(logits, allowed), -np.inf).argmax()
         grammar.accept(token)
 
 
@@ -418,9 +419,26 @@ def test_a_forgotten_key_is_released_after_its_longest_time() -> None:
 # Sampling
 
 
+def test_releases_are_aimed_at_keys_that_sound() -> None:
+    """The probability of a release stays what the model says, and its proportions among sounding keys do, too."""
+    logits = np.random.default_rng(0).normal(size=VOCAB_SIZE).astype(np.float32)
+    allowed = np.ones(VOCAB_SIZE, dtype=np.bool_)
+    allowed[NOTE_OFF:TIME_SHIFT] = False
+    assert np.array_equal(aim_releases(logits, allowed), logits), "no key to release: nothing changes"
+    allowed[[NOTE_OFF + 60, NOTE_OFF + 64]] = True
+    before, after = (np.exp(x.astype(np.float64)) for x in (logits, aim_releases(logits, allowed)))
+    wanted = before[NOTE_OFF:TIME_SHIFT].sum()
+    np.testing.assert_allclose(after[[NOTE_OFF + 60, NOTE_OFF + 64]].sum(), wanted, rtol=1e-5)
+    np.testing.assert_allclose(
+        after[NOTE_OFF + 60] / after[NOTE_OFF + 64], before[NOTE_OFF + 60] / before[NOTE_OFF + 64], rtol=1e-5
+    )
+    assert np.array_equal(np.delete(after, range(NOTE_OFF, TIME_SHIFT)), np.delete(before, range(NOTE_OFF, TIME_SHIFT)))
+
+
 def reference_weights(logits: np.ndarray, allowed: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Probabilities by the definitions, one token after the other."""
-    p = np.where(allowed, np.exp(logits.astype(np.float64) / sampling.temperature), 0)
+    aimed = aim_releases(logits, allowed).astype(np.float64)
+    p = np.where(allowed, np.exp(aimed / sampling.temperature), 0)
     p /= p.sum()
     p[p < sampling.min_p * p.max()] = 0
     p /= p.sum()
