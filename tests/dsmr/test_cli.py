@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import io
 import json
@@ -43,7 +44,9 @@ SMALL_MODEL += ["--schedule", "two_scale", "--budget", 256]
 def start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dsmr", *map(str, arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    # In a background job the shell has Ctrl-C ignored, and children inherit that: make it count again.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
 
 
 def shell(*arguments: object, exits: int = 0) -> tuple[str, str]:
