@@ -77,7 +77,7 @@ QUICK = Plan(
     corpus_tokens=200_000,
     longest=6_000,
     training=TrainingConfig(minutes=0.4, lanes=8, learning_rate=2e-3, validations=2),
-    takes=2,
+    takes=4,
     seconds=20.0,
     beats_bigram=False,
 )
