@@ -54,7 +54,9 @@ def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
 def _run_forward(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     result = backends.choose(impl, call).forward(call)
     if call.append:  # whatever way the back end writes, autograd must notice
-        torch.autograd.graph.increment_version(list(call.memory.tensors().values()))
+        memory = call.memory
+        written = (memory.k, memory.v, memory.written, memory.k_scale, memory.v_scale)
+        torch.autograd.graph.increment_version([x for x in written if x is not None])
     return result
 
 
