@@ -102,6 +102,8 @@ def generate(
 
     Memory stays constant however long the music gets. Take I depends on the seed and I alone.
     """
+    import torch
+
     from dsmr.checkpoint import load_checkpoint
     from dsmr.generation import Sampling
     from dsmr.generation import generate as make_takes
@@ -120,6 +122,8 @@ def generate(
         for path in (name, *(name.with_suffix(suffix) for suffix in wanted)):
             check_free(path, force)
     where = choose_device(device)
+    if where.type == "cpu":
+        torch.set_num_threads(1)  # a token's products are too small to share: waiting for a second thread costs more
     with reading_input():
         sampling = Sampling(temperature, min_p, top_p)
         ids = None if prompt is None else encode(read_midi(prompt))
