@@ -16,7 +16,8 @@ from torch import Tensor
 from dsmr_kernels.geometry import Window
 from dsmr_kernels.memory import RingMemory
 
-NAMES = ("eager",)  # the best first
+FOR_DEVICE = {"cpu": ("eager",), "cuda": ("eager",)}  # the best first
+NAMES = tuple(sorted({name for names in FOR_DEVICE.values() for name in names}))
 ENVIRONMENT_VARIABLE = "DSMR_KERNELS_IMPL"
 
 
@@ -68,4 +69,5 @@ def choose(impl: str | None, call: Call) -> Backend:
         if reason:
             raise ValueError(f"impl={asked!r} cannot serve this call: {reason}")
         return backend
-    return next(backend for backend in map(load, NAMES) if not backend.unsupported(call))
+    candidates = FOR_DEVICE.get(call.q.device.type, ("eager",))
+    return next(backend for backend in map(load, candidates) if not backend.unsupported(call))

@@ -1,4 +1,4 @@
-"""Every law runs on every back end: a new one joins by its name in `dsmr_kernels.backends.NAMES`."""
+"""Every law runs on every back end: a new one joins by its name in `dsmr_kernels.backends.FOR_DEVICE`."""
 
 import pytest
 
