@@ -32,6 +32,7 @@ OPTIONAL = {"triton", "tensorboard", "pyfluidsynth"}
 
 VARIABLES = {
     "DSMR_KERNELS_IMPL": "the back end of recurrent_attention: one of those above; unset: the best one",
+    "DSMR_KERNELS_ISA": "the instruction set of the native CPU kernels; unset: the best that this processor runs",
     "OMP_NUM_THREADS": "read by PyTorch: CPU threads",
     "CUDA_VISIBLE_DEVICES": "read by PyTorch: which GPUs to see",
     "HF_HOME": "read by huggingface_hub: where downloaded checkpoints are kept",
