@@ -74,6 +74,7 @@ def examine() -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
         "packages": {name: _version(name) for name in PACKAGES},
+        "native": _native(),
         "back_ends": _back_ends(devices),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
     }
@@ -95,6 +96,22 @@ def _gpu(index: int) -> dict[str, Any]:
         "compute_capability": f"{properties.major}.{properties.minor}",
         "memory_bytes": properties.total_memory,
         "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+    }
+
+
+def _native() -> dict[str, Any] | str:
+    """The native CPU kernels: what was built by what, for which processors; or why there are none."""
+    from dsmr_kernels.backends.cpu import library
+
+    try:
+        found = library.load()
+    except (library.Unavailable, ValueError) as reason:  # not there; or an instruction set that is not
+        return str(reason)
+    return {
+        "file": str(found.path),
+        "compiler": found.compiler,
+        "instruction_sets": list(found.available),
+        "in_use": found.isa,
     }
 
 
@@ -125,6 +142,12 @@ def _print(found: dict[str, Any]) -> None:
     cpu = found["cpu"]
     stdout.print(f"dsmr {found['dsmr']}, Python {found['python']}, {found['system']}", markup=False)
     stdout.print(f"CPU: {cpu['threads']} threads on {cpu['cores']} cores, {cpu['instructions']}")
+    native = found["native"]
+    if isinstance(native, str):
+        stdout.print(f"Native CPU kernels: none ({native})", markup=False)
+    else:
+        available = ", ".join(native["instruction_sets"])
+        stdout.print(f"Native CPU kernels: {native['in_use']} of {available}; built by {native['compiler']}")
     for gpu in found["gpus"]:
         stdout.print(
             f"GPU: {gpu['name']}, compute capability {gpu['compute_capability']}, "

@@ -33,6 +33,7 @@ from dsmr.model import PRESETS
 from dsmr.tokens import NOTE_DTYPE, Performance, encode
 from dsmr.training import TrainingConfig
 from dsmr.version import __version__
+from dsmr_kernels.backends.cpu import library
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
@@ -469,6 +470,20 @@ class TestDoctor:
         reasons = doctor.examine()["back_ends"]
         assert reasons["eager"]["cpu"] is None
         assert "imaginary" in reasons["imaginary"]["cpu"]
+
+    def test_says_which_native_kernels_there_are_or_why_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def absent() -> library.NativeLibrary:
+            raise library.Unavailable("never built")
+
+        reason = library.absence()
+        if reason:
+            assert reason in " ".join(succeeds("doctor").split())
+        else:
+            native = json.loads(succeeds("doctor", "--json"))["native"]
+            assert native["in_use"] in native["instruction_sets"]
+            assert f"Native CPU kernels: {native['in_use']}" in succeeds("doctor")
+        monkeypatch.setattr(library, "load", absent)
+        assert "Native CPU kernels: none (never built)" in succeeds("doctor")
 
     def test_fails_if_the_commands_lack_a_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(doctor.PACKAGES, "no-such-package", "the test")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,13 @@ def absence() -> str | None:
     except Unavailable as reason:
         return str(reason)
     return None
+
+
+@cache
+def announce_absence() -> None:
+    """Warn, the first time, that CPUs have to do without the native kernels."""
+    if reason := absence():
+        warnings.warn(f"attention on CPUs goes without the native kernels: {reason}", RuntimeWarning, stacklevel=2)
 
 
 def _how_to_build() -> str:
