@@ -1,1 +1,1 @@
-"""Measurements of this code on the machine at hand."""
+"""Measurements of this code and its peers: `python -m bench --help`, and METHOD.md beside this file."""

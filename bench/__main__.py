@@ -1,0 +1,92 @@
+"""`python -m bench COMMAND`: the command line. It pins threads before anything imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+MEASURED = ("attention", "decode", "append", "overhead")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, start one process a thread count where this one is not pinned so, and run."""
+    arguments = _parser().parse_args(argv)
+    if arguments.device.startswith("cpu"):
+        unpinned = [n for n in arguments.threads if not _pinned(n)]
+        if len(arguments.threads) > 1 or unpinned:
+            return max(_in_process(n, argv if argv is not None else sys.argv[1:]) for n in arguments.threads)
+    return _measure(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this code and its peers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in MEASURED:
+        command = commands.add_parser(name)
+        command.add_argument("--shapes", nargs="+", default=[], metavar="SHAPE", help="B1-T256-H8-Hkv8-D64-M1024-fp32")
+        command.add_argument("--contenders", nargs="+", default=[], metavar="NAME", help="parts of their names")
+        command.add_argument("--device", default="cpu", help="cpu or cuda")
+        command.add_argument("--threads", type=_counts, default=[1], metavar="1,2", help="CPU threads, pinned")
+        command.add_argument("--quick", action="store_true", help="tiny shapes and three rounds: shows that it runs")
+        command.add_argument("--seconds", type=float, default=3.0, help="measuring time a case")
+        command.add_argument("--out", type=Path, help="folder of the results (default: the machine's own)")
+    return parser
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(part) for part in text.split(",")]
+    if any(n < 1 or n > (os.cpu_count() or 1) for n in counts):
+        raise argparse.ArgumentTypeError(f"expected counts from 1 to {os.cpu_count()}, got {text}")
+    return counts
+
+
+def _pinned(threads: int) -> bool:
+    """OpenMP reads its environment once: was this process started with `threads` threads on as many cores?"""
+    return os.environ.get("OMP_NUM_THREADS") == str(threads) and (
+        not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == threads
+    )
+
+
+def _in_process(threads: int, argv: list[str]) -> int:
+    """The same command in a process of its own, pinned."""
+    environment = {**os.environ, **{f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL")}}
+    before = None
+    if hasattr(os, "sched_getaffinity"):
+        before = os.sched_getaffinity(0)
+        if len(before) < threads:
+            print(f"bench: asked for {threads} threads and may use {len(before)} cores", file=sys.stderr)
+            return 2
+        os.sched_setaffinity(0, sorted(before)[:threads])  # the child inherits it
+    try:
+        command = [sys.executable, "-m", "bench", *argv, "--threads", str(threads)]
+        return subprocess.run(command, env=environment, check=False).returncode
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from bench import measure, runner, table
+
+    if arguments.device == "cpu":
+        torch.set_num_threads(arguments.threads[0])
+    settings = runner.Settings(
+        device=torch.device(arguments.device),
+        quick=arguments.quick,
+        shapes=tuple(arguments.shapes),
+        contenders=tuple(arguments.contenders),
+        limits=measure.QUICK if arguments.quick else measure.Limits(seconds=arguments.seconds),
+    )
+    made = runner.run(arguments.command, settings, lambda row: None)
+    table.show(made)
+    print(f"\nwritten: {runner.save(made, arguments.out)}")
+    return 1 if any(row.status == "wrong" for row in made.rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

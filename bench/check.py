@@ -1,0 +1,120 @@
+"""Is a contender right? Asked before its time counts, of the oracle in float64, with derived tolerances.
+
+A result may be off by twice the error of the oracle computed in the case's own precision, plus rounding. Rounding: once
+to the result's type, and once more in float32 where constants are folded into the logits (as in the kernels' tests).
+After a step that appends, the memory must hold the newest M entries, bit for bit if it is not quantised.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench import fill
+from bench.shapes import Inputs, Shape
+from dsmr_kernels.reference import reference_attention
+
+if TYPE_CHECKING:
+    from bench.cases import AttentionCase
+
+
+class Expected(NamedTuple):
+    """The exact value of one result and the largest error allowed."""
+
+    value: Tensor
+    allowed: float
+
+
+def wrong(case: AttentionCase, contender: Any, device: torch.device) -> str | None:
+    """What is wrong with one step of the contender on fresh inputs, or None."""
+    (inputs,) = case.inputs(device, 1)
+    prepared = contender.prepare(case, inputs)
+    with prepared.context():
+        results = prepared.step()
+    if case.task != "append":
+        results = as_named(results)
+        expected = oracle(case.shape, case.task == "training", contender.storage, contender.causal, device)
+        if results.keys() != expected.keys():
+            return f"returned {list(results)}, expected {list(expected)}"
+        for name, (value, allowed) in expected.items():
+            result = results[name]
+            if result.shape != value.shape or result.dtype != case.shape.torch_dtype:
+                return f"{name}: {list(result.shape)} {result.dtype}, expected {list(value.shape)} as the inputs"
+            error = float((result.detach().double() - value).abs().max())
+            if not error <= allowed:  # NaN is wrong, too
+                return f"{name}: off by {error:.2g}, allowed {allowed:.2g}"
+    if prepared.memory is None:
+        return None
+    return _wrong_memory(case.shape, inputs, contender.storage, *prepared.memory())
+
+
+def as_named(results: Any) -> dict[str, Tensor]:
+    """A step's return value by name: o alone, or `(o, dq, dk, dv)`."""
+    return {"o": results} if isinstance(results, Tensor) else dict(zip(("o", "dq", "dk", "dv"), results, strict=False))
+
+
+def _wrong_memory(shape: Shape, inputs: Inputs, storage: str | None, k: Tensor, v: Tensor) -> str | None:
+    """Compare `k, v [B, Hkv, M, D]`, oldest first, with what must be there after the segment."""
+    for name, held, past, new in (("k", k, inputs.past_k, inputs.k), ("v", v, inputs.past_v, inputs.v)):
+        want = torch.cat([past, new.detach().transpose(1, 2)], 2)[:, :, new.shape[1] :]
+        if storage:
+            want = fill.dequantised(want, storage)
+        if held.shape != want.shape or not torch.equal(held.to(want.dtype), want):
+            return f"memory: {name} does not hold the newest {shape.horizon} entries"
+    return None
+
+
+@lru_cache(maxsize=2)
+def oracle(
+    shape: Shape, gradients: bool, storage: str | None, causal: bool, device: torch.device
+) -> dict[str, Expected]:
+    """What a step on the inputs of seed 0 must return. Lane by lane, so that memory does not grow with lanes."""
+    inputs = Inputs.random(shape, device, 0, False)
+    function = _reference if causal else _unmasked
+    per_lane = []
+    for lane in range(shape.lanes):
+        one = Inputs(*(x[lane : lane + 1] for x in vars(inputs).values()))
+        exact, lse = function(shape, one, storage, torch.float64, gradients)
+        rough, _ = function(shape, one, storage, shape.torch_dtype, gradients)
+        per_lane.append((exact, rough, lse))
+    expected = {}
+    for name in per_lane[0][0]:
+        exact = torch.cat([lane[0][name] for lane in per_lane])
+        rough = torch.cat([lane[1][name] for lane in per_lane])
+        largest = float(exact.abs().max())
+        folding = torch.finfo(torch.float32).eps * (1 + max(float(lane[2].abs().max()) for lane in per_lane))
+        rounding = (torch.finfo(shape.torch_dtype).eps + folding) * largest
+        expected[name] = Expected(exact, 2 * float((rough.double() - exact).abs().max()) + rounding)
+    return expected
+
+
+def _reference(
+    shape: Shape, inputs: Inputs, storage: str | None, dtype: torch.dtype, gradients: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    stack = fill.stack(shape, inputs, storage)
+    q, k, v = (x.to(dtype).requires_grad_(gradients) for x in (inputs.q, inputs.k, inputs.v))
+    o, lse = reference_attention(q, k, v, stack[0], window=shape.window)  # type: ignore[arg-type]
+    return _with_gradients(o, (q, k, v), inputs, gradients), lse.detach()
+
+
+def _unmasked(
+    shape: Shape, inputs: Inputs, storage: str | None, dtype: torch.dtype, gradients: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """For contenders that are a bound, not a competitor: every query sees the whole segment."""
+    q, k, v = (x.to(dtype).requires_grad_(gradients) for x in (inputs.q, inputs.k, inputs.v))
+    group = shape.heads // shape.kv_heads
+    keys, values = (
+        torch.cat([past.to(dtype), x.transpose(1, 2)], 2).repeat_interleave(group, 1)
+        for past, x in ((inputs.past_k, k), (inputs.past_v, v))
+    )
+    scores = q.transpose(1, 2) @ keys.transpose(2, 3) * shape.head_dim**-0.5
+    o = (scores.softmax(-1) @ values).transpose(1, 2)
+    return _with_gradients(o, (q, k, v), inputs, gradients), scores.detach().logsumexp(-1)
+
+
+def _with_gradients(o: Tensor, leaves: tuple[Tensor, ...], inputs: Inputs, gradients: bool) -> dict[str, Tensor]:
+    grads = torch.autograd.grad(o, leaves, inputs.do.to(o.dtype)) if gradients else ()
+    return as_named((o.detach(), *grads))

@@ -1,0 +1,62 @@
+"""FlexAttention, compiled: with its block mask made once, and made anew at every call (as moving memory may need)."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from bench.cases import AttentionCase
+from bench.contenders import Contender, Prepared, differentiated
+from bench.contenders.sdpa import concatenated
+from bench.shapes import Inputs
+
+
+def contenders(device: torch.device) -> list[Contender]:
+    """Compiling takes 20 s and more on CPUs: there it is measured only if named."""
+    return [
+        Contender(
+            f"FlexAttention compiled, {what}, cat",
+            frozenset({"forward", "training"}),
+            f"torch {torch.__version__}",
+            partial(_prepare, rebuild=rebuild),
+            _unavailable,
+            on_request=device.type == "cpu",
+        )
+        for what, rebuild in (("block mask made once", False), ("block mask made each call", True))
+    ]
+
+
+def _unavailable(case: AttentionCase, device: torch.device) -> str | None:
+    if device.type == "cpu" and case.task == "training":
+        return "FlexAttention has no backward pass on CPUs"
+    return None
+
+
+@cache
+def _compiled():
+    return torch.compile(flex_attention), torch.compile(create_block_mask)
+
+
+def _prepare(case: AttentionCase, inputs: Inputs, rebuild: bool) -> Prepared:
+    shape = case.shape
+    attend, make_mask = _compiled()
+
+    def visible(b, h, query, key):
+        past = key - shape.horizon
+        if shape.window == "segment":
+            return past <= query
+        return (past <= query) & (query - past < shape.horizon)
+
+    sizes = (visible, None, None, shape.tokens, shape.horizon + shape.tokens)
+    made_once = create_block_mask(*sizes, device=str(inputs.q.device))
+
+    def forward() -> Tensor:
+        mask = make_mask(*sizes, device=str(inputs.q.device)) if rebuild else made_once
+        grouped = shape.heads != shape.kv_heads
+        o = attend(inputs.q.transpose(1, 2), *concatenated(inputs), block_mask=mask, enable_gqa=grouped)
+        return o.transpose(1, 2)
+
+    return Prepared(differentiated(case, inputs, forward))

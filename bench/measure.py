@@ -1,0 +1,143 @@
+"""Timing that can be believed: contenders take turns, inputs rotate through more than the cache, medians per round."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long one case may be measured. A round times every contender once."""
+
+    seconds: float = 3.0  # no new round after this, once there are `least`
+    least: int = 5
+    most: int = 100
+    slow_factor: float = 4.0  # a contender this much slower than the fastest ...
+    slow_rounds: int = 3  # ... takes part in so many rounds only
+
+
+QUICK = Limits(seconds=0.0, least=3, most=3)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One contender ready to be timed: the same step over each copy of the inputs, and a context that is not timed."""
+
+    name: str
+    steps: Sequence[Step]
+    context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Median and the 20 % and 80 % quantiles."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Quantiles:
+        """Linear interpolation between samples."""
+        return cls(*(float(x) for x in np.quantile(np.asarray(samples, dtype=float), (0.2, 0.5, 0.8))))
+
+    def rounded(self) -> list[float]:
+        """`[low, median, high]` to four significant digits, for JSON."""
+        return [float(f"{x:.4g}") for x in (self.low, self.median, self.high)]
+
+
+def ratio(samples: Sequence[float], base: Sequence[float]) -> Quantiles:
+    """Quantiles of `samples / base`, round by round: what both saw of a busy machine cancels."""
+    return Quantiles.of([a / b for a, b in zip(samples, base, strict=False)])
+
+
+def difference(samples: Sequence[float], base: Sequence[float]) -> Quantiles:
+    """Quantiles of `samples - base`, round by round."""
+    return Quantiles.of([a - b for a, b in zip(samples, base, strict=False)])
+
+
+def copies(input_bytes: int, cache_bytes: int) -> int:
+    """How many sets of inputs of `input_bytes` to rotate through so that none is still in the cache: 2 to 64."""
+    return min(max(-(-2 * cache_bytes // max(input_bytes, 1)), 2), 64)
+
+
+def rounds(trials: Sequence[Trial], device: torch.device, hot: bool, limits: Limits) -> dict[str, list[float]]:
+    """Seconds of each trial in each round it took part in (slow ones in the first few only).
+
+    Who begins changes from round to round. Every round takes the next copy of the inputs; `hot` times a call right
+    after the same call on the same inputs. On a CPU `perf_counter`, on a GPU CUDA events around the call, which see
+    the gaps that a slow host leaves between kernels.
+    """
+    samples: dict[str, list[float]] = {trial.name: [] for trial in trials}
+    warm_up = {}
+    for trial in trials:
+        for index in (0, 1):  # the first call may compile or allocate
+            warm_up[trial.name] = _timed(trial, index, device)()
+    slow = {name for name, t in warm_up.items() if t > limits.slow_factor * min(warm_up.values())}
+    collecting = gc.isenabled()
+    gc.disable()
+    begin = time.monotonic()
+    try:
+        for number in range(limits.most):
+            pending = []
+            shift = number % len(trials)
+            for trial in (*trials[shift:], *trials[:shift]):
+                if trial.name in slow and number >= limits.slow_rounds:
+                    continue
+                if hot:
+                    _timed(trial, number, device)
+                pending.append((trial.name, _timed(trial, number, device)))
+            for name, elapsed in pending:
+                samples[name].append(elapsed())
+            if number + 1 >= limits.least and time.monotonic() - begin > limits.seconds:
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def _timed(trial: Trial, number: int, device: torch.device) -> Callable[[], float]:
+    """Run one step; a function that gives its seconds (and, on a GPU, waits for them)."""
+    step = trial.steps[number % len(trial.steps)]
+    with trial.context():
+        if device.type == "cuda":
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            result = step()
+            stop.record()
+            del result
+
+            def elapsed() -> float:
+                stop.synchronize()
+                return start.elapsed_time(stop) / 1000
+
+            return elapsed
+        begin = time.perf_counter()
+        result = step()
+        seconds = time.perf_counter() - begin
+        del result  # outside the measurement: what a step allocates, its successor pays for
+        return lambda: seconds
+
+
+def captured(step: Step) -> Step:
+    """The step as a CUDA graph, to be replayed: what it costs without the host."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -1,0 +1,84 @@
+"""Results as files: one JSON object a line, first what ran, then a row for every case and contender."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+
+
+@dataclass
+class Row:
+    """One contender in one case. `status`: timed, wrong, failed or unavailable, and `reason` unless timed."""
+
+    task: str
+    case: str
+    fields: dict[str, Any]
+    contender: str
+    version: str
+    ours: bool
+    like_for_like: bool
+    status: str
+    reason: str = ""
+    storage: str | None = None
+    rounds: int = 0
+    seconds: list[float] = field(default_factory=list)  # 20 %, median, 80 %
+    beyond: list[float] = field(default_factory=list)  # the same of what it takes beyond another contender
+    against: dict[str, list[float]] = field(default_factory=dict)  # the same of time / time of each of ours
+    work: dict[str, float] = field(default_factory=dict)  # flops, bytes, tokens
+    roofline: float | None = None  # the machine's best possible time / median; None where nothing bounds it
+    peak_bytes: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What a file's rows have in common: they were measured in one process."""
+
+    command: str
+    device: str
+    threads: int
+    machine: dict[str, Any]
+    machine_name: str
+    versions: dict[str, str]
+    commit: str
+    peaks: dict[str, Any]
+    quick: bool
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """`decode, 2 threads`, or the command alone on a GPU."""
+        return self.command + (f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else "")
+
+
+def save(run: Run, folder: Path) -> Path:
+    """Write `COMMAND-DEVICE[-THREADS].jsonl` under `folder`, replacing an older one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (f"{run.command}-{run.device}" + (f"-{run.threads}" if run.device == "cpu" else "") + ".jsonl")
+    head = {key: value for key, value in vars(run).items() if key != "rows"}
+    lines = [json.dumps(head), *(json.dumps(vars(row)) for row in run.rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def load(path: Path) -> Run:
+    """The inverse of `save`."""
+    head, *rows = (json.loads(line) for line in path.read_text().splitlines())
+    return Run(**head, rows=[Row(**row) for row in rows])
+
+
+def load_machine(paths: Iterable[Path]) -> list[Run]:
+    """Runs of one machine, in order of their files' names. ValueError if they come from several."""
+    runs = [load(path) for path in sorted(paths)]
+    machines = {json.dumps(run.machine, sort_keys=True): run.machine_name for run in runs}
+    if len(machines) > 1:
+        raise ValueError(
+            f"results: expected runs of one machine, got {sorted(machines.values())}; "
+            "times of different machines are not compared"
+        )
+    return runs

@@ -1,0 +1,155 @@
+"""Run the cases of a command: check every contender, time those that are right, write what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import contenders, machine, measure, results
+from bench.cases import Case, cases
+from bench.contenders import Contender
+from bench.measure import Limits, Trial
+from bench.results import Row, Run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line chose."""
+
+    device: torch.device
+    quick: bool = False
+    shapes: tuple[str, ...] = ()
+    contenders: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    seconds: float = float("inf")  # no new case after this
+
+
+def run(command: str, settings: Settings, show: Callable[[Row], None], peaks: machine.Peaks | None = None) -> Run:
+    """Measure every case of `command`; `show` is called with each row as it is ready."""
+    begin = time.monotonic()
+    device = settings.device
+    described = machine.describe(device)
+    peaks = peaks or machine.measure_peaks(device, described.cache_bytes, settings.quick)
+    made = Run(
+        command=command,
+        device=device.type,
+        threads=torch.get_num_threads(),
+        machine=vars(described),
+        machine_name=described.name,
+        versions=machine.versions(),
+        commit=machine.commit(),
+        peaks=peaks.as_dict(),
+        quick=settings.quick,
+    )
+    for case in cases(command, device, settings.quick, settings.shapes):
+        if time.monotonic() - begin > settings.seconds:
+            rows = [_row(case, None, "skipped", f"the time for {command} was over")]
+        else:
+            rows = run_case(case, settings, peaks, described.cache_bytes)
+        for row in rows:
+            made.rows.append(row)
+            show(row)
+    return made
+
+
+def run_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes: int) -> list[Row]:
+    """One row a contender, in the registry's order."""
+    device = settings.device
+    rows: dict[str, Row] = {}
+    right: list[Contender] = []
+    for contender in contenders.for_case(case, device, settings.contenders):
+        status, reason = judge(case, contender, device)
+        rows[contender.name] = _row(case, contender, status, reason)
+        if status == "right":
+            right.append(contender)
+    inputs = case.inputs(device, 1 if case.hot else measure.copies(case.input_bytes, cache_bytes))
+    trials = []
+    for contender in right:
+        try:
+            trials.append(_trial(case, contender, inputs))
+        except RuntimeError as error:  # a step that cannot be captured, or too little memory for all copies
+            rows[contender.name].status, rows[contender.name].reason = "failed", _first_line(error)
+    samples = measure.rounds(trials, device, case.hot, settings.limits) if trials else {}
+    bases = [contender.name for contender in right if contender.ours and contender.name in samples]
+    for contender in right:
+        if contender.name in samples:
+            _fill(rows[contender.name], case, contender, samples, bases, peaks)
+    return list(rows.values())
+
+
+def judge(case: Case, contender: Contender, device: torch.device) -> tuple[str, str]:
+    """`("right", "")`, or unavailable, failed or wrong and why."""
+    if reason := contender.unavailable(case, device):
+        return "unavailable", reason
+    try:
+        reason = case.wrong(contender, device)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # reported, and never timed
+        return "failed", _first_line(error)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return ("wrong", reason) if reason else ("right", "")
+
+
+def _trial(case: Case, contender: Contender, inputs: Sequence[Any]) -> Trial:
+    prepared = [contender.prepare(case, one) for one in inputs]
+    steps = [p.step for p in prepared]
+    if case.graph:
+        with prepared[0].context():
+            steps = [measure.captured(step) for step in steps]
+    return Trial(contender.name, steps, contextlib.nullcontext if case.graph else prepared[0].context)
+
+
+def _row(case: Case, contender: Contender | None, status: str, reason: str) -> Row:
+    return Row(
+        task=case.task,
+        case=case.name,
+        fields=case.fields,
+        contender=contender.name if contender else "",
+        version=contender.version if contender else "",
+        ours=contender.ours if contender else False,
+        like_for_like=contender.like_for_like if contender else False,
+        storage=contender.storage if contender else None,
+        status=status,
+        reason=reason,
+    )
+
+
+def _fill(
+    row: Row,
+    case: Case,
+    contender: Contender,
+    samples: dict[str, list[float]],
+    bases: Sequence[str],
+    peaks: machine.Peaks,
+) -> None:
+    own = samples[contender.name]
+    work = case.work(contender.storage)
+    times = measure.Quantiles.of(own)
+    row.status = "timed"
+    row.rounds = len(own)
+    row.seconds = times.rounded()
+    row.work = work._asdict()
+    row.against = {base: measure.ratio(own, samples[base]).rounded() for base in bases if base != contender.name}
+    if contender.minus in samples:
+        row.beyond = measure.difference(own, samples[contender.minus]).rounded()
+    dtype = case.fields.get("dtype")
+    if not case.hot and dtype in peaks.flops and contender.minus is None:
+        best = max(work.flops / peaks.flops[dtype], work.bytes / max(peaks.read, peaks.copy))
+        row.roofline = float(f"{best / times.median:.4g}")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+
+
+def save(made: Run, out: Path | None) -> Path:
+    """Under `out`, or under the machine's own folder of committed results."""
+    return results.save(made, out or results.FOLDER / made.machine_name)

@@ -1,0 +1,91 @@
+"""Rows on a terminal: with rich where it is installed, else as aligned text."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from bench import units
+from bench.results import Row, Run
+
+HEADER = ("contender", "median", "20 % - 80 %", "x ours", "rate", "% of roof", "")
+
+
+def cells(row: Row, base: str | None) -> tuple[str, ...]:
+    """One line of a table; `base` names the contender of ours that ratios refer to."""
+    if row.status != "timed":
+        return (row.contender, row.status, "", "", "", "", row.reason)
+    low, median, high = row.seconds
+    ratio = row.against.get(base, []) if base else []
+    notes = [] if row.like_for_like else ["not like for like"]
+    if row.beyond:
+        notes = [f"{row.beyond[1] * 1e6:+.3g} us beyond it"]
+    return (
+        row.contender,
+        units.seconds(median),
+        f"{units.seconds(low)} - {units.seconds(high)}",
+        f"{ratio[1]:.2f}" if ratio else ("1" if row.contender == base else ""),
+        rate(row),
+        f"{100 * row.roofline:.0f}" if row.roofline is not None else "",
+        ", ".join(notes),
+    )
+
+
+def rate(row: Row) -> str:
+    """FLOP/s where arithmetic is the work, bytes/s where moving is, tokens/s for models."""
+    flops, moved, median = row.work["flops"], row.work["bytes"], row.seconds[1]
+    if flops > 8 * moved:
+        return f"{flops / median / 1e9:,.0f} GFLOP/s"
+    if moved:
+        return f"{moved / median / 1e9:.1f} GB/s"
+    return f"{row.work['tokens'] / median:,.0f} tokens/s"
+
+
+def base_of(rows: Sequence[Row]) -> str | None:
+    """The fastest of ours that computes what the case asks."""
+    own = [row for row in rows if row.status == "timed" and row.ours and row.like_for_like]
+    return min(own, key=lambda row: row.seconds[1]).contender if own else None
+
+
+def grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows by (task, case), in their order."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.task, row.case), []).append(row)
+    return groups
+
+
+def show(run: Run) -> None:
+    """Print every case as a table."""
+    print(f"{run.title}: {run.machine['cpu'] if run.device == 'cpu' else run.machine['gpu']}, commit {run.commit}")
+    for (task, case), rows in grouped(run.rows).items():
+        base = base_of(rows)
+        work = next((row.work for row in rows if row.work and row.storage is None), {})
+        title = f"{task} {case}"
+        if work:
+            title += f": {work['flops'] / 1e9:.4g} GFLOP, {units.size(work['bytes'])}"
+        _print(title, [cells(row, base) for row in rows if row.status != "unavailable"])
+    reasons: dict[str, set[str]] = {}
+    for row in run.rows:
+        if row.status == "unavailable":
+            reasons.setdefault(row.reason, set()).add(row.contender)
+    for reason, names in reasons.items():
+        print(f"unavailable in some or all cases, {reason}: {'; '.join(sorted(names))}")
+
+
+def _print(title: str, lines: Sequence[tuple[str, ...]]) -> None:
+    if importlib.util.find_spec("rich"):
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for i, name in enumerate(HEADER):
+            table.add_column(name, justify="right" if 0 < i < len(HEADER) - 1 else "left")
+        for line in lines:
+            table.add_row(*line)
+        Console(width=150).print(table)
+        return
+    widths = [max(len(line[i]) for line in (HEADER, *lines)) for i in range(len(HEADER))]
+    print(f"\n{title}")
+    for line in (HEADER, *lines):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

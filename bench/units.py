@@ -1,0 +1,23 @@
+"""Names of number types, and sizes and times as people read them."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def seconds(x: float) -> str:
+    """`12.3 us`, `4.56 ms`, `1.23 s`."""
+    for unit, factor in (("us", 1e6), ("ms", 1e3)):
+        if x * factor < 1000:
+            return f"{x * factor:.3g} {unit}"
+    return f"{x:.3g} s"
+
+
+def size(x: float) -> str:
+    """`1.5 MiB`."""
+    for unit, factor in (("B", 1), ("KiB", 2**10), ("MiB", 2**20)):
+        if x / factor < 1024:
+            return f"{x / factor:.3g} {unit}"
+    return f"{x / 2**30:.3g} GiB"

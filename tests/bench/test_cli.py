@@ -1,0 +1,81 @@
+"""The command line, from a shell, with nothing but what a bare machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench import results, table
+from bench.__main__ import main
+
+NOTHING_OPTIONAL = """
+import importlib.util, runpy, sys
+hidden = {"rich", "typer", "matplotlib", "pytest", "symusic", "safetensors"}
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hide())
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in hidden else find(name, package)
+sys.argv = ["bench", *sys.argv[1:]]
+runpy.run_module("bench", run_name="__main__")
+"""
+
+
+def bench(*arguments, script=None):
+    command = [sys.executable, *(["-c", script] if script else ["-m", "bench"]), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+def test_a_quick_run_writes_results_and_a_table(tmp_path):
+    done = bench("decode", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    made = results.load(tmp_path / "decode-cpu-1.jsonl")
+    assert (made.command, made.threads, made.quick) == ("decode", 1, True)
+    assert {row.status for row in made.rows} == {"timed", "unavailable"}
+    assert "ring + matmul" in done.stdout
+    assert "GFLOP" in done.stdout
+
+
+def test_without_rich_the_table_is_plain_text(tmp_path):
+    done = bench("overhead", "--quick", "--out", str(tmp_path), script=NOTHING_OPTIONAL)
+    assert done.returncode == 0, done.stderr
+    assert "recurrent_attention, eager" in done.stdout
+    assert "│" not in done.stdout
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores to pin to"
+)
+def test_each_thread_count_has_a_process_and_a_file_of_its_own(tmp_path):
+    done = bench("append", "--quick", "--threads", "1,2", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [results.load(tmp_path / f"append-cpu-{n}.jsonl").threads for n in (1, 2)] == [1, 2]
+
+
+def test_a_wrong_contender_fails_the_run_and_has_no_time(tmp_path):
+    done = bench("attention", "--quick", "--contenders", "broken", "ours", "--out", str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    rows = [r for r in results.load(tmp_path / "attention-cpu-1.jsonl").rows if r.contender == "broken on purpose"]
+    assert rows
+    assert all(row.status == "wrong" and not row.seconds for row in rows)
+
+
+@pytest.mark.parametrize("arguments", [["decode", "--threads", "0"], ["decode", "--threads", "4096"], ["nothing"]])
+def test_bad_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "error" in capsys.readouterr().err
+
+
+def test_the_fastest_right_one_of_ours_is_the_base():
+    def row(name, median, like_for_like=True, ours=True):
+        return results.Row("t", "c", {}, name, "", ours, like_for_like, "timed", seconds=[median] * 3)
+
+    rows = [row("slow", 3.0), row("fast", 2.0), row("easier", 1.0, like_for_like=False), row("peer", 0.5, ours=False)]
+    assert table.base_of(rows) == "fast"

@@ -1,0 +1,92 @@
+"""Statistics and the order of measuring, with a clock that is told what to say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import measure
+from bench.measure import Limits, Quantiles, Trial
+
+CPU = torch.device("cpu")
+
+
+def test_quantiles_are_the_20_50_and_80_percent_ones():
+    assert Quantiles.of([5, 1, 3, 2, 4, 0]) == Quantiles(1, 2.5, 4)
+
+
+def test_ratio_is_the_median_of_ratios_not_the_ratio_of_medians():
+    ours, peer = [1.0, 10.0, 100.0], [2.0, 20.0, 50.0]
+    assert measure.ratio(peer, ours).median == 2.0  # medians alone would say 20 / 10; rounds say 2, 2, 0.5
+    assert measure.ratio([3.0, 1.0, 8.0], [1.0, 2.0, 4.0]).median == 2.0  # medians alone: 3 / 2
+
+
+def test_ratio_and_difference_use_the_rounds_that_both_took_part_in():
+    assert measure.ratio([2.0, 2.0], [1.0, 1.0, 100.0]).high == 2.0
+    assert measure.difference([2.0, 3.0], [1.0, 1.0, 100.0]).median == 1.5
+
+
+def test_rounded_keeps_four_digits():
+    assert Quantiles(1.23456e-5, 2, 3.00004).rounded() == [1.235e-5, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(2**20, 64), (2**24, 4), (2**30, 2), (0, 64)])
+def test_copies_exceed_twice_the_cache(size, expected):
+    assert measure.copies(size, 2**25) == expected
+
+
+class Clock:
+    """Stands in for the timing of one step: runs it and reports what the trial's name says."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.log = []
+        self.seconds = seconds
+        monkeypatch.setattr(measure, "_timed", self.timed)
+
+    def timed(self, trial, number, device):
+        trial.steps[number % len(trial.steps)]()
+        self.log.append((trial.name, number))
+        return lambda: self.seconds[trial.name]
+
+
+def trial(name, calls, copies=2):
+    return Trial(name, [lambda copy=copy: calls.append((name, copy)) for copy in range(copies)])
+
+
+def test_contenders_take_turns_in_beginning_and_inputs_rotate(monkeypatch):
+    clock, calls = Clock(monkeypatch, {"a": 1.0, "b": 1.0, "c": 1.0}), []
+    samples = measure.rounds([trial(name, calls) for name in "abc"], CPU, False, Limits(0, 3, 3))
+    assert {name: len(times) for name, times in samples.items()} == {"a": 3, "b": 3, "c": 3}
+    assert [name for name, _ in clock.log[6:]] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]  # 6 warm-up calls
+    assert [copy for _, copy in calls[6:]] == [0] * 3 + [1] * 3 + [0] * 3
+
+
+def test_hot_calls_the_same_inputs_untimed_first(monkeypatch):
+    clock, calls = Clock(monkeypatch, {"a": 1.0}), []
+    samples = measure.rounds([trial("a", calls)], CPU, True, Limits(0, 2, 2))
+    assert len(samples["a"]) == 2
+    assert clock.log[2:] == [("a", 0), ("a", 0), ("a", 1), ("a", 1)]
+
+
+def test_a_slow_contender_is_measured_in_few_rounds(monkeypatch):
+    Clock(monkeypatch, {"fast": 1.0, "slow": 4.5})
+    samples = measure.rounds([trial("fast", []), trial("slow", [])], CPU, False, Limits(0, 6, 6))
+    assert (len(samples["fast"]), len(samples["slow"])) == (6, 3)
+
+
+def test_the_real_clock_counts_the_step_and_not_its_context():
+    entered = []
+
+    class Context:
+        def __enter__(self):
+            entered.append("in")
+
+        def __exit__(self, *_):
+            entered.append("out")
+
+    seen = []
+    one = Trial("a", [lambda: seen.append(list(entered))], Context)
+    samples = measure.rounds([one], CPU, False, Limits(0, 1, 1))
+    assert seen[0] == ["in"]
+    assert entered == ["in", "out"] * 3
+    assert samples["a"][0] > 0
