@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dsmr_kernels.backends import Call
+from dsmr_kernels.backends.triton.backward import launch_delta, launch_dkdv, launch_dq
 from dsmr_kernels.backends.triton.configs import architecture, lookup
 from dsmr_kernels.backends.triton.forward import launch_forward
 from dsmr_kernels.backends.triton.launch import aligned, padded_dim, unsupported
 
-__all__ = ["forward", "unsupported"]
+__all__ = ["backward", "forward", "unsupported"]
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
@@ -26,6 +27,24 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     config = lookup("forward", architecture(call.q.device), padded_dim(call), call.q.dtype)
     launch_forward(call, o, lse, config).run()
     return o, lse
+
+
+def backward(
+    call: Call, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `dsmr_kernels.backends.Backend.backward`."""
+    need_dq, need_dkv = needs
+    shapes = [(x, x.shape if need else (0,)) for x, need in ((call.q, need_dq), (call.k, need_dkv), (call.v, need_dkv))]
+    dq, dk, dv = (x.new_empty(shape) for x, shape in shapes)
+    call, do = _aligned(call), aligned(do)
+    key = architecture(call.q.device), padded_dim(call), call.q.dtype
+    delta = torch.empty_like(lse)
+    launch_delta(call, o, do, dlse.contiguous(), delta).run()
+    if need_dq:
+        launch_dq(call, do, lse, delta, dq, lookup("dq", *key)).run()
+    if need_dkv:
+        launch_dkdv(call, do, lse, delta, dk, dv, lookup("dkdv", *key)).run()
+    return dq, dk, dv
 
 
 def _aligned(call: Call) -> Call:

@@ -24,7 +24,6 @@ from dsmr_kernels.backends.triton.ring import (
     recent_span,
 )
 from dsmr_kernels.backends.triton.tile import (
-    BEFORE_ALL,
     EXACT,
     LN2,
     LOG2E,
@@ -34,8 +33,8 @@ from dsmr_kernels.backends.triton.tile import (
     fetch,
     load_rows,
     load_scales,
-    lower_bound,
     narrow,
+    row_bounds,
     store_rows,
 )
 
@@ -93,7 +92,7 @@ def attend_part(
     scale,
     factor,
     softcap,
-    slope,
+    steep,
     D: tl.constexpr,
     BD: tl.constexpr,
     BN: tl.constexpr,
@@ -124,7 +123,7 @@ def attend_part(
             x, _ = base2_logits(x, scale, softcap, CAPPED)
         if ALIBI:
             positions = entry_positions(entry + columns, count, first_group, length, stride, KEEP)
-            x -= slope * (rows[:, None] - positions[None, :]).to(tl.float32)
+            x -= steep * (rows[:, None] - positions[None, :]).to(tl.float32)
         hides = first + BN > end
         seen = (columns < end - first)[None, :]
         if BOUNDED:
@@ -132,7 +131,7 @@ def attend_part(
             seen = seen & (columns[None, :] >= (bound - entry)[:, None])
         if hides:
             x = tl.where(seen, x, float("-inf"))
-        v_scale = load_scales(v_scale_ptr, part + first, part + end, BN, STORAGE) if STORAGE != EXACT else 0.0
+        v_scale = load_scales(v_scale_ptr, part + first, part + end, BN, STORAGE)
         acc, peak, total = softmax_step(acc, peak, total, x, factor, v, v_scale, STORAGE, PRECISION)
     return acc, peak, total
 
@@ -198,25 +197,19 @@ def forward_kernel(
     kv_head = head // group
     rows, columns = m0 + tl.arange(0, BM), tl.arange(0, BN)
     real = tl.load(len_ptr + lane).to(tl.int32) if LENGTHS else T
-    live = m0 < real
     start_ptr += lane * T
     k_ptr += (lane * k_lane + kv_head * k_head) * UNIT
     v_ptr += (lane * v_lane + kv_head * v_head) * UNIT
     q_ptr += (lane * q_lane + head * q_head) * UNIT
     q = load_rows(q_ptr, q_row * UNIT, m0, real, D, BD, BM)  # [BM, BD]
     factor = scale * LOG2E if FACTORED else 1.0
-    slope = tl.load(slopes_ptr + head).to(tl.float32) * LOG2E if ALIBI else 0.0
+    steep = tl.load(slopes_ptr + head).to(tl.float32) * LOG2E if ALIBI else 0.0
 
     acc = tl.zeros([BM, BD], tl.float32)
     peak = tl.full([BM], -1.0e30, tl.float32)  # finite: a row that sees nothing must not meet inf - inf
     total = tl.zeros([BM], tl.float32)
-    low, low_first, low_last = rows, 0, 0
     horizon = tl.load(horizon_ptr)
-    if BOUNDED:
-        reach = tl.minimum(horizon, -BEFORE_ALL).to(tl.int32)
-        low = lower_bound(rows, start_ptr, T - 1, reach, TOKEN, STARTS)
-        low_first = lower_bound(m0, start_ptr, T - 1, reach, TOKEN, STARTS)
-        low_last = lower_bound(tl.minimum(m0 + BM, real) - 1, start_ptr, T - 1, reach, TOKEN, STARTS)
+    low, low_first, low_last = row_bounds(m0, real, start_ptr, T, horizon, BM, TOKEN, STARTS)
 
     if MEMORY:
         position, length, phase = read_clock(clock_ptr, lane, lanes)
@@ -226,32 +219,32 @@ def forward_kernel(
         k_scale_ptr += ring_head * (archive + recent)
         v_scale_ptr += ring_head * (archive + recent)
         count, slot, first_group = archive_span(position, length, phase, horizon, archive, stride, TOKEN, KEEP)
-        skipped = tl.where(live, tl.minimum(tl.maximum(low_first + count, 0), count) if BOUNDED else 0, count)
+        skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
         acc, peak, total = attend_part(
             *(acc, peak, total, q, ring_k_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),
             *(0, archive, slot, skipped, count, rows, low + count, low_last + count, first_group, length, stride),
-            *(scale, factor, softcap, slope, D, BD, BN, BOUNDED, CAPPED, ALIBI, FACTORED, STORAGE, KEEP),
+            *(scale, factor, softcap, steep, D, BD, BN, BOUNDED, CAPPED, ALIBI, FACTORED, STORAGE, KEEP),
             *(DESCRIPTOR, PRECISION),
         )
         if KEEP != ALL:
             count, slot = recent_span(position, length, phase, recent)
-            skipped = tl.where(live, tl.minimum(tl.maximum(low_first + count, 0), count) if BOUNDED else 0, count)
+            skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
             acc, peak, total = attend_part(
                 *(acc, peak, total, q, ring_k_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),
                 *(archive, recent, slot, skipped, count, rows, low + count, low_last + count, first_group, length),
-                *(stride, scale, factor, softcap, slope, D, BD, BN, BOUNDED, CAPPED, ALIBI, FACTORED, STORAGE, ALL),
+                *(stride, scale, factor, softcap, steep, D, BD, BN, BOUNDED, CAPPED, ALIBI, FACTORED, STORAGE, ALL),
                 *(DESCRIPTOR, PRECISION),
             )
 
     end = tl.minimum(m0 + BM, real)
-    for n0 in tl.range(tl.maximum(low_first, 0) if BOUNDED else 0, end, BN):
+    for n0 in tl.range(tl.maximum(low_first, 0), end, BN):
         k = fetch(k_source, lane, kv_head, k_ptr, k_row * UNIT, n0, end, D, BD, BN, DESCRIPTOR)  # [BN, BD]
         v = load_rows(v_ptr, v_row * UNIT, n0, end, D, BD, BN)  # [BN, BD]
         x = dot(q, tl.trans(k), PRECISION=PRECISION)  # [BM, BD] @ [BD, BN]
         if not FACTORED:
             x, _ = base2_logits(x, scale, softcap, CAPPED)
         if ALIBI:
-            x -= slope * (rows[:, None] - n0 - columns[None, :]).to(tl.float32)
+            x -= steep * (rows[:, None] - n0 - columns[None, :]).to(tl.float32)
         hides = n0 + BN > m0
         seen = columns[None, :] <= (rows - n0)[:, None]
         if BOUNDED:

@@ -99,11 +99,14 @@ def decoded(x, TYPE: tl.constexpr, STORAGE: tl.constexpr):
 
 @triton.jit
 def load_scales(ptr, first, end, ROWS: tl.constexpr, STORAGE: tl.constexpr):
-    """The factors of decoded rows: zero from row `end` on. `[ROWS]`"""
-    rows = first + tl.arange(0, ROWS)
-    scale = tl.load(ptr + rows, mask=rows < end, other=0.0)
-    if STORAGE == FLOAT8:
-        scale = scale * 256.0
+    """The factors of decoded rows, zero from row `end` on; ones for an exact ring. `[ROWS]`"""
+    if STORAGE == EXACT:
+        scale = tl.full([ROWS], 1.0, tl.float32)
+    else:
+        rows = first + tl.arange(0, ROWS)
+        scale = tl.load(ptr + rows, mask=rows < end, other=0.0)
+        if STORAGE == FLOAT8:
+            scale = scale * 256.0
     return scale
 
 
@@ -115,11 +118,22 @@ def lower_bound(rows, start_ptr, last_row, horizon, TOKEN: tl.constexpr, STARTS:
     """
     low = rows * 0 + BEFORE_ALL
     if STARTS:
-        start = tl.load(start_ptr + tl.minimum(rows, last_row)).to(tl.int32)
+        start = tl.load(start_ptr + tl.minimum(tl.maximum(rows, 0), last_row)).to(tl.int32)
         low = tl.where(start > 0, start, low)
     if TOKEN:
         low = tl.maximum(low, rows - horizon + 1)
     return low
+
+
+@triton.jit
+def row_bounds(m0, real, start_ptr, T, horizon, BM: tl.constexpr, TOKEN: tl.constexpr, STARTS: tl.constexpr):
+    """`lower_bound` of the rows `m0 ... m0 + BM - 1`, of the first and of the last real one."""
+    rows = m0 + tl.arange(0, BM)
+    reach = tl.minimum(horizon, -BEFORE_ALL).to(tl.int32)
+    low = lower_bound(rows, start_ptr, T - 1, reach, TOKEN, STARTS)
+    first = lower_bound(m0, start_ptr, T - 1, reach, TOKEN, STARTS)
+    last = lower_bound(tl.minimum(m0 + BM, real) - 1, start_ptr, T - 1, reach, TOKEN, STARTS)
+    return low, first, last
 
 
 @triton.jit
