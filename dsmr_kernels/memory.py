@@ -129,6 +129,7 @@ class MemoryStack:
         max_segment: the longest segment T that will be fed between two `advance` calls.
         dtype: the type of q, k and v (float32, bfloat16, float16 or float64), and of the rings unless `storage` is
             given.
+        device: where clock and rings live; None: PyTorch's default device.
         storage: None, "int8" or "float8_e4m3": quantised rings, one float32 scale per (lane, KV head, slot) for K and
             V.
         retention: None (keep every token) or a `Retention`; with a stride a horizon of M entries reaches M x stride
@@ -149,7 +150,7 @@ class MemoryStack:
         head_dim: int,
         max_segment: int,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         storage: Storage | None = None,
         retention: Retention | None = None,
         segments_in_flight: int = 1,
@@ -163,6 +164,7 @@ class MemoryStack:
         if storage is not None and storage not in QUANTISED:
             raise ValueError(f"storage: expected None or one of {sorted(QUANTISED)}, got {storage!r}")
         _check_horizons(horizons)
+        device = torch.get_default_device() if device is None else torch.device(device)
         self.dtype = dtype
         self.storage = storage
         self.clock = Clock(torch.zeros(3, lanes, dtype=torch.int64, device=device))
@@ -177,7 +179,7 @@ class MemoryStack:
                 Geometry.of(horizon, max_segment, retention or Retention(), segments_in_flight),
                 self.clock,
                 QUANTISED[storage].dtype if storage else dtype,
-                torch.device(device),
+                device,
             )
             for horizon in horizons
         ]

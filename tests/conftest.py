@@ -1,7 +1,19 @@
 """Settings that every test shares."""
 
+import pytest
+import torch
 from hypothesis import settings
 
 # The same examples every time: a failure seen by one person is seen by all, and nothing fails by the clock.
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU, tests marked `gpu` are left out."""
+    if torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]

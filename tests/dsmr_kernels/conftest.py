@@ -1,10 +1,28 @@
-"""Every law runs on every back end: a new one joins by its name in `dsmr_kernels.backends.FOR_DEVICE`."""
+"""Every law runs on every back end: a new one joins by its name in `dsmr_kernels.backends.FOR_DEVICE`.
+
+Triton's kernels run on a GPU, under the marker `gpu`; without one, in a process of their own, in Triton's interpreter:
+`TRITON_INTERPRET=1 python -m pytest tests/dsmr_kernels/test_laws.py tests/dsmr_kernels/test_ops.py tests/triton`.
+"""
+
+from collections.abc import Generator
+from contextlib import nullcontext
 
 import pytest
+import torch
 
 from dsmr_kernels import backends
+from tests.interpreter import INTERPRETED
+
+ON_GPU = [pytest.param("triton", marks=pytest.mark.gpu)]
 
 
-@pytest.fixture(scope="session", params=backends.NAMES)
+@pytest.fixture(scope="session", params=["triton"] if INTERPRETED else [*backends.FOR_DEVICE["cpu"], *ON_GPU])
 def impl(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests marked `gpu` make their tensors there."""
+    with torch.device("cuda") if item.get_closest_marker("gpu") else nullcontext():
+        return (yield)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dsmr_kernels import MemoryStack, Retention, recurrent_attention
+from dsmr_kernels import MemoryStack, Retention, backends, recurrent_attention
+from dsmr_kernels.backends import Call
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ class Inputs:
 
     @classmethod
     def random(cls, plan: Plan, heads: int, kv_heads: int, dim: int, seed: int = 0, dtype=torch.float32) -> Inputs:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         sizes = {"q": (heads, dim), "k": (kv_heads, dim), "v": (kv_heads, dim), "do": (heads, dim), "dlse": (heads,)}
         return cls(
             **{
                 name: [
-                    torch.randn(plan.length(b), *size, generator=generator, dtype=torch.float64).to(dtype)
+                    random_normal(generator, plan.length(b), *size, dtype=torch.float64).to(dtype)
                     for b in range(plan.lanes)
                 ]
                 for name, size in sizes.items()
@@ -73,6 +74,18 @@ class Inputs:
 
     def to(self, dtype: torch.dtype) -> Inputs:
         return Inputs(*([x.to(dtype) for x in group] for group in (self.q, self.k, self.v, self.do, self.dlse)))
+
+
+def random_normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The same numbers on every device: drawn by a CPU's generator, then moved to the default device."""
+    return torch.randn(shape, generator=generator, dtype=dtype, device="cpu").to(torch.get_default_device())
+
+
+def refusal(impl: str, dtype: torch.dtype) -> str | None:
+    """Why a back end cannot compute in `dtype`, or None."""
+    q, k, v = (torch.zeros(1, 1, 1, 16, dtype=dtype) for _ in range(3))
+    ring = MemoryStack([1], 1, 1, 16, 1, dtype)[0]
+    return backends.load(impl).unsupported(Call(q, k, v, ring, "segment", None, None, None, 1.0, 0.0, True))
 
 
 @dataclass

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from dsmr_kernels import MemoryStack, Retention, recurrent_attention
-from tests.dsmr_kernels.history import Inputs, Plan, assert_as_exact, explicit, new_stack, run
+from tests.dsmr_kernels.history import (
+    Inputs,
+    Plan,
+    assert_as_exact,
+    explicit,
+    new_stack,
+    random_normal,
+    refusal,
+    run,
+)
+from tests.interpreter import INTERPRETED
 
 RETENTIONS = [Retention(), Retention(3), Retention(4, "random")]
 KEPT = [pytest.param(r, id=f"stride{r.stride}-{r.keep}") for r in RETENTIONS]
@@ -28,7 +38,10 @@ def check(
     plan: Plan, impl: str, dtype: torch.dtype = torch.float32, seed: int = 0, poison: bool = True, **options
 ) -> None:
     """The operator against the definition. In steps, k and v get gradients from their own call only: not compared."""
+    if reason := refusal(impl, dtype):
+        pytest.skip(reason)
     inputs = Inputs.random(plan, heads=4, kv_heads=2, dim=16, seed=seed, dtype=dtype)
+    options = {name: torch.tensor(x) if isinstance(x, list) else x for name, x in options.items()}
     exact, peer = explicit(plan, inputs.to(torch.float64), **options), explicit(plan, inputs, **options)
     names = "o lse dq dk dv" if plan.steps is None else "o lse dq"
     assert_as_exact(run(plan, inputs, impl, poison, **options), exact, peer, dtype, names)
@@ -54,7 +67,7 @@ def test_law_1_holds_in_every_type(impl: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"softcap": 2.0}, {"alibi_slopes": torch.tensor([0.5, 0.25, 0.1, 0.0])}, {"scale": 0.7}],
+    [{"softcap": 2.0}, {"alibi_slopes": [0.5, 0.25, 0.1, 0.0]}, {"scale": 0.7}],
     ids=["softcap", "alibi", "scale"],
 )
 @pytest.mark.parametrize("retention", KEPT)
@@ -83,7 +96,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(pieces, segments, draw(st.integers(0, 20)), window, retention, draw(st.sampled_from([None, 1, 4])))
 
 
-@settings(max_examples=60)
+@settings(max_examples=4 if INTERPRETED else 60)
 @given(plan=plans(), seed=st.integers(0, 1000))
 def test_laws_1_2_and_5_hold_for_any_plan(impl: str, plan: Plan, seed: int) -> None:
     check(plan, impl, seed=seed)
@@ -114,8 +127,9 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("memory", ["none", "empty", "hidden"])
 def test_law_3_without_memory_it_is_causal_attention(impl: str, memory: str) -> None:
     tokens = 33
-    q, k, v = (torch.randn(2, tokens, heads, 32, dtype=torch.float64).requires_grad_() for heads in (6, 2, 2))
-    stack = MemoryStack([0 if memory == "hidden" else 8], 2, 2, 32, tokens, torch.float64)
+    dtype = torch.float32 if refusal(impl, torch.float64) else torch.float64
+    q, k, v = (torch.randn(2, tokens, heads, 32, dtype=dtype).requires_grad_() for heads in (6, 2, 2))
+    stack = MemoryStack([0 if memory == "hidden" else 8], 2, 2, 32, tokens, dtype)
     if memory == "hidden":
         recurrent_attention(torch.randn_like(q), k.detach() + 1, v.detach() + 1, stack[0])
         stack.advance(tokens)
@@ -125,17 +139,17 @@ def test_law_3_without_memory_it_is_causal_attention(impl: str, memory: str) -> 
     pairs = [(out, expected)]
     pairs += zip(*(torch.autograd.grad((o * cotangent).sum(), (q, k, v)) for o in (out, expected)), strict=True)
     for got, want in pairs:
-        # Two float64 computations of one thing: sums of up to `tokens` terms, each rounded.
-        torch.testing.assert_close(got, want, rtol=0, atol=tokens * 2**-52 * float(want.detach().abs().max()))
+        # Two computations of one thing: sums of up to `tokens` terms, each rounded.
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(got, want, rtol=0, atol=tokens * eps * float(want.detach().abs().max()))
 
 
 # Law 4: lanes are strangers.
 
 
 def streams(lanes: int, segments: int = 4, tokens: int = 16) -> list[tuple[torch.Tensor, ...]]:
-    generator = torch.Generator().manual_seed(5)
-    shapes = [(lanes, tokens, 4, 8), (lanes, tokens, 2, 8), (lanes, tokens, 2, 8)]
-    return [tuple(torch.randn(shape, generator=generator) for shape in shapes) for _ in range(segments)]
+    generator = torch.Generator("cpu").manual_seed(5)
+    return [tuple(random_normal(generator, lanes, tokens, heads, 8) for heads in (4, 2, 2)) for _ in range(segments)]
 
 
 def feed(impl: str, stack: MemoryStack, segments: list[tuple[torch.Tensor, ...]], reset: dict[int, list[int]]) -> list:
@@ -279,6 +293,7 @@ def test_law_8_a_ring_kept_across_advance_is_refused(impl: str) -> None:
 def test_law_9_quantised_rings_equal_the_dequantised(impl: str, storage: str, window: str) -> None:
     """Exact rings hold what the quantised ones hold, dequantised: the same call must give the same on both."""
     segments = streams(lanes=2, segments=5)
+    peer = "eager" if refusal(impl, torch.float64) else impl
     quantised = MemoryStack([20], 2, 2, 8, 16, storage=storage)
     for segment in segments:
         exact = MemoryStack([20], 2, 2, 8, 16, torch.float64)
@@ -286,9 +301,9 @@ def test_law_9_quantised_rings_equal_the_dequantised(impl: str, storage: str, wi
         exact[0].k.copy_(quantised[0].k.double() * quantised[0].k_scale[..., None])
         exact[0].v.copy_(quantised[0].v.double() * quantised[0].v_scale[..., None])
         results = []
-        for stack, dtype in ((quantised, torch.float32), (exact, torch.float64)):
+        for stack, dtype, name in ((quantised, torch.float32, impl), (exact, torch.float64, peer)):
             q, k, v = (x.to(dtype).requires_grad_() for x in segment)
-            out = recurrent_attention(q, k, v, stack[0], window=window, impl=impl)
+            out = recurrent_attention(q, k, v, stack[0], window=window, impl=name)
             results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
         for got, want in zip(*results, strict=True):
             # float32 against float64 over up to 36 terms of logits and weights.
