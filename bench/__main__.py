@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-MEASURED = ("attention", "decode", "append", "overhead")
+from bench.models import COMMANDS as MODELS
+
+MEASURED = ("attention", "decode", "append", "overhead", *MODELS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,6 +74,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     import torch
 
     from bench import measure, runner, table
+    from bench.models import summary
 
     if arguments.device == "cpu":
         torch.set_num_threads(arguments.threads[0])
@@ -84,6 +87,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     )
     made = runner.run(arguments.command, settings, lambda row: None)
     table.show(made)
+    if arguments.command in MODELS:
+        print("\n" + "\n".join(summary.lines(made)))
     print(f"\nwritten: {runner.save(made, arguments.out)}")
     return 1 if any(row.status == "wrong" for row in made.rows) else 0
 

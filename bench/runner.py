@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import contenders, machine, measure, results
+from bench import contenders, machine, measure, models, results
 from bench.cases import Case, cases
 from bench.contenders import Contender
 from bench.measure import Limits, Trial
 from bench.results import Row, Run
+
+Part = tuple[Any, Callable[[], list[Row]]]
+"""A case to name what is skipped for want of time, and a function that measures it, and what takes turns with it."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,23 @@ def run(command: str, settings: Settings, show: Callable[[Row], None], peaks: ma
         peaks=peaks.as_dict(),
         quick=settings.quick,
     )
-    for case in cases(command, device, settings.quick, settings.shapes):
-        if time.monotonic() - begin > settings.seconds:
-            rows = [_row(case, None, "skipped", f"the time for {command} was over")]
-        else:
-            rows = run_case(case, settings, peaks, described.cache_bytes)
+    for case, measured in _parts(command, settings, peaks, described.cache_bytes):
+        over = time.monotonic() - begin > settings.seconds
+        rows = [new_row(case, None, "skipped", f"the time for {command} was over")] if over else measured()
         for row in rows:
             made.rows.append(row)
             show(row)
     return made
+
+
+def _parts(command: str, settings: Settings, peaks: machine.Peaks, cache_bytes: int) -> list[Part]:
+    """What a command measures, one after another: each case of its own, but for whole models, which take turns."""
+    if command in models.COMMANDS:
+        if settings.shapes:
+            raise ValueError(f"--shapes: {command} has no shapes to choose")
+        return importlib.import_module(f"bench.models.{command}").parts(settings, peaks)
+    listed = cases(command, settings.device, settings.quick, settings.shapes)
+    return [(case, partial(run_case, case, settings, peaks, cache_bytes)) for case in listed]
 
 
 def run_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes: int) -> list[Row]:
@@ -65,7 +78,7 @@ def run_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes: 
     right: list[Contender] = []
     for contender in contenders.for_case(case, device, settings.contenders):
         status, reason = judge(case, contender, device)
-        rows[contender.name] = _row(case, contender, status, reason)
+        rows[contender.name] = new_row(case, contender, status, reason)
         if status == "right":
             right.append(contender)
     inputs = case.inputs(device, 1 if case.hot else measure.copies(case.input_bytes, cache_bytes))
@@ -74,7 +87,7 @@ def run_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes: 
         try:
             trials.append(_trial(case, contender, inputs))
         except RuntimeError as error:  # a step that cannot be captured, or too little memory for all copies
-            rows[contender.name].status, rows[contender.name].reason = "failed", _first_line(error)
+            rows[contender.name].status, rows[contender.name].reason = "failed", first_line(error)
     samples = measure.rounds(trials, device, case.hot, settings.limits) if trials else {}
     bases = [contender.name for contender in right if contender.ours and contender.name in samples]
     for contender in right:
@@ -90,7 +103,7 @@ def judge(case: Case, contender: Contender, device: torch.device) -> tuple[str, 
     try:
         reason = case.wrong(contender, device)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # reported, and never timed
-        return "failed", _first_line(error)
+        return "failed", first_line(error)
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -106,7 +119,8 @@ def _trial(case: Case, contender: Contender, inputs: Sequence[Any]) -> Trial:
     return Trial(contender.name, steps, contextlib.nullcontext if case.graph else prepared[0].context)
 
 
-def _row(case: Case, contender: Contender | None, status: str, reason: str) -> Row:
+def new_row(case: Case, contender: Contender | None, status: str, reason: str) -> Row:
+    """What is known of a contender in a case before it is timed; of a whole case if there is none."""
     return Row(
         task=case.task,
         case=case.name,
@@ -145,7 +159,8 @@ def _fill(
         row.roofline = float(f"{best / times.median:.4g}")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
 

@@ -32,13 +32,11 @@ def cells(row: Row, base: str | None) -> tuple[str, ...]:
 
 
 def rate(row: Row) -> str:
-    """FLOP/s where arithmetic is the work, bytes/s where moving is, tokens/s for models."""
+    """Tokens/s for models, FLOP/s where arithmetic is the work, bytes/s where moving is."""
+    if "tokens_per_second" in row.extra:
+        return f"{row.extra['tokens_per_second'][1]:,.0f} tokens/s"
     flops, moved, median = row.work["flops"], row.work["bytes"], row.seconds[1]
-    if flops > 8 * moved:
-        return f"{flops / median / 1e9:,.0f} GFLOP/s"
-    if moved:
-        return f"{moved / median / 1e9:.1f} GB/s"
-    return f"{row.work['tokens'] / median:,.0f} tokens/s"
+    return f"{flops / median / 1e9:,.0f} GFLOP/s" if flops > 8 * moved else f"{moved / median / 1e9:.1f} GB/s"
 
 
 def base_of(rows: Sequence[Row]) -> str | None:
@@ -63,7 +61,9 @@ def show(run: Run) -> None:
         work = next((row.work for row in rows if row.work and row.storage is None), {})
         title = f"{task} {case}"
         if work:
-            title += f": {work['flops'] / 1e9:.4g} GFLOP, {units.size(work['bytes'])}"
+            counted = [f"{work['flops'] / 1e9:.4g} GFLOP"] * (work["flops"] > 0)
+            counted += [units.size(work["bytes"])] * (work["bytes"] > 0)
+            title += ": " + ", ".join(counted or [f"{work['tokens']:,.0f} tokens"])
         _print(title, [cells(row, base) for row in rows if row.status != "unavailable"])
     reasons: dict[str, set[str]] = {}
     for row in run.rows:
