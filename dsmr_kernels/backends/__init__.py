@@ -16,7 +16,7 @@ from torch import Tensor
 from dsmr_kernels.geometry import Window
 from dsmr_kernels.memory import RingMemory
 
-FOR_DEVICE = {"cpu": ("eager",), "cuda": ("triton", "eager")}  # the best first
+FOR_DEVICE = {"cpu": ("cpu", "eager"), "cuda": ("triton", "eager")}  # the best first
 NAMES = tuple(sorted({name for names in FOR_DEVICE.values() for name in names}))
 ENVIRONMENT_VARIABLE = "DSMR_KERNELS_IMPL"
 

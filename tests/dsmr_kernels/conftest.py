@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dsmr_kernels import backends
+from dsmr_kernels.backends.cpu import library
 from tests.interpreter import INTERPRETED
 
 ON_GPU = [pytest.param("triton", marks=pytest.mark.gpu)]
@@ -18,6 +19,8 @@ ON_GPU = [pytest.param("triton", marks=pytest.mark.gpu)]
 
 @pytest.fixture(scope="session", params=["triton"] if INTERPRETED else [*backends.FOR_DEVICE["cpu"], *ON_GPU])
 def impl(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpu" and (reason := library.absence()):
+        pytest.skip(reason)
     return request.param
 
 

@@ -17,19 +17,19 @@ void parallel_for(int threads, int64_t count, void (*task)(void* context, int64_
 
 template <class Function>
 void parallel_for(int threads, int64_t count, const Function& function) {
-  parallel_for(
-      threads, count, [](void* context, int64_t index) { (*static_cast<const Function*>(context))(index); },
-      const_cast<Function*>(&function));
+    parallel_for(
+            threads, count, [](void* context, int64_t index) { (*static_cast<const Function*>(context))(index); },
+            const_cast<Function*>(&function));
 }
 
 // Where the members of a team wait for each other. Spins, because steps between barriers are short.
 class Barrier {
- public:
-  void wait(int size);
+public:
+    void wait(int size);
 
- private:
-  std::atomic<int> arrived_{0};
-  std::atomic<unsigned> generation_{0};
+private:
+    std::atomic<int> arrived_{0};
+    std::atomic<unsigned> generation_{0};
 };
 
-}  // namespace dsmr
+} // namespace dsmr

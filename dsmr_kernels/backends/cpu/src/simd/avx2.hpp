@@ -15,36 +15,36 @@ constexpr bool HAS_PAIRS = false;
 
 DSMR_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
 DSMR_INLINE Vec load(const bf16* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 DSMR_INLINE Vec load(const fp16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 DSMR_INLINE Vec load(const int8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 // As fp16 the same bits, shifted, mean 2^-8 of the value; fp16 subnormals convert exactly whatever the flush mode.
 DSMR_INLINE Vec load(const fp8* p) {
-  const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-  const __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7f));
-  const __m128i sign = _mm_and_si128(wide, _mm_set1_epi16(int16_t(0x8000)));
-  // 0x7f becomes the fp16 NaN 0x7fff, which all bits but the sign's make.
-  const __m128i nan = _mm_srli_epi16(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f)), 1);
-  const __m128i half = _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(magnitude, 7));
-  return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
+    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7f));
+    const __m128i sign = _mm_and_si128(wide, _mm_set1_epi16(int16_t(0x8000)));
+    // 0x7f becomes the fp16 NaN 0x7fff, which all bits but the sign's make.
+    const __m128i nan = _mm_srli_epi16(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f)), 1);
+    const __m128i half = _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(magnitude, 7));
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
 }
 DSMR_INLINE void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
 DSMR_INLINE void store(bf16* p, Vec a) {
-  const __m256i bits = _mm256_castps_si256(a), one = _mm256_set1_epi32(1);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
-  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+    const __m256i bits = _mm256_castps_si256(a), one = _mm256_set1_epi32(1);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
 DSMR_INLINE void store(fp16* p, Vec a) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 DSMR_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 DSMR_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
@@ -54,48 +54,48 @@ DSMR_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 DSMR_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 DSMR_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 DSMR_INLINE Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
-  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
 DSMR_INLINE bool any_greater(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
 DSMR_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
-  const Vec abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));  // per half: one sum of each, in order
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+    const Vec abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)); // per half: one sum of each, in order
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
 }
 DSMR_INLINE float sum(Vec a) {
-  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 DSMR_INLINE float largest(Vec a) {
-  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
-DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) {  // p 2^floor; at -127 the exponent field and the result are 0
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
-  return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // p 2^floor; at -127 the exponent field and the result are 0
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 // With f = x - floor(x): a polynomial in f times 2^floor(x). The coefficients are minimax for the relative error on
 // [0, 1]: degree 5 errs by 7.5e-8, degree 3 by 7.5e-5.
 DSMR_INLINE Vec exp2(Vec x) {
-  x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);  // of a NaN and a number, max returns the second operand
-  const Vec floor = _mm256_floor_ps(x), f = _mm256_sub_ps(x, floor);
-  Vec p = broadcast(1.877576646e-3f);
-  p = fma(p, f, broadcast(8.989340162e-3f));
-  p = fma(p, f, broadcast(5.582631799e-2f));
-  p = fma(p, f, broadcast(2.401536171e-1f));
-  p = fma(p, f, broadcast(6.931530732e-1f));
-  p = fma(p, f, broadcast(9.999999251e-1f));
-  return scale_by_power(p, floor);
+    x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x); // of a NaN and a number, max returns the second operand
+    const Vec floor = _mm256_floor_ps(x), f = _mm256_sub_ps(x, floor);
+    Vec p = broadcast(1.877576646e-3f);
+    p = fma(p, f, broadcast(8.989340162e-3f));
+    p = fma(p, f, broadcast(5.582631799e-2f));
+    p = fma(p, f, broadcast(2.401536171e-1f));
+    p = fma(p, f, broadcast(6.931530732e-1f));
+    p = fma(p, f, broadcast(9.999999251e-1f));
+    return scale_by_power(p, floor);
 }
 DSMR_INLINE Vec exp2_rough(Vec x) {
-  x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);
-  const Vec floor = _mm256_floor_ps(x), f = _mm256_sub_ps(x, floor);
-  Vec p = broadcast(7.802452004e-2f);
-  p = fma(p, f, broadcast(2.260671591e-1f));
-  p = fma(p, f, broadcast(6.958335392e-1f));
-  p = fma(p, f, broadcast(9.999252186e-1f));
-  return scale_by_power(p, floor);
+    x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);
+    const Vec floor = _mm256_floor_ps(x), f = _mm256_sub_ps(x, floor);
+    Vec p = broadcast(7.802452004e-2f);
+    p = fma(p, f, broadcast(2.260671591e-1f));
+    p = fma(p, f, broadcast(6.958335392e-1f));
+    p = fma(p, f, broadcast(9.999252186e-1f));
+    return scale_by_power(p, floor);
 }
 
-}  // namespace dsmr::DSMR_ISA
+} // namespace dsmr::DSMR_ISA

@@ -14,38 +14,38 @@ constexpr int TILE_VECS = 4;
 
 DSMR_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
 DSMR_INLINE Vec load(const bf16* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 DSMR_INLINE Vec load(const fp16* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 DSMR_INLINE Vec load(const int8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 // As fp16 the same bits, shifted, mean 2^-8 of the value; fp16 subnormals convert exactly whatever the flush mode.
 DSMR_INLINE Vec load(const fp8* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m256i wide = _mm256_cvtepi8_epi16(bytes);  // the sign fills the upper half
-  const __m256i sign = _mm256_and_si256(wide, _mm256_set1_epi16(int16_t(0x8000)));
-  const __m256i magnitude = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)), 7);
-  const __mmask16 nan = _mm_cmpeq_epi8_mask(_mm_and_si128(bytes, _mm_set1_epi8(0x7f)), _mm_set1_epi8(0x7f));
-  const Vec value = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, magnitude)), _mm512_set1_ps(256.0f));
-  return _mm512_mask_blend_ps(nan, value, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i wide = _mm256_cvtepi8_epi16(bytes); // the sign fills the upper half
+    const __m256i sign = _mm256_and_si256(wide, _mm256_set1_epi16(int16_t(0x8000)));
+    const __m256i magnitude = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)), 7);
+    const __mmask16 nan = _mm_cmpeq_epi8_mask(_mm_and_si128(bytes, _mm_set1_epi8(0x7f)), _mm_set1_epi8(0x7f));
+    const Vec value = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, magnitude)), _mm512_set1_ps(256.0f));
+    return _mm512_mask_blend_ps(nan, value, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
 }
 DSMR_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
-DSMR_INLINE __m512i bf16_bits(Vec a) {  // in the low half of each 32-bit lane
-  const __m512i bits = _mm512_castps_si512(a), one = _mm512_set1_epi32(1);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-  return _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16);
+DSMR_INLINE __m512i bf16_bits(Vec a) { // in the low half of each 32-bit lane
+    const __m512i bits = _mm512_castps_si512(a), one = _mm512_set1_epi32(1);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16);
 }
 DSMR_INLINE void store(bf16* p, Vec a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a)));
 }
 DSMR_INLINE void store(fp16* p, Vec a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 DSMR_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
 DSMR_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
@@ -55,39 +55,39 @@ DSMR_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 DSMR_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 DSMR_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 DSMR_INLINE Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
-  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
 DSMR_INLINE bool any_greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 DSMR_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a); }
 DSMR_INLINE float largest(Vec a) { return _mm512_reduce_max_ps(a); }
 DSMR_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
-  const Vec ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const Vec cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const Vec abcd = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));  // four partial sums of each, in order
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+    const Vec ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const Vec cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const Vec abcd = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high)); // four parts of each sum
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 // With f = x - floor(x): a polynomial in f times 2^floor(x), whose exponent unit also takes -inf. The coefficients are
 // minimax for the relative error on [0, 1]: degree 5 errs by 7.5e-8, degree 3 by 7.5e-5.
 DSMR_INLINE Vec exp2(Vec x) {
-  const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
-  Vec p = broadcast(1.877576646e-3f);
-  p = fma(p, f, broadcast(8.989340162e-3f));
-  p = fma(p, f, broadcast(5.582631799e-2f));
-  p = fma(p, f, broadcast(2.401536171e-1f));
-  p = fma(p, f, broadcast(6.931530732e-1f));
-  p = fma(p, f, broadcast(9.999999251e-1f));
-  return _mm512_scalef_ps(p, x);
+    const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
+    Vec p = broadcast(1.877576646e-3f);
+    p = fma(p, f, broadcast(8.989340162e-3f));
+    p = fma(p, f, broadcast(5.582631799e-2f));
+    p = fma(p, f, broadcast(2.401536171e-1f));
+    p = fma(p, f, broadcast(6.931530732e-1f));
+    p = fma(p, f, broadcast(9.999999251e-1f));
+    return _mm512_scalef_ps(p, x);
 }
 DSMR_INLINE Vec exp2_rough(Vec x) {
-  const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
-  Vec p = broadcast(7.802452004e-2f);
-  p = fma(p, f, broadcast(2.260671591e-1f));
-  p = fma(p, f, broadcast(6.958335392e-1f));
-  p = fma(p, f, broadcast(9.999252186e-1f));
-  return _mm512_scalef_ps(p, x);
+    const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
+    Vec p = broadcast(7.802452004e-2f);
+    p = fma(p, f, broadcast(2.260671591e-1f));
+    p = fma(p, f, broadcast(6.958335392e-1f));
+    p = fma(p, f, broadcast(9.999252186e-1f));
+    return _mm512_scalef_ps(p, x);
 }
 #ifndef __AVX512BF16__
 constexpr bool HAS_PAIRS = false;
@@ -99,13 +99,13 @@ DSMR_INLINE Pairs load_pairs(const uint32_t* p) { return _mm512_loadu_si512(p); 
 DSMR_INLINE Pairs broadcast_pairs(uint32_t pair) { return _mm512_set1_epi32(int32_t(pair)); }
 // (low[i], high[i]) rounded to bf16, the pair of lane i; NaN stays NaN.
 DSMR_INLINE Pairs make_pairs(Vec low, Vec high) {
-  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low);  // all of low, then all of high
-  const __m256i first = _mm512_castsi512_si256(halves), second = _mm512_extracti64x4_epi64(halves, 1);
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low); // all of low, then all of high
+    const __m256i first = _mm512_castsi512_si256(halves), second = _mm512_extracti64x4_epi64(halves, 1);
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
 }
 DSMR_INLINE void store_pairs(uint32_t* p, Pairs a) { _mm512_storeu_si512(p, a); }
 // sums[i] + a[i].low b[i].low + a[i].high b[i].high
 DSMR_INLINE Vec dot(Vec sums, Pairs a, Pairs b) { return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b); }
 #endif
 
-}  // namespace dsmr::DSMR_ISA
+} // namespace dsmr::DSMR_ISA

@@ -1,0 +1,135 @@
+"""The native CPU back end: C++ kernels for AVX-512, AVX2, NEON and any other machine, called through ctypes.
+
+Python checks what the kernels cannot serve, allocates the results and packs addresses and strides into one struct
+(`src/api.h`). Everything else, the clock, ragged lanes and the ring's geometry included, is read by C++ where it lies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+
+import torch
+from torch import Tensor
+
+from dsmr_kernels.backends import Call
+from dsmr_kernels.backends.cpu import library
+from dsmr_kernels.memory import RingMemory
+
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_DIM = 256  # as in src/tile.hpp
+
+# DsmrCall of src/api.h: the ring, the call, the gradients, room for the numbers of an error message.
+_RING, _CALL, _GRADIENTS, _ERROR = (struct.Struct(code) for code in ("26q", "22q2d3q", "8q", "3q"))
+_CALL_OFFSET = _RING.size
+_GRADIENTS_OFFSET = _CALL_OFFSET + _CALL.size
+_ERROR_OFFSET = _GRADIENTS_OFFSET + _GRADIENTS.size
+_SIZE = _ERROR_OFFSET + _ERROR.size
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}  # DsmrType
+_OK, _BAD_SEGMENT_LEN, _SEGMENT_TOO_LONG, _NO_MEMORY = range(4)  # DsmrStatus
+
+
+def unsupported(call: Call) -> str | None:
+    """Why this back end cannot serve `call`, or None."""
+    if not call.q.is_cpu:
+        return f"expected tensors on the CPU, got {call.q.device}"
+    if call.q.dtype not in COMPUTE_DTYPES:
+        return f"expected q of one of {COMPUTE_DTYPES}, got {call.q.dtype}"
+    if call.q.shape[3] > LARGEST_DIM:
+        return f"expected a head dimension of at most {LARGEST_DIM}, got {call.q.shape[3]}"
+    if call.memory.k.stride(3) != 1 or call.memory.v.stride(3) != 1:
+        return "expected a ring with a contiguous last dimension"
+    if reason := library.absence():
+        library.announce_absence()
+        return reason
+    return None
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """See `dsmr_kernels.backends.Backend.forward`."""
+    batch, tokens, heads, _ = call.q.shape
+    o = torch.empty(call.q.shape, dtype=call.q.dtype)
+    lse = torch.empty((batch, heads, tokens))
+    packed = _Packed(call, o, lse)
+    packed.run(library.load().functions.dsmr_kernels_forward)
+    return o, lse
+
+
+def backward(
+    call: Call, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `dsmr_kernels.backends.Backend.backward`."""
+    need_dq, need_dkv = needs
+    wanted = ((call.q, need_dq), (call.k, need_dkv), (call.v, need_dkv))
+    dq, dk, dv = (torch.empty(x.shape if need else 0, dtype=x.dtype) for x, need in wanted)
+    packed = _Packed(call, o.contiguous(), lse.contiguous())
+    packed.add_gradients(do if do.stride(3) == 1 else do.contiguous(), dlse.contiguous(), dq, dk, dv)
+    packed.run(library.load().functions.dsmr_kernels_backward)
+    return dq, dk, dv
+
+
+class _Packed:
+    """A call as the kernels take it. Keeps alive what it points to."""
+
+    def __init__(self, call: Call, o: Tensor, lse: Tensor) -> None:
+        start, length, slopes = call.segment_start, call.segment_len, call.alibi_slopes
+        start = None if start is None else start.contiguous()
+        length = None if length is None else length.contiguous()
+        slopes = None if slopes is None else slopes.float().contiguous()
+        self.data = bytearray(_SIZE)
+        self.kept: list[Tensor | None] = [o, lse, start, length, slopes]
+        _RING.pack_into(self.data, 0, *_ring_values(call.memory))
+        _CALL.pack_into(
+            self.data,
+            _CALL_OFFSET,
+            *(_TYPES[call.q.dtype], call.q.shape[1], call.q.shape[2]),
+            *(call.q.data_ptr(), *call.q.stride()[:3]),
+            *(call.k.data_ptr(), *call.k.stride()[:3]),
+            *(call.v.data_ptr(), *call.v.stride()[:3]),
+            *(o.data_ptr(), lse.data_ptr()),
+            *(_address(start), _address(length)),
+            *(0 if start is None else start.itemsize, 0 if length is None else length.itemsize),
+            *(_address(slopes), call.scale, call.softcap),
+            *(call.window == "token", call.append, torch.get_num_threads()),
+        )
+
+    def add_gradients(self, do: Tensor, dlse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+        """Where the backward pass reads and writes gradients; an empty tensor is not wanted."""
+        self.kept += [do, dlse]
+        wanted = (x.data_ptr() if x.numel() else 0 for x in (dq, dk, dv))
+        values = (do.data_ptr(), *do.stride()[:3], dlse.data_ptr(), *wanted)
+        _GRADIENTS.pack_into(self.data, _GRADIENTS_OFFSET, *values)
+
+    def run(self, function: ctypes._NamedFuncPointer) -> None:
+        """Call a kernel; its error as an exception."""
+        status = function((ctypes.c_char * _SIZE).from_buffer(self.data))
+        if status == _OK:
+            return
+        lane, first, second = _ERROR.unpack_from(self.data, _ERROR_OFFSET)
+        if status == _SEGMENT_TOO_LONG:
+            room = _RING.unpack_from(self.data)[22] - first
+            raise ValueError(
+                f"q: lane {lane} is at token {first} of its open segment: expected at most {room} more, got {second}"
+            )
+        if status == _BAD_SEGMENT_LEN:
+            raise ValueError(f"segment_len: expected values from 0 to T, got {first} for lane {lane}")
+        raise MemoryError("the attention kernels found no memory for their working space")
+
+
+def _ring_values(memory: RingMemory) -> tuple[int, ...]:
+    geometry = memory.geometry
+    batch, kv_heads, _, dim = memory.k.shape
+    values = []
+    for ring, scale in ((memory.k, memory.k_scale), (memory.v, memory.v_scale)):
+        values += [ring.data_ptr(), *ring.stride()[:3], _address(scale)]
+        values += [0, 0] if scale is None else scale.stride()[:2]
+    return (
+        *values,
+        *(memory.written.data_ptr(), memory.clock.state.data_ptr(), memory.horizon.data_ptr()),
+        *(batch, kv_heads, dim, geometry.archive, geometry.recent, geometry.max_segment),
+        *(geometry.retention.stride, geometry.retention.keep == "random", _TYPES[memory.k.dtype]),
+    )
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

@@ -1,0 +1,180 @@
+// The backward pass of one tile: every block's weights are computed anew from the saved lse. Three products for a block
+// of the memory, which gets no gradient (logits, gradient of the weights, dq), five for a block of the segment.
+#pragma once
+
+#include "logits.hpp"
+
+namespace dsmr::DSMR_ISA {
+
+// Sums of dk / scale and dv over tiles: [tokens][padded dim] of one lane, one KV head and one share of the tiles.
+struct KeyGradients {
+    float *dk, *dv;
+};
+
+template <class Math, int LANES>
+class BackwardTile {
+    using Word = typename Math::Word;
+
+public:
+    static std::size_t scratch_bytes(int64_t dim) {
+        const int64_t operands = 2 * Math::room(BLOCK_KEYS, dim) + Math::pair_room(BLOCK_KEYS, dim);
+        const int64_t words = (6 * padded(dim) + 2 * BLOCK_KEYS) * LANES + operands;
+        return (words + (3 * BLOCK_KEYS + dim + 2) * LANES + 2 * padded(dim)) * 4 + 32 * ALIGNMENT;
+    }
+
+    BackwardTile(const DsmrCall& call, const Lane& lane, const Tile& tile, const KeyGradients& sums, Scratch& scratch)
+        : call_(call), lane_(lane), tile_(tile), rule_(make_rule(call, tile)), sums_(sums), dim_(call.dim) {
+        const int64_t packed = Math::packed_stride(dim_) * LANES;
+        query_rows_ = scratch.take<Word>(packed);
+        grad_rows_ = scratch.take<Word>(packed);
+        queries_ = scratch.take<Word>(Math::words(dim_) * LANES);
+        grads_ = scratch.take<Word>(Math::words(dim_) * LANES);
+        key_room_ = scratch.take<Word>(Math::room(BLOCK_KEYS, dim_));
+        value_room_ = scratch.take<Word>(Math::room(BLOCK_KEYS, dim_));
+        pair_room_ = scratch.take<Word>(Math::pair_room(BLOCK_KEYS, dim_));
+        factors_ = scratch.take<Word>(BLOCK_KEYS * LANES);
+        logits_ = scratch.take<float>(BLOCK_KEYS * LANES);
+        changes_ = scratch.take<float>(BLOCK_KEYS * LANES);
+        cap_slope_ = scratch.take<float>(BLOCK_KEYS * LANES);
+        dq_ = scratch.take<float>(dim_ * LANES);
+        lse_ = scratch.take<float>(LANES);
+        delta_ = scratch.take<float>(LANES);
+        query_room_ = scratch.take<Word>(Math::lane_room(LANES, dim_));
+        grad_room_ = scratch.take<Word>(Math::lane_room(LANES, dim_));
+        row_ = scratch.take<float>(2 * padded(dim_));
+    }
+
+    void run() {
+        start();
+        if (call_.dq) for_each_memory_block(call_, lane_, tile_, [&](const Block& block) { attend(block); });
+        for_each_segment_block(call_, tile_, [&](const Block& block) { attend(block); });
+        if (call_.dq) finish();
+    }
+
+private:
+    void start() {
+        const int64_t stride = Math::packed_stride(dim_);
+        std::memset(query_rows_, 0, stride * LANES * sizeof(Word));
+        std::memset(grad_rows_, 0, stride * LANES * sizeof(Word));
+        for (int64_t r = 0; r < tile_.rows; ++r) {
+            const void* const query = at(call_.q.data, call_.type, row_offset(tile_, call_.q, r));
+            const void* const grad = at(call_.grad_o.data, call_.type, row_offset(tile_, call_.grad_o, r));
+            Math::pack_row(query, call_.type, dim_, rule_.sign, query_rows_, r);
+            Math::pack_row(grad, call_.type, dim_, 1.0f, grad_rows_, r);
+            const int64_t i = lse_offset(tile_, call_, r);
+            lse_[r] = call_.lse[i] == HIDDEN ? -LOWEST : call_.lse[i] * LOG2E; // a row that sees nothing: weights of 0
+            delta_[r] = product(grad, at(call_.o, call_.type, row_offset(tile_, call_, r))) - call_.grad_lse[i];
+        }
+        for (int64_t r = tile_.rows; r < LANES; ++r) lse_[r] = -LOWEST, delta_[r] = 0.0f;
+        transpose<LANES>(query_rows_, stride, Math::words(dim_), queries_);
+        transpose<LANES>(grad_rows_, stride, Math::words(dim_), grads_);
+        if (call_.dk) {
+            query_table_ = Math::along_lanes({query_rows_, stride}, LANES, dim_, query_room_);
+            grad_table_ = Math::along_lanes({grad_rows_, stride}, LANES, dim_, grad_room_);
+        }
+        for (int64_t i = 0; i < dim_ * LANES; i += WIDTH) store(dq_ + i, broadcast(0.0f));
+    }
+
+    float product(const void* a, const void* b) {
+        float *const x = row_, *const y = row_ + padded(dim_);
+        with_type(a, call_.type, [&](auto* p) { copy_row(p, dim_, 1.0f, x, padded(dim_)); });
+        with_type(b, call_.type, [&](auto* p) { copy_row(p, dim_, 1.0f, y, padded(dim_)); });
+        Vec total = broadcast(0.0f);
+        for (int64_t d = 0; d < padded(dim_); d += WIDTH) total = fma(load(x + d), load(y + d), total);
+        return sum(total);
+    }
+
+    void attend(const Block& block) {
+        const bool wants_keys = !block.run && call_.dk;
+        const auto keys = Math::along_dim(block.keys, block.count, dim_, key_room_);
+        const auto values = Math::along_dim(block.values, block.count, dim_, value_room_);
+        const int64_t words = Math::words(dim_);
+        gemm<Math, Layout::ROWS, false, VECS>(block.count, LANES, keys.data, keys.stride, queries_, LANES, words,
+                                              logits_, LANES);
+        gemm<Math, Layout::ROWS, false, VECS>(block.count, LANES, values.data, values.stride, grads_, LANES, words,
+                                              changes_, LANES);
+        float factor = rule_.factor;
+        if (!is_plain(rule_, block)) {
+            factor = prepare_logits<LANES>(call_, lane_, tile_, rule_, block, logits_, cap_slope_);
+        }
+        differentiate(block, factor);
+        if (wants_keys) add_to_keys(block);
+        if (!call_.dq) return;
+        fold_key_scales(block);
+        const auto columns = Math::along_keys(keys, block.count, dim_, pair_room_);
+        const Word* const changes = Math::pack_keys(changes_, block.count, LANES, factors_);
+        gemm<Math, Layout::COLUMNS, true, VECS>(dim_, LANES, columns.data, columns.stride, changes, LANES,
+                                                Math::key_words(block.count), dq_, LANES);
+    }
+
+    // Logits become weights, and gradients of the weights become gradients of the products times their factor.
+    void differentiate(const Block& block, float factor) {
+        const Vec f = broadcast(factor), zero = broadcast(0.0f);
+        for (int lane = 0; lane < LANES; lane += VECS * WIDTH) {
+            Vec minus_lse[VECS], delta[VECS];
+            for (int j = 0; j < VECS; ++j) {
+                minus_lse[j] = sub(zero, load(lse_ + lane + j * WIDTH));
+                delta[j] = load(delta_ + lane + j * WIDTH);
+            }
+            for (int64_t k = 0; k < block.count; ++k) {
+                const Vec scale = broadcast(block.value_scale ? block.value_scale[k] : 1.0f);
+#pragma GCC unroll 4
+                for (int j = 0; j < VECS; ++j) {
+                    const int64_t i = k * LANES + lane + j * WIDTH;
+                    const Vec exponent = fma(load(logits_ + i), f, minus_lse[j]);
+                    const Vec weight = Math::VALUES == 1 ? exp2(exponent) : exp2_rough(exponent);
+                    const Vec grad = block.value_scale ? mul(load(changes_ + i), scale) : load(changes_ + i);
+                    store(logits_ + i, weight);
+                    store(changes_ + i, mul(weight, sub(grad, delta[j])));
+                }
+            }
+        }
+        if (!rule_.capped) return;
+        for (int64_t i = 0; i < block.count * LANES; i += WIDTH) {
+            store(changes_ + i, mul(load(changes_ + i), load(cap_slope_ + i)));
+        }
+    }
+
+    void fold_key_scales(const Block& block) {
+        if (!block.key_scale) return;
+        for (int64_t k = 0; k < block.count; ++k) {
+            const Vec scale = broadcast(block.key_scale[k]);
+            for (float* p = changes_ + k * LANES; p < changes_ + (k + 1) * LANES; p += WIDTH) {
+                store(p, mul(load(p), scale));
+            }
+        }
+    }
+
+    // dv += weights x grads, dk / scale += changes x queries, summed over the rows of this tile.
+    void add_to_keys(const Block& block) {
+        const int64_t pitch = padded(dim_), words = LANES / Math::VALUES;
+        const Word* const weights = Math::pack_lanes(logits_, block.count, LANES, factors_);
+        gemm<Math, Layout::ROWS, true>(block.count, pitch, weights, words, grad_table_, pitch, words,
+                                       sums_.dv + block.first * pitch, pitch);
+        const Word* const changes = Math::pack_lanes(changes_, block.count, LANES, factors_);
+        gemm<Math, Layout::ROWS, true>(block.count, pitch, changes, words, query_table_, pitch, words,
+                                       sums_.dk + block.first * pitch, pitch);
+    }
+
+    void finish() {
+        const float scale = float(call_.scale);
+        for (int64_t r = 0; r < tile_.rows; ++r) {
+            for (int64_t d = 0; d < dim_; ++d) row_[d] = dq_[d * LANES + r] * scale;
+            store_row(row_, dim_, at(call_.dq, call_.type, row_offset(tile_, call_, r)), call_.type);
+        }
+    }
+
+    static constexpr int VECS = LANES / WIDTH < TILE_VECS ? LANES / WIDTH : TILE_VECS;
+    const DsmrCall& call_;
+    const Lane& lane_;
+    const Tile& tile_;
+    const LogitRule rule_;
+    const KeyGradients sums_;
+    const int64_t dim_;
+    Word *query_rows_, *grad_rows_, *queries_, *grads_, *key_room_, *value_room_, *pair_room_, *factors_;
+    Word *query_room_, *grad_room_;
+    const Word *query_table_, *grad_table_;
+    float *logits_, *changes_, *cap_slope_, *dq_, *lse_, *delta_, *row_;
+};
+
+} // namespace dsmr::DSMR_ISA

@@ -1,0 +1,34 @@
+// The C interface of the library, and the choice of instruction set behind it.
+#include "isa.hpp"
+#include "kernels.hpp"
+
+#define DSMR_DECLARE(isa)                                                                                              \
+    namespace dsmr::isa {                                                                                              \
+    extern const Kernels kernels;                                                                                      \
+    }
+DSMR_FOR_EACH_ISA(DSMR_DECLARE)
+
+#define DSMR_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+dsmr::Choice<dsmr::Kernels> make_choice() {
+    dsmr::Choice<dsmr::Kernels> choice;
+#define DSMR_OFFER(isa) choice.offer(#isa, dsmr::runs_##isa(), &dsmr::isa::kernels);
+    DSMR_FOR_EACH_ISA(DSMR_OFFER)
+    return choice;
+}
+
+dsmr::Choice<dsmr::Kernels> choice = make_choice();
+
+} // namespace
+
+DSMR_EXPORT int dsmr_kernels_abi() { return DSMR_KERNELS_ABI; }
+DSMR_EXPORT const char* dsmr_kernels_compiler() { return DSMR_COMPILER; }
+DSMR_EXPORT const char* dsmr_kernels_available() { return choice.names(); }
+DSMR_EXPORT const char* dsmr_kernels_in_use() { return choice.in_use(); }
+DSMR_EXPORT int dsmr_kernels_use(const char* isa) { return choice.use(isa); }
+
+// A DsmrStatus each.
+DSMR_EXPORT int dsmr_kernels_forward(DsmrCall* call) { return choice->forward(*call); }
+DSMR_EXPORT int dsmr_kernels_backward(DsmrCall* call) { return choice->backward(*call); }

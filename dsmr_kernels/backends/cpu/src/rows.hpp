@@ -1,0 +1,198 @@
+// Rows of keys, values and queries, of whatever type they are stored in, as the operands that gemm.hpp multiplies.
+#pragma once
+
+#include "api.h"
+#include "gemm.hpp"
+#include "scratch.hpp"
+
+namespace dsmr::DSMR_ISA {
+
+// Consecutive rows of `dim` elements; `stride` counts elements.
+struct Rows {
+    const void* data;
+    int64_t type, stride;
+};
+
+DSMR_INLINE int64_t element_bytes(int64_t type) {
+    return type == DSMR_FP32 ? 4 : type == DSMR_BF16 || type == DSMR_FP16 ? 2 : 1;
+}
+DSMR_INLINE const void* at(const void* data, int64_t type, int64_t element) {
+    return static_cast<const char*>(data) + element * element_bytes(type);
+}
+DSMR_INLINE void* at(void* data, int64_t type, int64_t element) {
+    return static_cast<char*>(data) + element * element_bytes(type);
+}
+DSMR_INLINE Rows from_row(const Rows& rows, int64_t first) {
+    return {at(rows.data, rows.type, first * rows.stride), rows.type, rows.stride};
+}
+
+// Calls use(p) with `data` as a pointer to its element type.
+template <class Use>
+DSMR_INLINE void with_type(const void* data, int64_t type, const Use& use) {
+    switch (type) {
+    case DSMR_FP32: return use(static_cast<const float*>(data));
+    case DSMR_BF16: return use(static_cast<const bf16*>(data));
+    case DSMR_FP16: return use(static_cast<const fp16*>(data));
+    case DSMR_INT8: return use(static_cast<const int8_t*>(data));
+    case DSMR_FP8: return use(static_cast<const fp8*>(data));
+    }
+}
+
+// The first `count` of WIDTH elements, the others zero; nothing beyond them is read.
+template <class T>
+DSMR_INLINE Vec load_part(const T* p, int64_t count) {
+    T padded[WIDTH] = {};
+    std::memcpy(padded, p, count * sizeof(T));
+    return load(padded);
+}
+
+// `dim` elements as floats times `factor`, then zeros up to `pitch`, a multiple of WIDTH.
+template <class T>
+DSMR_INLINE void copy_row(const T* from, int64_t dim, float factor, float* to, int64_t pitch) {
+    const Vec f = broadcast(factor);
+    int64_t d = 0;
+    for (; d + WIDTH <= dim; d += WIDTH) store(to + d, mul(load(from + d), f));
+    if (d < dim) store(to + d, mul(load_part(from + d, dim - d), f)), d += WIDTH;
+    for (; d < pitch; d += WIDTH) store(to + d, broadcast(0.0f));
+}
+template <class T>
+DSMR_INLINE void copy_row(const T* from, int64_t dim, float factor, bf16* to, int64_t pitch) {
+    const Vec f = broadcast(factor);
+    int64_t d = 0;
+    for (; d + WIDTH <= dim; d += WIDTH) store(to + d, mul(load(from + d), f));
+    if (d < dim) store(to + d, mul(load_part(from + d, dim - d), f)), d += WIDTH;
+    for (; d < pitch; d += WIDTH) store(to + d, broadcast(0.0f));
+}
+
+// Floats to `dim` elements of a type that queries have.
+DSMR_INLINE void store_row(const float* row, int64_t dim, void* to, int64_t type) {
+    const auto convert = [&](auto* p) {
+        int64_t d = 0;
+        for (; d + WIDTH <= dim; d += WIDTH) store(p + d, load(row + d));
+        for (; d < dim; ++d) from_float(row[d], p + d);
+    };
+    switch (type) {
+    case DSMR_FP32: return convert(static_cast<float*>(to));
+    case DSMR_BF16: return convert(static_cast<bf16*>(to));
+    case DSMR_FP16: return convert(static_cast<fp16*>(to));
+    }
+}
+
+constexpr int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; } // a multiple of every WIDTH
+
+// to[column][LANES] = from[LANES][pitch] transposed, 32-bit words whatever they mean.
+template <int LANES, class Word>
+DSMR_INLINE void transpose(const Word* from, int64_t pitch, int64_t columns, Word* to) {
+    for (int64_t column = 0; column < columns; ++column) {
+        for (int lane = 0; lane < LANES; ++lane) to[column * LANES + lane] = from[lane * pitch + column];
+    }
+}
+
+template <class Word>
+struct Operand {
+    const Word* data;
+    int64_t stride;
+};
+
+// Arithmetic in float: rows that are stored as float are used where they lie.
+struct SingleRows : Single {
+    DSMR_INLINE int64_t words(int64_t dim) { return dim; }
+    // Scratch space for the operands of `count` rows, in words: of both kinds, and what the second needs in addition.
+    DSMR_INLINE int64_t room(int64_t count, int64_t dim) { return count * padded(dim); }
+    DSMR_INLINE int64_t pair_room(int64_t, int64_t) { return 0; }
+
+    // Copies one row, times `factor`, to row `index` of a packed table.
+    DSMR_INLINE void pack_row(const void* row, int64_t type, int64_t dim, float factor, float* table, int64_t index) {
+        with_type(row, type, [&](auto* p) { copy_row(p, dim, factor, table + index * padded(dim), padded(dim)); });
+    }
+    DSMR_INLINE int64_t packed_stride(int64_t dim) { return padded(dim); }
+
+    // A(key, d), to multiply from the left along d.
+    DSMR_INLINE Operand<float> along_dim(const Rows& rows, int64_t count, int64_t dim, float* room) {
+        if (rows.type == DSMR_FP32) return {static_cast<const float*>(rows.data), rows.stride};
+        with_type(rows.data, rows.type, [&](auto* p) {
+            for (int64_t i = 0; i < count; ++i) {
+                copy_row(p + i * rows.stride, dim, 1.0f, room + i * padded(dim), padded(dim));
+            }
+        });
+        return {room, padded(dim)};
+    }
+    // A(d, key), to multiply from the left along the keys: here the same words. `made` is along_dim's result if it was
+    // asked for the same rows.
+    DSMR_INLINE Operand<float> along_keys(const Operand<float>& made, int64_t, int64_t, float*) { return made; }
+    DSMR_INLINE int64_t key_words(int64_t count) { return count; }
+
+    // B[lane][d]: a packed table of `count` rows, to multiply from the right along the lanes.
+    DSMR_INLINE int64_t lane_room(int64_t, int64_t) { return 0; }
+    DSMR_INLINE const float* along_lanes(const Operand<float>& table, int64_t, int64_t, float*) { return table.data; }
+    // x [keys][lanes] as an operand along the keys, and as one along the lanes.
+    DSMR_INLINE const float* pack_keys(const float* x, int64_t, int64_t, float*) { return x; }
+    DSMR_INLINE const float* pack_lanes(const float* x, int64_t, int64_t, float*) { return x; }
+};
+
+#ifdef __AVX512BF16__
+// Arithmetic in pairs of bf16 with float sums. int8 and fp8 values are bf16 values, too: converting loses nothing.
+struct PairedRows : Paired {
+    DSMR_INLINE int64_t words(int64_t dim) { return (dim + 1) / 2; }
+    DSMR_INLINE int64_t room(int64_t count, int64_t dim) { return count * padded(dim) / 2; }
+    DSMR_INLINE int64_t pair_room(int64_t count, int64_t dim) { return (count + 1) / 2 * dim; }
+
+    DSMR_INLINE void pack_row(const void* row, int64_t type, int64_t dim, float factor, uint32_t* table,
+                              int64_t index) {
+        bf16* const to = reinterpret_cast<bf16*>(table + index * padded(dim) / 2);
+        with_type(row, type, [&](auto* p) { copy_row(p, dim, factor, to, padded(dim)); });
+    }
+    DSMR_INLINE int64_t packed_stride(int64_t dim) { return padded(dim) / 2; }
+
+    DSMR_INLINE Operand<uint32_t> along_dim(const Rows& rows, int64_t count, int64_t dim, uint32_t* room) {
+        const bool whole_words = (dim | rows.stride) % 2 == 0 && reinterpret_cast<uintptr_t>(rows.data) % 4 == 0;
+        if (rows.type == DSMR_BF16 && whole_words) return {static_cast<const uint32_t*>(rows.data), rows.stride / 2};
+        for (int64_t i = 0; i < count; ++i) pack_row(from_row(rows, i).data, rows.type, dim, 1.0f, room, i);
+        return {room, padded(dim) / 2};
+    }
+    // Two rows side by side: word d of row pair i holds element d of the rows 2 i and 2 i + 1.
+    DSMR_INLINE Operand<uint32_t> along_keys(const Operand<uint32_t>& made, int64_t count, int64_t dim,
+                                             uint32_t* room) {
+        interleave(made, count, dim, room, dim);
+        return {room, dim};
+    }
+    DSMR_INLINE int64_t key_words(int64_t count) { return (count + 1) / 2; }
+
+    DSMR_INLINE int64_t lane_room(int64_t lanes, int64_t dim) { return lanes / 2 * padded(dim); }
+    DSMR_INLINE const uint32_t* along_lanes(const Operand<uint32_t>& table, int64_t lanes, int64_t dim,
+                                            uint32_t* room) {
+        interleave(table, lanes, padded(dim), room, padded(dim));
+        return room;
+    }
+    DSMR_INLINE const uint32_t* pack_keys(const float* x, int64_t count, int64_t lanes, uint32_t* room) {
+        for (int64_t k = 0; k < count; k += 2) {
+            const float *const even = x + k * lanes, *const odd = even + lanes;
+            uint32_t* const to = room + k / 2 * lanes;
+            for (int64_t r = 0; r < lanes; r += WIDTH) {
+                store_pairs(to + r, make_pairs(load(even + r), k + 1 < count ? load(odd + r) : broadcast(0.0f)));
+            }
+        }
+        return room;
+    }
+    DSMR_INLINE const uint32_t* pack_lanes(const float* x, int64_t count, int64_t lanes, uint32_t* room) {
+        bf16* const to = reinterpret_cast<bf16*>(room);
+        for (int64_t i = 0; i < count * lanes; i += WIDTH) store(to + i, load(x + i));
+        return room;
+    }
+
+    static __attribute__((noinline)) void interleave(const Operand<uint32_t>& rows, int64_t count, int64_t dim,
+                                                     uint32_t* to, int64_t pitch) {
+        for (int64_t i = 0; i < count; i += 2, to += pitch) {
+            const uint16_t* const even = reinterpret_cast<const uint16_t*>(rows.data + i * rows.stride);
+            const uint16_t* const odd = i + 1 < count ? even + 2 * rows.stride : nullptr;
+            if (odd) {
+                for (int64_t d = 0; d < dim; ++d) to[d] = even[d] | uint32_t(odd[d]) << 16;
+            } else {
+                for (int64_t d = 0; d < dim; ++d) to[d] = even[d];
+            }
+        }
+    }
+};
+#endif
+
+} // namespace dsmr::DSMR_ISA

@@ -1,0 +1,109 @@
+// A tile: up to LANES query rows of one KV head in the vector lanes, and the blocks of keys that some of them see.
+//
+// Row r of a KV head is head r % group of token r / group: the query heads that share keys are neighbours in a tile.
+#pragma once
+
+#include "geometry.hpp"
+#include "rows.hpp"
+
+namespace dsmr::DSMR_ISA {
+
+constexpr int WIDEST_TILE = 64;
+constexpr int64_t LARGEST_DIM = 256;
+constexpr int BLOCK_KEYS = 192; // the best of 96 to 384 on Zen 4; a multiple of the 6 rows of a micro-kernel
+
+constexpr float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
+constexpr float HIDDEN = -__builtin_inff(); // the logit of a key that a row does not see
+constexpr float LOWEST = -1e30f;            // what a row's running maximum starts from: HIDDEN - LOWEST is no NaN
+
+struct Tile {
+    int64_t lane, kv_head, group;
+    int64_t first_row, rows; // rows of absent tokens left out
+    int64_t first_token, last_token;
+    int64_t lowest, highest_bound; // of the rows' first visible positions
+    int64_t token[WIDEST_TILE], bound[WIDEST_TILE];
+};
+
+// Consecutive keys, all of one run of the ring or all of the segment.
+struct Block {
+    Rows keys, values;
+    const float *key_scale, *value_scale; // null unless quantised
+    int64_t count;
+    const Run* run;  // null: the segment
+    int64_t first;   // index of the first key in the run or the segment
+    bool masked;     // does some row not see some key?
+};
+
+DSMR_INLINE Tile make_tile(const DsmrCall& call, const Lane& lane, int64_t kv_head, int64_t first_row, int64_t rows) {
+    Tile tile;
+    tile.lane = lane.index, tile.kv_head = kv_head, tile.group = call.heads / call.kv_heads;
+    tile.first_row = first_row, tile.rows = least(rows, lane.tokens * tile.group - first_row);
+    if (tile.rows <= 0) return tile;
+    for (int64_t r = 0; r < WIDEST_TILE; ++r) { // lanes beyond the last row do as it does
+        const int64_t token = (first_row + least(r, tile.rows - 1)) / tile.group;
+        const bool as_before = r && token == tile.token[r - 1];
+        tile.token[r] = token;
+        tile.bound[r] = as_before ? tile.bound[r - 1] : lowest_visible(call, lane, token);
+        tile.lowest = r ? least(tile.lowest, tile.bound[r]) : tile.bound[r];
+        tile.highest_bound = r ? most(tile.highest_bound, tile.bound[r]) : tile.bound[r];
+    }
+    tile.first_token = tile.token[0], tile.last_token = tile.token[tile.rows - 1];
+    return tile;
+}
+
+DSMR_INLINE int64_t row_token(const Tile& tile, int64_t r) { return (tile.first_row + r) / tile.group; }
+DSMR_INLINE int64_t row_head(const Tile& tile, int64_t r) {
+    return tile.kv_head * tile.group + (tile.first_row + r) % tile.group;
+}
+// Element offset of a row in a strided tensor, in a contiguous one, and in [batch, heads, tokens].
+DSMR_INLINE int64_t row_offset(const Tile& tile, const DsmrTensor& x, int64_t r) {
+    return tile.lane * x.lane + row_token(tile, r) * x.token + row_head(tile, r) * x.head;
+}
+DSMR_INLINE int64_t row_offset(const Tile& tile, const DsmrCall& call, int64_t r) {
+    return ((tile.lane * call.tokens + row_token(tile, r)) * call.heads + row_head(tile, r)) * call.dim;
+}
+DSMR_INLINE int64_t lse_offset(const Tile& tile, const DsmrCall& call, int64_t r) {
+    return (tile.lane * call.heads + row_head(tile, r)) * call.tokens + row_token(tile, r);
+}
+
+DSMR_INLINE Rows ring_rows(const DsmrCall& call, const DsmrRing& ring, int64_t lane, int64_t kv_head, int64_t slot) {
+    const int64_t offset = lane * ring.lane + kv_head * ring.head + slot * ring.slot;
+    return {at(ring.data, call.ring_type, offset), call.ring_type, ring.slot};
+}
+DSMR_INLINE const float* ring_scales(const DsmrRing& ring, int64_t lane, int64_t kv_head, int64_t slot) {
+    return ring.scale ? ring.scale + lane * ring.scale_lane + kv_head * ring.scale_head + slot : nullptr;
+}
+DSMR_INLINE Rows segment_rows(const DsmrCall& call, const DsmrTensor& x, int64_t lane, int64_t kv_head, int64_t token) {
+    const int64_t offset = lane * x.lane + token * x.token + kv_head * x.head;
+    return {at(x.data, call.type, offset), call.type, x.token};
+}
+
+// Calls use(block) for the blocks of the memory that some row of the tile sees, oldest first.
+template <class Use>
+DSMR_INLINE void for_each_memory_block(const DsmrCall& call, const Lane& lane, const Tile& tile, const Use& use) {
+    for (int i = 0; i < lane.runs; ++i) {
+        const Run& run = lane.run[i];
+        const int64_t hidden = entries_before(run, tile.highest_bound);
+        for (int64_t first = entries_before(run, tile.lowest), count; first < run.count; first += count) {
+            count = least(BLOCK_KEYS, run.count - first);
+            const int64_t slot = run.slot + first;
+            use(Block{ring_rows(call, call.ring_k, tile.lane, tile.kv_head, slot),
+                      ring_rows(call, call.ring_v, tile.lane, tile.kv_head, slot),
+                      ring_scales(call.ring_k, tile.lane, tile.kv_head, slot),
+                      ring_scales(call.ring_v, tile.lane, tile.kv_head, slot), count, &run, first, hidden > first});
+        }
+    }
+}
+
+// The same for the segment.
+template <class Use>
+DSMR_INLINE void for_each_segment_block(const DsmrCall& call, const Tile& tile, const Use& use) {
+    for (int64_t first = most(tile.lowest, 0), count; first <= tile.last_token; first += count) {
+        count = least(BLOCK_KEYS, tile.last_token + 1 - first);
+        use(Block{segment_rows(call, call.k, tile.lane, tile.kv_head, first),
+                  segment_rows(call, call.v, tile.lane, tile.kv_head, first), nullptr, nullptr, count, nullptr, first,
+                  tile.highest_bound > first || first + count - 1 > tile.first_token});
+    }
+}
+
+} // namespace dsmr::DSMR_ISA
