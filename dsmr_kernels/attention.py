@@ -6,12 +6,16 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dsmr_kernels import ops
 from dsmr_kernels.backends import Call
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.memory import Clock, RingMemory
 from dsmr_kernels.storage import COMPUTE_DTYPES
+
+# Slopes that were looked at, and their version then: once is enough, and looking makes a GPU's queue stop.
+_known_finite: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def recurrent_attention(
@@ -172,5 +176,11 @@ def _check_slopes(q: Tensor, slopes: Tensor) -> None:
         )
     if slopes.requires_grad:
         raise ValueError("alibi_slopes: expected constants, got a tensor that requires grad")
-    if not torch.compiler.is_compiling() and type(slopes) is Tensor and not bool(slopes.isfinite().all()):
+    if torch.compiler.is_compiling() or type(slopes) is not Tensor:
+        return
+    version = None if slopes.is_inference() else slopes._version  # inference tensors keep no count of writes
+    if version is not None and _known_finite.get(slopes) == version:
+        return
+    if not bool(slopes.isfinite().all()):
         raise ValueError(f"alibi_slopes: expected finite numbers, got {slopes.tolist()}")
+    _known_finite[slopes] = version

@@ -35,7 +35,7 @@ for _name in ("attend_", "forward_"):
     )
 _library.define(
     f"backward(Tensor do, Tensor dlse, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, {_CONSTANT}, {_OPTIONS}, "
-    "bool need_dq, bool need_dkv) -> (Tensor, Tensor, Tensor)",
+    "bool untouched, bool need_dq, bool need_dkv) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -94,9 +94,11 @@ def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _backward_kernel(
     do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call, impl = _unflatten(*arguments[:-2])
-    _check_not_overwritten(call)
-    return backends.choose(impl, call).backward(call, o, lse, do, dlse, arguments[-2:])
+    call, impl = _unflatten(*arguments[:-3])
+    untouched, *needs = arguments[-3:]
+    if not untouched:
+        _check_not_overwritten(call)
+    return backends.choose(impl, call).backward(call, o, lse, do, dlse, (needs[0], needs[1]))
 
 
 def _backward_fake(
@@ -123,6 +125,11 @@ def _check_not_overwritten(call: Call) -> None:
             )
 
 
+def _version(ring: Tensor) -> int | None:
+    """Autograd's count of writes to a ring; None where it is not kept: while compiling, and for inference tensors."""
+    return ring._version if type(ring) is Tensor and not ring.is_inference() else None
+
+
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -136,6 +143,7 @@ class _Attend(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, o, lse, call.memory.clock.state, call.memory.horizon.clone(), *optional)
         ctx.quantised = call.memory.k_scale is not None
         ctx.scalars = arguments[13:]
+        ctx.version = _version(ctx.ring[0])
         return o, lse
 
     @staticmethod
@@ -147,7 +155,10 @@ class _Attend(torch.autograd.Function):
         state = (ring[0], ring[1], k_scale, v_scale, ring[-1], clock, horizon, start, length, slopes)
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
         wanted = (need_dq, any(need_dkv))
-        grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, *wanted)
+        # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
+        # that is being compiled is not the run, so it always looks.
+        untouched = ctx.version is not None and _version(ring[0]) == ctx.version
+        grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, untouched, *wanted)
         dq, dk, dv = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[:3], strict=True))
         return dq, dk, dv, *[None] * (len(ctx.needs_input_grad) - 3)
 

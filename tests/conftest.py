@@ -1,5 +1,8 @@
 """Settings that every test shares."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 from hypothesis import settings
@@ -17,3 +20,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile for this run alone: graphs that an earlier version of the operators left in a cache would be reused."""
+    folder = tempfile.TemporaryDirectory(prefix="dsmr-inductor-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name

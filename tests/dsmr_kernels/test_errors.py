@@ -103,3 +103,13 @@ def test_the_environment_chooses_a_back_end_where_the_call_does_not(monkeypatch:
     with pytest.raises(ValueError, match="got 'abacus'"):
         recurrent_attention(**arguments())
     recurrent_attention(**arguments(impl="eager"))
+
+
+def test_slopes_that_became_bad_are_noticed() -> None:
+    q, k, v = (torch.randn(1, 4, 2, 8) for _ in range(3))
+    slopes = torch.tensor([0.5, 0.25])
+    for _ in range(2):
+        recurrent_attention(q, k, v, alibi_slopes=slopes)
+    slopes[1] = math.inf
+    with pytest.raises(ValueError, match="alibi_slopes: expected finite numbers"):
+        recurrent_attention(q, k, v, alibi_slopes=slopes)

@@ -45,7 +45,8 @@ def test_opcheck_backward(impl: str, needs: tuple[bool, bool]) -> None:
     call = flat_call(impl, requires_grad=False)
     o, lse = torch.ops.dsmr_kernels.forward_(*call)
     opcheck(
-        torch.ops.dsmr_kernels.backward.default, (torch.randn_like(o), torch.zeros_like(lse), o, lse, *call, *needs)
+        torch.ops.dsmr_kernels.backward.default,
+        (torch.randn_like(o), torch.zeros_like(lse), o, lse, *call, False, *needs),
     )
 
 
@@ -120,6 +121,23 @@ def test_horizons_may_change_between_forward_and_backward(impl: str) -> None:
         stack.set_horizons(later)
         gradients += torch.autograd.grad(out.square().sum(), q)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["untouched", "written since"])
+def test_backward_looks_at_positions_only_if_the_ring_was_written_since(
+    impl: str, later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking makes a GPU's queue stop, once a layer."""
+    looks: list[Call] = []
+    monkeypatch.setattr(ops, "_check_not_overwritten", looks.append)
+    stack = MemoryStack([6], 1, 2, 8, 6, segments_in_flight=2)
+    q, k, v = (torch.randn(1, 6, 2, 8, requires_grad=True) for _ in range(3))
+    out = recurrent_attention(q, k, v, stack[0], impl=impl)
+    stack.advance(6)
+    if later:
+        recurrent_attention(q.detach(), k.detach(), v.detach(), stack[0], impl=impl)
+    out.sum().backward()
+    assert len(looks) == later
 
 
 class Layers(nn.Module):
