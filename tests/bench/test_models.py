@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import results
-from bench.models import check, fill, memory, peers, step
+from bench.models import check, fill, memory, peers, prepare, step
 from bench.models.peers import Attention, Concatenation
 from dsmr.model import ModelConfig, Transformer
 from dsmr.schedules import Schedule
@@ -135,3 +135,21 @@ def test_a_broken_peer_fails_the_run_and_has_no_time(tmp_path):
     rows = results.load(tmp_path / "train-cpu-1.jsonl").rows
     assert rows
     assert all(row.status == "wrong" and not row.seconds and row.peak_bytes is None for row in rows)
+
+
+@pytest.mark.parametrize("case", prepare.cases(quick=True), ids=lambda case: case.what)
+def test_preparation_that_loses_a_piece_is_wrong(case):
+    assert case.wrong(prepare.Way(1), CPU) is None
+    losing = replace(case, work=lambda music, processes: case.work(music, processes)[1:])
+    all_of_them = case.fields["pieces"]
+    assert losing.wrong(prepare.Way(1), CPU) == f"{all_of_them - 1} of {all_of_them} pieces came out right"
+
+
+def test_a_quick_run_of_prepare_counts_pieces_and_tokens(tmp_path):
+    done = bench("prepare", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = {(row.case, row.contender): row for row in results.load(tmp_path / "prepare-cpu-1.jsonl").rows}
+    stored = rows["MIDI files to a token store", "1 process"]
+    assert stored.fields["pieces"] == len(prepare.TRANSPOSITIONS)
+    assert stored.extra["tokens_per_second"][1] > stored.extra["pieces_per_second"][1] > 0
+    assert rows["MIDI files to a token store", "2 processes"].status == "unavailable"
