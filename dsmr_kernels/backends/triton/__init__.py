@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.triton.backward import launch_delta, launch_dkdv, launch_dq
-from dsmr_kernels.backends.triton.configs import architecture, lookup
+from dsmr_kernels.backends.triton.configs import lookup
 from dsmr_kernels.backends.triton.forward import launch_forward
-from dsmr_kernels.backends.triton.launch import aligned, padded_dim, unsupported
+from dsmr_kernels.backends.triton.launch import aligned, unsupported
 
 __all__ = ["backward", "forward", "unsupported"]
 
@@ -24,8 +24,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, _ = call.q.shape
     o = torch.empty_like(call.q, memory_format=torch.contiguous_format)
     lse = call.q.new_empty((batch, heads, tokens), dtype=torch.float32)
-    config = lookup("forward", architecture(call.q.device), padded_dim(call), call.q.dtype)
-    launch_forward(call, o, lse, config).run()
+    launch_forward(call, o, lse, lookup("forward", call)).run()
     return o, lse
 
 
@@ -37,13 +36,12 @@ def backward(
     shapes = [(x, x.shape if need else (0,)) for x, need in ((call.q, need_dq), (call.k, need_dkv), (call.v, need_dkv))]
     dq, dk, dv = (x.new_empty(shape) for x, shape in shapes)
     call, do = _aligned(call), aligned(do)
-    key = architecture(call.q.device), padded_dim(call), call.q.dtype
     delta = torch.empty_like(lse)
     launch_delta(call, o, do, dlse.contiguous(), delta).run()
     if need_dq:
-        launch_dq(call, do, lse, delta, dq, lookup("dq", *key)).run()
+        launch_dq(call, do, lse, delta, dq, lookup("dq", call)).run()
     if need_dkv:
-        launch_dkdv(call, do, lse, delta, dk, dv, lookup("dkdv", *key)).run()
+        launch_dkdv(call, do, lse, delta, dk, dv, lookup("dkdv", call)).run()
     return dq, dk, dv
 
 

@@ -43,8 +43,10 @@ DELTA_ROWS = 32  # rows a program of the smallest kernel
 def launch_delta(call: Call, o: Tensor, do: Tensor, dlse: Tensor, delta: Tensor) -> Launch:
     """The launch that fills `delta [B, H, T]`, what all weights' gradients of a row have in common."""
     batch, tokens, heads, _ = o.shape
-    shared = common_arguments(call, Config(DELTA_ROWS, DELTA_ROWS, 4, 1))
-    arguments = {name: shared[name] for name in ("T", "len_ptr", "D", "BD", "BM", "UNIT", "LENGTHS", "num_warps")}
+    config = Config(DELTA_ROWS, DELTA_ROWS, 4, 1)
+    shared = common_arguments(call, config)
+    own = ("T", "len_ptr", "D", "BD", "BM", "UNIT", "LENGTHS", *config.options)
+    arguments = {name: shared[name] for name in own}
     arguments |= {"o_ptr": o, "do_ptr": do, "dlse_ptr": dlse, "delta_ptr": delta, **strides("do", do)}
     return Launch(delta_kernel, (triton.cdiv(tokens, DELTA_ROWS), heads, batch), arguments)
 

@@ -1,11 +1,20 @@
-"""Tile sizes, warps and pipeline depth, by kernel, architecture, padded head dimension and size of an element."""
+"""Tile sizes, warps and pipeline depth of every kernel: a table by architecture, kind of call and head dimension.
+
+Where the numbers come from. An entry is the first of a list of candidates, large tiles before small ones, that compiles
+without spilled registers, without serialised tensor-core instructions and within the shared memory of the architecture,
+for every call of its kind: `python -m bench.gate` shows what each entry costs, and `tests/aot` holds it to that.
+No entry has been timed yet; `python -m bench.tune` times candidates on a GPU and prints the lines to put here.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
+
+from dsmr_kernels.backends import Call
 
 Kernel = Literal["forward", "dq", "dkdv", "decode"]
 INTERPRETER = "interpreter"
@@ -20,21 +29,234 @@ class Config(NamedTuple):
     stages: int
     descriptors: bool = False
 
-
-def architecture(device: torch.device) -> str:
-    """`sm_90`, `gfx942`, ...: what a table is made for; "interpreter" where kernels run in Python."""
-    if triton.knobs.runtime.interpret:
-        return INTERPRETER
-    if torch.version.hip:
-        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the compiler. Multiply-adds are fused on every version: later ones of Triton ask to be told."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
-def lookup(kernel: Kernel, arch: str, dim: int, dtype: torch.dtype) -> Config:
-    """The configuration of `kernel` for a head dimension padded to `dim`, a power of two."""
+DIMS = (16, 32, 64, 128, 256)  # the columns of the table: head dimensions, rounded up to a power of two
+
+# The kinds of calls, one line of the table each. Each is held to the worst that it may contain.
+# "half": bfloat16 or float16, an exact ring, any window, ragged lanes. "quantised": the same over a quantised ring.
+# "special": with softcap, ALiBi or retention, over any ring. "float32": both ways of multiplying (ieee and tf32).
+Kind = Literal["half", "quantised", "special", "float32", "float32 special"]
+
+P, B = Config, partial(Config, descriptors=True)  # tiles by pointers, or by descriptors (bulk tensor copies)
+
+TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
+    "sm_80": {
+        "forward": {
+            "half": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 8, 2), P(64, 16, 4, 2)),
+            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 4, 1)),
+            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dq": {
+            "half": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 8, 2), P(64, 16, 4, 2)),
+            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 4, 1)),
+            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dkdv": {
+            "half": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 8, 2), P(16, 64, 4, 2)),
+            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
+            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "decode": {
+            "half": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "quantised": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32 special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+        },
+    },
+    "sm_86": {
+        "forward": {
+            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 8, 2), P(64, 32, 8, 2)),
+            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 4, 1)),
+            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dq": {
+            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 4, 2), P(64, 16, 4, 2)),
+            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 4, 1)),
+            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dkdv": {
+            "half": (P(64, 64, 4, 2), P(64, 128, 8, 3), P(64, 128, 8, 3), P(64, 64, 8, 2), P(16, 64, 4, 2)),
+            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
+            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "decode": {
+            "half": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "quantised": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32 special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+        },
+    },
+    "sm_90": {
+        "forward": {
+            "half": (B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 2), B(64, 64, 8, 2)),
+            "quantised": (B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 3), B(64, 64, 4, 3), B(64, 64, 8, 2)),
+            "special": (B(128, 64, 8, 3), B(128, 64, 8, 3), B(128, 64, 8, 3), B(64, 64, 8, 2), B(64, 16, 8, 2)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dq": {
+            "half": (B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 64, 8, 3), B(64, 64, 8, 2)),
+            "quantised": (B(64, 64, 4, 3), B(64, 64, 4, 3), B(64, 64, 4, 3), B(64, 64, 4, 3), B(64, 64, 8, 2)),
+            "special": (B(128, 64, 8, 3), B(128, 64, 8, 3), B(128, 64, 8, 3), B(64, 64, 8, 2), B(32, 16, 4, 2)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dkdv": {
+            "half": (P(64, 64, 4, 2), P(64, 128, 8, 3), P(64, 128, 8, 3), P(64, 128, 8, 3), P(32, 64, 8, 2)),
+            "special": (P(64, 64, 4, 2), P(64, 128, 8, 3), P(64, 128, 8, 3), P(64, 64, 8, 2), P(16, 32, 4, 2)),
+            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(16, 16, 4, 1)),
+            "float32 special": (P(32, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 2), P(16, 16, 4, 1), P(16, 16, 4, 1)),
+        },
+        "decode": {
+            "half": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "quantised": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32 special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+        },
+    },
+    "sm_100": {
+        "forward": {
+            "half": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 8, 2), B(64, 16, 4, 2)),
+            "quantised": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 32, 4, 2), B(32, 16, 4, 1)),
+            "special": (B(64, 32, 4, 2), B(64, 32, 4, 2), B(64, 32, 4, 2), B(32, 32, 4, 2), B(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dq": {
+            "half": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 8, 2), B(64, 16, 4, 2)),
+            "quantised": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 32, 4, 2), B(32, 16, 4, 1)),
+            "special": (B(64, 32, 4, 2), B(64, 32, 4, 2), B(64, 32, 4, 2), B(32, 32, 4, 2), B(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dkdv": {
+            "half": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 8, 2), P(16, 64, 4, 2)),
+            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
+            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "decode": {
+            "half": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "quantised": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32 special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+        },
+    },
+    "sm_120": {
+        "forward": {
+            "half": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 8, 2), B(64, 16, 4, 2)),
+            "quantised": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 32, 4, 2), B(32, 16, 4, 1)),
+            "special": (B(64, 32, 4, 2), B(64, 32, 4, 2), B(64, 32, 4, 2), B(32, 32, 4, 2), B(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dq": {
+            "half": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 32, 8, 2), B(64, 16, 4, 2)),
+            "quantised": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 32, 4, 2), B(32, 16, 4, 1)),
+            "special": (B(64, 32, 4, 2), B(64, 32, 4, 2), B(64, 32, 4, 2), B(32, 32, 4, 2), B(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dkdv": {
+            "half": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 8, 2), P(16, 64, 4, 2)),
+            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
+            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "decode": {
+            "half": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "quantised": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32 special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+        },
+    },
+    "gfx942": {
+        "forward": {
+            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 4, 2), P(64, 32, 8, 2)),
+            "quantised": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 32, 4, 2), P(32, 16, 4, 1)),
+            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dq": {
+            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 4, 2), P(64, 32, 4, 2)),
+            "quantised": (P(64, 64, 4, 3), P(64, 64, 4, 3), P(64, 64, 4, 3), P(64, 32, 4, 2), P(32, 16, 4, 1)),
+            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
+            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "dkdv": {
+            "half": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(16, 64, 4, 2)),
+            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
+            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 1)),
+            "float32 special": (P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 8, 1), P(16, 16, 8, 1)),
+        },
+        "decode": {
+            "half": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "quantised": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+            "float32 special": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2)),
+        },
+    },
+}
+TABLE["sm_89"] = TABLE["sm_86"]  # the same limits and instructions
+
+
+def lookup(kernel: Kernel, call: Call) -> Config:
+    """The configuration of `kernel` for a call, on the GPU that launches go to."""
+    arch = architecture()
     if arch == INTERPRETER:  # Python's overhead is per tile; and several tiles in one test show more than one
         return Config(32, 64, 4, 1) if kernel == "dkdv" else Config(64, 32, 4, 1)
-    wide = dtype.itemsize == 4
-    if kernel == "dkdv":
-        return Config(64, 64, 8, 2) if dim <= 128 and not wide else Config(32, 32, 4, 1)
-    return Config(64, 64 if not wide else 32, 4, 2, arch >= "sm_90" and kernel != "decode")
+    column = next(i for i, dim in enumerate(DIMS) if call.q.shape[3] <= dim)
+    return TABLE[serving(arch)][kernel][kind(kernel, call)][column]
+
+
+def kind(kernel: Kernel, call: Call) -> Kind:
+    """Which line of the table a call belongs to. Only `dkdv` never reads the memory."""
+    special = call.softcap > 0 or call.alibi_slopes is not None or call.memory.geometry.retention.stride > 1
+    quantised = call.memory.k_scale is not None and kernel != "dkdv"
+    if call.q.dtype == torch.float32:
+        return "float32 special" if special or quantised else "float32"
+    return "special" if special else "quantised" if quantised else "half"
+
+
+def architecture() -> str:
+    """`sm_90`, `gfx942`, ...: of the current device, where launches go; "interpreter" where kernels run in Python."""
+    if triton.knobs.runtime.interpret:
+        return INTERPRETER
+    target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
+@cache
+def serving(arch: str) -> str:
+    """Whose entries serve `arch`: its own; else the newest older ones of its vendor; else the vendor's oldest."""
+    peers = sorted((name for name in TABLE if name[:2] == arch[:2]), key=_generation)
+    older = [name for name in peers if _generation(name) <= _generation(arch)]
+    return older[-1] if older else peers[0]
+
+
+def _generation(arch: str) -> int:
+    """A number that orders a vendor's architectures; AMD's are hexadecimal: gfx90a comes before gfx942."""
+    return int(arch[3:], 16) if arch.startswith("gfx") else int(arch[3:])

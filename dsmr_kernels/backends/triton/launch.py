@@ -103,7 +103,7 @@ def common_arguments(call: Call, config: Config) -> dict[str, Any]:
         **{"CAPPED": call.softcap > 0, "ALIBI": call.alibi_slopes is not None},
         **{"STORAGE": storage.value, "KEEP": keep.value, "MEMORY": geometry.archive > 0},
         **{"DESCRIPTOR": config.descriptors, "PRECISION": _precision(q.dtype)},
-        **{"num_warps": config.warps, "num_stages": config.stages},
+        **config.options,
     }
 
 
