@@ -8,7 +8,6 @@ weights both compute the same up to rounding, and either may go on where the oth
 from __future__ import annotations
 
 import ctypes
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,15 +18,14 @@ from dsmr.native.weights import DTYPES, PackedModel, Weights
 from dsmr_kernels import MemoryStack
 from dsmr_kernels.memory import Clock
 
-__all__ = ["NativeStep", "Weights", "instructions", "unsupported"]
+__all__ = ["NativeStep", "Weights", "unsupported"]
 
 
 def unsupported(model: Transformer, state: MemoryStack | None = None) -> str | None:
     """Why `NativeStep` cannot serve a model and a state (None: any that the model makes), or None if it can."""
-    try:
-        structs.library()
-    except OSError as error:
-        return f"the native library does not load: {error}"
+    absence = structs.absence()
+    if absence:
+        return absence
     weight, config = model.embedding.weight, model.config
     if weight.device.type != "cpu":
         return f"the model is on {weight.device}, not on a CPU"
@@ -55,11 +53,6 @@ def _unsupported_state(model: Transformer, state: MemoryStack) -> str | None:
     if state.clock.in_graph:
         return "a backward pass may need the memory's clock"
     return None
-
-
-def instructions() -> str:
-    """The instruction set that the native library uses here; OSError if it does not load."""
-    return cast(bytes, structs.library().dsmr_native_instructions()).decode()
 
 
 class NativeStep:
@@ -117,7 +110,7 @@ class NativeStep:
         call.tokens = tokens.data_ptr()
         call.segment_len = None if segment_len is None else segment_len.data_ptr()
         call.logits = logits.data_ptr()
-        if structs.library().dsmr_native_step(bound.reference):
+        if structs.library().functions.dsmr_native_step(bound.reference):
             raise ValueError(
                 f"tokens, segment_len: expected ids below {self._model.config.vocab_size} and numbers 0 or 1, "
                 f"got {tokens.tolist()}, {None if segment_len is None else segment_len.tolist()}"
@@ -164,8 +157,8 @@ class _Binding:
 
     def use_threads(self, threads: int) -> None:
         """Have room for as many threads."""
-        size = structs.library().dsmr_native_scratch(self.call.model, self.call.state, threads)
-        self._scratch = torch.empty(size)
+        size = structs.library().functions.dsmr_native_scratch(self.call.model, self.call.state, threads)
+        self._scratch = torch.zeros(size)  # vectors are filled up with zeros
         self.call.scratch, self.call.threads = self._scratch.data_ptr(), threads
 
 

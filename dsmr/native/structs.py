@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).with_name("libdsmr_native.so")
+from dsmr_kernels.backends.cpu.library import NativeLibrary, Unavailable
+
+ABI = 1  # src/library.cpp: ABI
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
 """What a matrix or a ring may hold, with the number that stands for it."""
@@ -89,17 +91,27 @@ class Call(Structure):
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The native library; OSError if it was not built, or was built from other sources."""
-    loaded = ctypes.CDLL(str(LIBRARY))
-    loaded.dsmr_native_step.argtypes = [POINTER(Call)]
-    loaded.dsmr_native_step.restype = c_int32
-    loaded.dsmr_native_scratch.argtypes = [POINTER(Model), POINTER(State), c_int32]
-    loaded.dsmr_native_scratch.restype = c_int64
-    loaded.dsmr_native_instructions.restype = ctypes.c_char_p
+def library() -> NativeLibrary:
+    """The native library; `Unavailable` if it was not built, or was built from other sources."""
+    loaded = NativeLibrary(Path(__file__).parent, "dsmr_native", ABI)
+    functions = loaded.functions
+    functions.dsmr_native_step.argtypes = [POINTER(Call)]
+    functions.dsmr_native_step.restype = c_int32
+    functions.dsmr_native_scratch.argtypes = [POINTER(Model), POINTER(State), c_int32]
+    functions.dsmr_native_scratch.restype = c_int64
     sizes = (c_int64 * 6)()
-    loaded.dsmr_native_sizes(sizes)
+    functions.dsmr_native_sizes(sizes)
     expected = [ctypes.sizeof(struct) for struct in (Matrix, Layer, Model, Ring, State, Call)]
     if list(sizes) != expected:
-        raise OSError(f"{LIBRARY}: expected structs of {expected} bytes, got {list(sizes)}: build it anew")
+        raise Unavailable(f"{loaded.path.name} has structs of {list(sizes)} bytes, expected {expected}: build it anew")
     return loaded
+
+
+@cache
+def absence() -> str | None:
+    """Why there is no native step, or None if there is."""
+    try:
+        library()
+    except Unavailable as reason:
+        return str(reason)
+    return None

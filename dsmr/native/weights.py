@@ -6,6 +6,7 @@ import ctypes
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsmr.model import Block, Transformer
@@ -16,6 +17,14 @@ Weights = Literal["float32", "bf16", "int8"]
 """How matrices are stored: exact, rounded to bfloat16, or as int8 with one float32 scale per output channel."""
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+
+PADDING = 64
+"""Rows of matrices and vectors are filled up with zeros to a multiple of that, so that no kernel meets an odd end."""
+
+
+def fill_up(values: Tensor) -> Tensor:
+    """A copy of `values [..., n]` with zeros behind each row, n a multiple of `PADDING`."""
+    return F.pad(values, (0, -values.shape[-1] % PADDING))
 
 
 class PackedModel:
@@ -65,19 +74,20 @@ class PackedModel:
         )
 
     def _matrix(self, weight: Tensor) -> structs.Matrix:
-        rows, columns = weight.shape
+        values, scales = weight.detach(), None
         if self._dtype == torch.int8:
-            values, scales = quantise(weight.detach(), torch.int8)
-            return structs.Matrix(self._keep(values), self._keep(scales), rows, columns)
-        return structs.Matrix(self._keep(weight.detach().to(self._dtype, copy=True)), None, rows, columns)
+            values, scale = quantise(values, torch.int8)
+            scales = self._keep(scale)
+        padded = fill_up(values.to(self._dtype))
+        return structs.Matrix(self._keep(padded), scales, *padded.shape)
 
     def _norm(self, norm: nn.LayerNorm) -> structs.Norm:
-        return structs.Norm(self._vector(norm.weight), self._vector(norm.bias))
+        return structs.Norm(self._vector(fill_up(norm.weight.detach())), self._vector(fill_up(norm.bias.detach())))
 
     def _vector(self, values: Tensor) -> ctypes.c_void_p:
         return self._keep(values.detach().to(torch.float32, copy=True))
 
     def _keep(self, values: Tensor) -> ctypes.c_void_p:
-        contiguous = values.contiguous()
-        self._tensors.append(contiguous)
-        return ctypes.c_void_p(contiguous.data_ptr())
+        values = values.contiguous()
+        self._tensors.append(values)
+        return ctypes.c_void_p(values.data_ptr())

@@ -1,16 +1,16 @@
 // One token's attention over the visible runs of a ring, cut into chunks that can be computed anywhere, in any order.
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
+#include <cmath>
 
-#include "ring.hpp"
-#include "simd/simd.hpp"
+#include "simd.hpp"
+#include "step.hpp"
 
 namespace dsmr::DSMR_ISA {
 
-
 constexpr int KEYS = 64;    // whose logits are kept at a time
-constexpr int MAX_DIM = 256;
 
 // What some keys contribute to one query head: sum of weights 2^(logit - highest) and of weight * v.
 struct Partial {

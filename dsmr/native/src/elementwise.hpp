@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "simd/simd.hpp"
+#include "simd.hpp"
 #include "step.hpp"
 
 namespace dsmr::DSMR_ISA {
@@ -35,6 +35,17 @@ DSMR_INLINE Vec gelu(Vec x) {
   const Vec exponent = mul(x, cubic);
   const Vec bounded = select_less(exponent, broadcast(126), exponent, broadcast(126));
   return div(x, add(broadcast(1), exp2(bounded)));
+}
+
+// x = gelu(x + bias), for any number of numbers.
+static void bias_gelu(float* x, const float* bias, int64_t size) {
+  int64_t i = 0;
+  for (; i + WIDTH <= size; i += WIDTH) store(x + i, gelu(add(load(x + i), load(bias + i))));
+  float rest[WIDTH] = {};
+  const int64_t left = size - i;
+  for (int64_t j = 0; j < left; ++j) rest[j] = x[i + j] + bias[i + j];
+  store(rest, gelu(load(rest)));
+  std::copy(rest, rest + left, x + i);
 }
 
 // Su et al. (2021), "RoFormer": the halves of a head, turned by each pair's angle, and scaled.

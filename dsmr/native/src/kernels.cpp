@@ -2,6 +2,7 @@
 #include "kernels.hpp"
 
 #include <cmath>
+#include <numeric>
 
 #include "append.hpp"
 #include "attention.hpp"
@@ -20,13 +21,13 @@ public:
         group(model.heads / model.kv_heads), width(model.heads * model.head_dim), padded(model.logits.columns) {
     Carver carver(call.scratch);
     shared = carve_shared(model, state, carver);
-    for (int thread = 0; thread <= member.thread; ++thread) mine = carve_private(model, state, carver);
+    for (int thread = 0; thread <= member.rank; ++thread) mine = carve_private(model, state, carver);
   }
 
   void run() {
     embed();
     positions();
-    member.barrier.wait();
+    member.wait();
     for (int i = 0; i < model.layers; ++i) {
       attention(model.layer[i], state.ring[i]);
       feed_forward(model.layer[i]);
@@ -42,11 +43,11 @@ private:
     return {state.clock[lane], state.clock[lanes + lane], state.clock[2 * lanes + lane]};
   }
 
-  Share rows(const Matrix& matrix) const { return share_rows(matrix, member.thread, member.threads); }
+  Share rows(const Matrix& matrix) const { return share_rows(matrix, member.rank, member.size); }
 
   // Lanes are shared out; those that stand still are computed like the others, from zeros.
   void embed() {
-    for (int lane = member.thread; lane < lanes; lane += member.threads) {
+    for (int lane = member.rank; lane < lanes; lane += member.size) {
       const float* row = model.embedding + (reads(lane) ? call.tokens[lane] * width : 0);
       std::copy(row, row + width, shared.x + lane * padded);
     }
@@ -73,15 +74,15 @@ private:
   void attention(const Layer& layer, const Ring& ring) {
     normalise(layer.attention_norm);
     project(layer);
-    member.barrier.wait();
+    member.wait();
     const Geometry geometry(state, ring, model.token_window);
     turn_heads();
     attend_memory(ring, geometry);
     append(ring, geometry);
-    member.barrier.wait();
+    member.wait();
     for (int lane = 0; lane < lanes; ++lane) merge(lane, geometry);
     add_to_stream(layer.out, mine.attended, nullptr);
-    member.barrier.wait();
+    member.wait();
   }
 
   void feed_forward(const Layer& layer) {
@@ -91,9 +92,9 @@ private:
     multiply(model.weights, layer.up, mine_up, mine.h, lanes, shared.hidden, hidden);
     for (int lane = 0; lane < lanes; ++lane)
       bias_gelu(shared.hidden + lane * hidden + mine_up.start, layer.up_bias + mine_up.start, mine_up.stop - mine_up.start);
-    member.barrier.wait();
+    member.wait();
     add_to_stream(layer.down, shared.hidden, layer.down_bias);
-    member.barrier.wait();
+    member.wait();
   }
 
   // x += matrix . from + bias, each thread its rows.
@@ -161,7 +162,7 @@ private:
   void attend_memory(const Ring& ring, const Geometry& geometry) {
     int64_t tasks = 0;
     for (int lane = 0; lane < lanes; ++lane) tasks += model.kv_heads * chunks(lane, geometry);
-    const Share own = share(tasks, member.thread, member.threads);
+    const Share own = share(tasks, member.rank, member.size);
     int64_t task = 0;
     for (int lane = 0; lane < lanes; ++lane) {
       const Runs runs = visible(lane, geometry);
@@ -202,13 +203,16 @@ private:
 
   // No task of this call sees the new token's slots, so they may be written while others read.
   void append(const Ring& ring, const Geometry& geometry) {
-    const int heads = lanes * model.kv_heads;
-    for (int head = member.thread; head < heads; head += member.threads) {
+    for (int head = member.rank; head < lanes * model.kv_heads; head += member.size) {
       const int lane = head / model.kv_heads, kv_head = head % model.kv_heads;
       if (!reads(lane)) continue;
       const Slots slots = geometry.written(clock(lane));
-      for (const int64_t slot : {slots.archive, slots.recent})
-        if (slot >= 0) write_slot(ring, state.type, head * (ring.archive + ring.recent) + slot, key(lane, kv_head), value(lane, kv_head), dim);
+      for (const int64_t slot : {slots.archive, slots.recent}) {
+        if (slot < 0) continue;
+        const int64_t row = head * (ring.archive + ring.recent) + slot;
+        write_row(state.type, ring.k, ring.k_scale, row, key(lane, kv_head), dim);
+        write_row(state.type, ring.v, ring.v_scale, row, value(lane, kv_head), dim);
+      }
     }
   }
 
@@ -231,7 +235,7 @@ private:
         total += weight * part.total[row];
         for (int d = 0; d < dim; ++d) out[d] += weight * part.out[row * dim + d];
       }
-      for (int d = 0; d < dim; ++d) out[d] = total > 0 ? out[d] / total : 0;
+      for (int d = 0; d < dim; ++d) out[d] = total == 0 ? 0 : out[d] / total;
     }
   }
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "simd/simd.hpp"
+#include "simd.hpp"
 #include "step.hpp"
 
 namespace dsmr::DSMR_ISA {

@@ -28,6 +28,15 @@ struct Runs {
     run[size++] = {base + start, head};
     if (count > head) run[size++] = {base, count - head};
   }
+
+  // visit(number of the chunk, first slot, slots): each run in chunks of up to `most` slots.
+  template <class Visit>
+  void for_each_chunk(int64_t most, const Visit& visit) const {
+    int64_t chunk = 0;
+    for (int i = 0; i < size; ++i)
+      for (int64_t done = 0; done < run[i].count; done += most)
+        visit(chunk++, run[i].start + done, std::min(most, run[i].count - done));
+  }
 };
 
 // Two slots at most, both in a ring with a stride; -1: none.
