@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from dsmr.corpus.augment import HIGHEST_KEY, LOWEST_KEY
+from dsmr.decoding import Decoder, Decoding
 from dsmr.model import Transformer
 from dsmr.tokens import (
     BEGIN,
@@ -38,7 +37,6 @@ from dsmr.tokens import (
     duration_seconds,
     token_name,
 )
-from dsmr_kernels import MemoryStack
 
 AtEnd = Literal["stop", "restart", "forbid"]
 """What END does: it ends the take; a new piece begins in the same lane, with an empty memory; it is never sampled."""
@@ -251,6 +249,7 @@ def stream(
     tokens: int | None = None,
     at_end: AtEnd = "stop",
     sampling: Sampling | None = None,
+    decoding: Decoding | None = None,
     seed: int = 0,
 ) -> Generator[NDArray[np.int64], None, None]:
     """Read prompts, then sample token after token as they are asked for, in constant memory.
@@ -268,6 +267,7 @@ def stream(
         at_end: whether END ends a take ("stop"), is followed by a new piece in the same lane with an empty memory
             ("restart"), or is never sampled ("forbid").
         sampling: None samples from the model's distribution as it is.
+        decoding: how steps are computed; None: natively on CPUs, where the native step can serve the model.
         seed: equal seeds give equal takes. Take i depends on the seed and i, not on how many takes there are, but for
             the rounding of sums, whose order may change with the number of lanes.
 
@@ -278,7 +278,7 @@ def stream(
         ValueError, TypeError: an argument is wrong; while iterating, the model's logits are not finite.
     """
     lanes = _lanes(prompts, seconds, tokens, at_end, seed)
-    return _begin(model, lanes, sampling or Sampling())
+    return _begin(model, lanes, sampling or Sampling(), decoding or Decoding())
 
 
 def generate(
@@ -289,6 +289,7 @@ def generate(
     tokens: int | None = None,
     at_end: AtEnd = "stop",
     sampling: Sampling | None = None,
+    decoding: Decoding | None = None,
     seed: int = 0,
     include_prompt: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -296,7 +297,7 @@ def generate(
     """Make a take of each prompt, all side by side, and return them in that order.
 
     Args:
-        model, prompts, at_end, sampling, seed: as for `stream`.
+        model, prompts, at_end, sampling, decoding, seed: as for `stream`.
         seconds, tokens: as for `stream`, but one of them is needed: a model need never end a piece.
         include_prompt: takes begin with their prompts; else with what follows them.
         progress: called a few times a second and at the end.
@@ -307,7 +308,7 @@ def generate(
     if seconds is None and tokens is None:
         raise ValueError("seconds, tokens: expected at least one limit, got neither")
     lanes = _lanes(prompts, seconds, tokens, at_end, seed)
-    steps = _begin(model, lanes, sampling or Sampling())
+    steps = _begin(model, lanes, sampling or Sampling(), decoding or Decoding())
     sampled: list[list[int]] = [[] for _ in lanes]
     wall_seconds = [0.0] * len(lanes)
     begun = shown = time.perf_counter()
@@ -406,15 +407,18 @@ def _evaluating(model: Transformer) -> Iterator[None]:
         model.train(was_training)
 
 
-def _begin(model: Transformer, lanes: list[_Lane], sampling: Sampling) -> Generator[NDArray[np.int64], None, None]:
+def _begin(
+    model: Transformer, lanes: list[_Lane], sampling: Sampling, decoding: Decoding
+) -> Generator[NDArray[np.int64], None, None]:
     """Read the lanes' prompts now, sample when asked."""
     with _evaluating(model):
-        state, logits = _read_prompts(model, [lane.prompt for lane in lanes])
-    return _sample(model, lanes, sampling, state, logits)
+        decoder = Decoder(model, decoding)
+        logits = decoder.read([lane.prompt for lane in lanes])
+    return _sample(model, lanes, sampling, decoder, logits)
 
 
 def _sample(
-    model: Transformer, lanes: list[_Lane], sampling: Sampling, state: MemoryStack, logits: NDArray[np.float32]
+    model: Transformer, lanes: list[_Lane], sampling: Sampling, decoder: Decoder, logits: NDArray[np.float32]
 ) -> Generator[NDArray[np.int64], None, None]:
     with _evaluating(model):
         while True:
@@ -426,44 +430,7 @@ def _sample(
             running = np.array([lane.stopped is None for lane in lanes])
             if not running.any():
                 return
-            logits = _step(model, state, sampled, running)
-
-
-@torch.inference_mode()
-def _read_prompts(model: Transformer, prompts: list[Ids]) -> tuple[MemoryStack, NDArray[np.float32]]:
-    """A state that has read the prompts, and the logits `[B, V]` that follow each one's last token."""
-    segment, device = model.config.segment, model.embedding.weight.device
-    state = model.new_state(len(prompts))
-    after = torch.empty(len(prompts), VOCAB_SIZE)
-    for start in range(0, max(map(len, prompts)), segment):
-        parts = [prompt[start : start + segment] for prompt in prompts]
-        lengths = torch.tensor([len(part) for part in parts])
-        tokens = np.full((len(prompts), int(lengths.max())), PAD, dtype=np.int64)
-        for i, part in enumerate(parts):
-            tokens[i, : len(part)] = part
-        logits = model(torch.from_numpy(tokens).to(device), state, segment_len=lengths.to(device), segment_size=segment)
-        reading = lengths > 0
-        last = (lengths - 1).clamp_min(0)
-        newest = logits[torch.arange(len(prompts)), last.to(device)].float().cpu()
-        after[reading] = newest[reading]
-    return state, after.numpy()
-
-
-@torch.inference_mode()
-def _step(
-    model: Transformer, state: MemoryStack, sampled: NDArray[np.int64], running: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Feed what was sampled; the logits `[B, V]` of what comes next. Lanes that do not run stand still."""
-    device = model.embedding.weight.device
-    ended = running & (sampled == END)
-    if ended.any():
-        state.reset(torch.from_numpy(ended))
-    fed = np.where(ended, BEGIN, np.where(running, sampled, PAD))
-    lengths = None if running.all() else torch.from_numpy(running.astype(np.int64)).to(device)
-    tokens = torch.from_numpy(fed[:, None]).to(device)
-    logits: Tensor = model(tokens, state, segment_len=lengths, segment_size=model.config.segment)
-    after: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
-    return after
+            logits = decoder.step(sampled, running)
 
 
 def _progress(lanes: list[_Lane], wall_seconds: float) -> Progress:

@@ -16,9 +16,8 @@ from dsmr.model import Transformer
 from dsmr.native import structs
 from dsmr.native.weights import DTYPES, PackedModel, Weights
 from dsmr_kernels import MemoryStack
-from dsmr_kernels.memory import Clock
 
-__all__ = ["NativeStep", "Weights", "unsupported"]
+__all__ = ["NativeStep", "Weights", "description", "unsupported"]
 
 
 def unsupported(model: Transformer, state: MemoryStack | None = None) -> str | None:
@@ -53,6 +52,12 @@ def _unsupported_state(model: Transformer, state: MemoryStack) -> str | None:
     if state.clock.in_graph:
         return "a backward pass may need the memory's clock"
     return None
+
+
+def description() -> str:
+    """The native library in use, for people to read; `Unavailable` if there is none."""
+    library = structs.library()
+    return f"{library.isa} instructions, {torch.get_num_threads()} threads"
 
 
 class NativeStep:
