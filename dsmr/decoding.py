@@ -69,7 +69,7 @@ class Decoding:
             return EngineChoice("python", "as asked for")
         reason = native.unsupported(model)
         if reason is None:
-            return EngineChoice("native", native.description())
+            return EngineChoice("native", f"{native.description()}, weights in {self.weights}")
         if self.engine == "native" or self._needs_native:
             raise ValueError(f"engine: {self._needs_native or 'the native step'} cannot be had: {reason}")
         return EngineChoice("python", reason)

@@ -19,6 +19,7 @@ from dsmr.cli.terminal import (
     print_json,
     progress_bar,
     reading_input,
+    stderr,
     stdout,
     writing,
 )
@@ -26,7 +27,7 @@ from dsmr.cli.terminal import (
 if TYPE_CHECKING:
     from dsmr.generation import Progress, Take
 
-MUSIC, SAMPLING = "Music", "Sampling"
+MUSIC, SAMPLING, SPEED = "Music", "Sampling", "Speed"
 
 
 def generate(
@@ -97,6 +98,25 @@ def generate(
         ),
     ] = 0.0,
     seed: SeedOption = 0,
+    engine: Annotated[
+        Literal["auto", "native", "python"],
+        typer.Option(
+            help="What makes a step: C++, which needs a CPU, or PyTorch; **auto** takes C++ where it can.",
+            rich_help_panel=SPEED,
+        ),
+    ] = "auto",
+    weights: Annotated[
+        Literal["float32", "bf16", "int8"],
+        typer.Option(help="How the native engine keeps weights: fewer bits are faster.", rich_help_panel=SPEED),
+    ] = "float32",
+    memory: Annotated[
+        Literal["bf16", "int8", "float8_e4m3"] | None,
+        typer.Option(
+            help="Keep memory in fewer bits; bf16 is for the native engine.",
+            show_default="the model's type",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
 ) -> None:
     """Make new piano music: a MIDI file, and sound and a picture of it if wanted.
 
@@ -105,6 +125,7 @@ def generate(
     import torch
 
     from dsmr.checkpoint import load_checkpoint
+    from dsmr.decoding import Decoding
     from dsmr.generation import Sampling
     from dsmr.generation import generate as make_takes
     from dsmr.midi import read_midi
@@ -122,12 +143,14 @@ def generate(
         for path in (name, *(name.with_suffix(suffix) for suffix in wanted)):
             check_free(path, force)
     where = choose_device(device)
-    if where.type == "cpu":
-        torch.set_num_threads(1)  # a token's products are too small to share: waiting for a second thread costs more
     with reading_input():
-        sampling = Sampling(temperature, min_p, top_p)
+        sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, memory)
         ids = None if prompt is None else encode(read_midi(prompt))
         model, _ = load_checkpoint(checkpoint, where)
+        choice = decoding.choose(model)
+    if where.type == "cpu" and choice.engine == "python":
+        torch.set_num_threads(1)  # a token's products are too small to share: waiting for a second thread costs more
+    stderr.print(f"steps by the {choice.engine} engine: {choice.reason}", markup=False)
     if seconds is None and tokens is None:
         seconds = 60.0
     with progress_bar("generating") as bar:
@@ -144,6 +167,7 @@ def generate(
             tokens=tokens,
             at_end=at_end,
             sampling=sampling,
+            decoding=decoding,
             seed=seed,
             include_prompt=include_prompt,
             progress=show,
@@ -151,7 +175,8 @@ def generate(
     for name, take in zip(names, made, strict=True):
         _write(take, name, wanted, soundfont)
     if as_json:
-        print_json({"takes": [_to_dict(name, take) for name, take in zip(names, made, strict=True)]})
+        takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
+        print_json({"engine": choice.engine, "engine_reason": choice.reason, "takes": takes_made})
         return
     for name, take in zip(names, made, strict=True):
         stdout.print(
