@@ -24,7 +24,6 @@ from dsmr.tokens import (
     BEGIN,
     END,
     NOTE_OFF,
-    NOTE_ON,
     PAD,
     PITCHES,
     STEPS_PER_SECOND,
@@ -119,25 +118,23 @@ class Grammar:
     Some token always is. The ids of a prompt may break the rules; any events are accepted.
     """
 
-    _PITCH = np.arange(PITCHES)
-    _KEYS = (_PITCH >= LOWEST_KEY) & (_PITCH <= HIGHEST_KEY)
     _LONGEST = round(LONGEST_NOTE_SECONDS * STEPS_PER_SECOND)
 
     def __init__(self) -> None:
         self._last = BEGIN
-        self._sounding = np.zeros(PITCHES, dtype=np.bool_)
-        self._struck = np.zeros(PITCHES, dtype=np.int64)  # the step in which each key was last struck
+        self._struck: dict[int, int] = {}  # the keys that sound, and the step in which each was struck
         self._now = 0
         self._velocity_bin: int | None = None
         self._order = -1  # of the last event in this step: pitch for note-offs, PITCHES + pitch for note-ons
 
     def accept(self, token: int) -> None:
         """Move on past an event."""
-        if token < TIME_SHIFT:
-            pitch, is_on = token % PITCHES, token < NOTE_OFF
-            self._sounding[pitch] = is_on
-            self._struck[pitch] = self._now
-            self._order = pitch + PITCHES * is_on
+        if token < NOTE_OFF:
+            self._struck[token] = self._now
+            self._order = PITCHES + token
+        elif token < TIME_SHIFT:
+            self._struck.pop(token - NOTE_OFF, None)
+            self._order = token - NOTE_OFF
         elif token < VELOCITY:
             self._order = -1
             self._now += token - TIME_SHIFT + 1
@@ -146,24 +143,34 @@ class Grammar:
         self._last = token
 
     def allowed(self, *, end: bool) -> NDArray[np.bool_]:
-        """bool `[V]`: what may come next; `end` says whether END may, where the piece can end at all."""
+        """bool `[V]`: what may come next; `end` says whether END may, where the piece can end at all.
+
+        Keys that sound are few: going through them one by one is cheaper than arrays of all keys.
+        """
         mask = np.zeros(VOCAB_SIZE, dtype=np.bool_)
-        overdue = self._sounding & (self._now - self._struck >= self._LONGEST) & (self._order < self._PITCH)
-        if overdue.any() and not VELOCITY <= self._last < PAD:
-            mask[NOTE_OFF + int(overdue.argmax())] = True
+        after_velocity = VELOCITY <= self._last < PAD
+        releasable = [pitch for pitch in self._struck if pitch > self._order]
+        overdue = [pitch for pitch in releasable if self._now - self._struck[pitch] >= self._LONGEST]
+        if overdue and not after_velocity:
+            mask[NOTE_OFF + min(overdue)] = True
             return mask
-        strikable = self._KEYS & ~self._sounding & (self._order - PITCHES < self._PITCH)
+        lowest = max(LOWEST_KEY, self._order - PITCHES + 1)
+        strikable = mask[lowest : HIGHEST_KEY + 1]
+        strikable[:] = True
+        for pitch in self._struck:
+            mask[pitch] = False
         if strikable.any():
-            if self._velocity_bin is not None:
-                mask[NOTE_ON:NOTE_OFF] = strikable
-            if VELOCITY <= self._last < PAD:
+            if self._velocity_bin is None:
+                strikable[:] = False
+            if after_velocity:
                 return mask
             mask[VELOCITY:PAD] = True
             if self._velocity_bin is not None:
                 mask[VELOCITY + self._velocity_bin] = False
-        mask[NOTE_OFF:TIME_SHIFT] = self._sounding & (self._order < self._PITCH)
+        for pitch in releasable:
+            mask[NOTE_OFF + pitch] = True
         mask[TIME_SHIFT:VELOCITY] = not TIME_SHIFT <= self._last < VELOCITY - 1
-        mask[END] = end and self._last < TIME_SHIFT and not self._sounding.any()
+        mask[END] = end and self._last < TIME_SHIFT and not self._struck
         return mask
 
 
