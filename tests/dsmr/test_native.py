@@ -125,13 +125,11 @@ CONFIGURATIONS = {
 def filled(state: MemoryStack) -> MemoryStack:
     """Every ring holds as many past tokens as it can, all lanes in mid-piece and at different places."""
     generator = torch.Generator().manual_seed(2)
+    lanes = torch.arange(state.lanes)
     for ring in state:
         for x in (ring.k, ring.v):
             x.copy_(torch.randn(x.shape, generator=generator))
-        if ring.k_scale is not None:
-            raise AssertionError("quantised rings are filled by playing")
-        ring.written.fill_(5000)
-    lanes = torch.arange(state.lanes)
+        ring.written.copy_(5000 + lanes)
     state.clock.state.copy_(torch.stack([5000 + lanes, 4000 + lanes, lanes]))
     return state
 
@@ -155,7 +153,7 @@ def test_float32_is_the_model_up_to_rounding(name: str, instructions: str) -> No
 
 def test_long_generation_does_not_drift() -> None:
     model = make_model()
-    script = Script.random(1500, lanes=1)
+    script = Script.random(400, lanes=1)
     ours, peers, exacts = (each.new_state(1) for each in (model, model, in_float64(model)))
     logits = play(NativeStep(model).step, ours, script)
     assert_rounding(logits, play(of_model(in_float64(model)), exacts, script), play(of_model(model), peers, script))
@@ -182,7 +180,7 @@ def test_every_kind_of_ring(name: str, retention: Retention | None, instructions
     ours = model.new_state(LANES, **STORAGES[name])
     peers, exacts = model.new_state(LANES, **quantised), exact.new_state(LANES, **quantised)
     step = NativeStep(model).step
-    script = Script.random(80)
+    script = Script.random(30)
     for i in range(len(script.tokens)):
         one = Script(script.tokens[i : i + 1], script.reset[i : i + 1], script.segment_len[i : i + 1])
         for state in (peers, exacts):
