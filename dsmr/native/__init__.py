@@ -14,17 +14,18 @@ from torch import Tensor
 
 from dsmr.model import Transformer
 from dsmr.native import structs
+from dsmr.native.structs import absence
 from dsmr.native.weights import DTYPES, PackedModel, Weights
 from dsmr_kernels import MemoryStack
 
-__all__ = ["NativeStep", "Weights", "description", "unsupported"]
+__all__ = ["NativeStep", "Weights", "absence", "description", "unsupported"]
 
 
 def unsupported(model: Transformer, state: MemoryStack | None = None) -> str | None:
     """Why `NativeStep` cannot serve a model and a state (None: any that the model makes), or None if it can."""
-    absence = structs.absence()
-    if absence:
-        return absence
+    missing = absence()
+    if missing:
+        return missing
     weight, config = model.embedding.weight, model.config
     if weight.device.type != "cpu":
         return f"the model is on {weight.device}, not on a CPU"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsmr import schedules
+from dsmr import native, schedules
 from dsmr.assessment import RESET_EVERY
 from dsmr.checkpoint import read_info
 from dsmr.cli import app, doctor, evaluate, generate, prepare, schedule, train
@@ -413,6 +413,19 @@ class TestGenerate:
         assert all((tmp_path / f"piece-{number}.mid").is_file() for number in (1, 2))
         assert not out.exists()
 
+    def test_says_what_makes_the_steps(self, checkpoint: Path, tmp_path: Path) -> None:
+        arguments = ["generate", checkpoint, "--tokens", 20, "--out", tmp_path / "piece.mid", "--force", "--json"]
+        found = json.loads(succeeds(*arguments, "--engine", "python"))
+        assert (found["engine"], found["engine_reason"]) == ("python", "as asked for")
+        found = json.loads(succeeds(*arguments))
+        if native.absence():
+            assert (found["engine"], found["engine_reason"]) == ("python", native.absence())
+        else:
+            assert found["engine"] == "native"
+            assert "weights in float32" in found["engine_reason"]
+            narrow = json.loads(succeeds(*arguments, "--weights", "int8", "--memory", "bf16"))
+            assert "weights in int8" in narrow["engine_reason"]
+
     def test_continues_a_prompt(self, checkpoint: Path, music: Path, tmp_path: Path) -> None:
         prompt = read_midi(music / "piece 0.mid")
         arguments = ["generate", checkpoint, "--prompt", music / "piece 0.mid", "--seconds", 3, "--seed", 1]
@@ -430,6 +443,8 @@ class TestGenerate:
             (["--out", "piece.wav"], "--out: expected a name that ends in .mid, got piece.wav"),
             (["--temperature", -1], "temperature: expected a finite number >= 0"),
             (["--top-p", 0], "top_p: expected a number above 0"),
+            (["--engine", "python", "--weights", "int8"], "engine: 'python' cannot have weights in int8"),
+            (["--engine", "python", "--memory", "bf16"], "engine: 'python' cannot have memory in bf16"),
             (["--prompt", "nowhere.mid"], "nowhere.mid"),
             (["--include-prompt"], "--include-prompt: there is no --prompt"),
             (["--soundfont", "nowhere.sf2"], "--soundfont: expected an .sf2 file"),

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsmr import native
 from dsmr.model import ModelConfig, Transformer
 from dsmr.native import NativeStep, structs, unsupported
 from dsmr.schedules import make_schedule
 from dsmr_kernels import MemoryStack, Retention, recurrent_attention
 from dsmr_kernels.storage import quantise
 
-pytestmark = pytest.mark.skipif(structs.absence() is not None, reason=str(structs.absence()))
+pytestmark = pytest.mark.skipif(native.absence() is not None, reason=str(native.absence()))
 
 SEGMENT, LANES = 16, 3
-INSTRUCTIONS = [] if structs.absence() else list(structs.library().available)
+INSTRUCTIONS = [] if native.absence() else list(structs.library().available)
 
 
 def make_model(
@@ -350,7 +351,7 @@ def test_what_it_cannot_serve_is_said() -> None:
 
 
 def test_a_library_that_was_never_built_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(structs, "absence", lambda: "libdsmr_native.so was never built")
+    monkeypatch.setattr(native, "absence", lambda: "libdsmr_native.so was never built")
     assert unsupported(make_model()) == "libdsmr_native.so was never built"
     with pytest.raises(ValueError, match="never built"):
         NativeStep(make_model())

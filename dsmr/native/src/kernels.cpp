@@ -1,15 +1,15 @@
 // One decode step of the whole model, as each thread of a team runs it. Compiled once for each instruction set.
-#include "kernels.hpp"
+#include "team.hpp"
 
 #include <cmath>
 #include <numeric>
 
-#include "append.hpp"
+#include "write.hpp"
 #include "attention.hpp"
 #include "elementwise.hpp"
 #include "matrix.hpp"
 #include "ring.hpp"
-#include "scratch.hpp"
+#include "layout.hpp"
 
 namespace dsmr::DSMR_ISA {
 namespace {

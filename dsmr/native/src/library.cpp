@@ -1,7 +1,7 @@
 // The C interface of libdsmr_native, for dsmr/native: nothing throws, and everything a call needs comes with it.
 #include "isa.hpp"
-#include "kernels.hpp"
-#include "scratch.hpp"
+#include "team.hpp"
+#include "layout.hpp"
 
 #define DSMR_EXPORT extern "C" __attribute__((visibility("default")))
 
