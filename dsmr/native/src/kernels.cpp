@@ -4,249 +4,259 @@
 #include <cmath>
 #include <numeric>
 
-#include "write.hpp"
 #include "attention.hpp"
 #include "elementwise.hpp"
+#include "layout.hpp"
 #include "matrix.hpp"
 #include "ring.hpp"
-#include "layout.hpp"
+#include "write.hpp"
 
 namespace dsmr::DSMR_ISA {
 namespace {
 
 class Step {
 public:
-  Step(const Call& call, const Member& member)
-      : call(call), model(*call.model), state(*call.state), member(member), lanes(state.lanes), dim(model.head_dim),
-        group(model.heads / model.kv_heads), width(model.heads * model.head_dim), padded(model.logits.columns) {
-    Carver carver(call.scratch);
-    shared = carve_shared(model, state, carver);
-    for (int thread = 0; thread <= member.rank; ++thread) mine = carve_private(model, state, carver);
-  }
-
-  void run() {
-    embed();
-    positions();
-    member.wait();
-    for (int i = 0; i < model.layers; ++i) {
-      attention(model.layer[i], state.ring[i]);
-      feed_forward(model.layer[i]);
+    Step(const Call& call, const Member& member)
+        : call(call), model(*call.model), state(*call.state), member(member), lanes(state.lanes),
+          dim(model.head_dim), group(model.heads / model.kv_heads), width(model.heads * model.head_dim),
+          padded(model.logits.columns) {
+        Carver carver(call.scratch);
+        shared = carve_shared(model, state, carver);
+        for (int thread = 0; thread <= member.rank; ++thread) mine = carve_private(model, state, carver);
     }
-    normalise(model.norm);
-    multiply(model.weights, model.logits, rows(model.logits), mine.h, lanes, call.logits, model.logits.rows);
-  }
+
+    void run() {
+        embed();
+        positions();
+        member.wait();
+        for (int i = 0; i < model.layers; ++i) {
+            attention(model.layer[i], state.ring[i]);
+            feed_forward(model.layer[i]);
+        }
+        normalise(model.norm);
+        multiply(model.weights, model.logits, rows(model.logits), mine.h, lanes, call.logits, model.logits.rows);
+    }
 
 private:
-  bool reads(int lane) const { return !call.segment_len || call.segment_len[lane]; }
+    bool reads(int lane) const { return !call.segment_len || call.segment_len[lane]; }
 
-  Clock clock(int lane) const {
-    return {state.clock[lane], state.clock[lanes + lane], state.clock[2 * lanes + lane]};
-  }
-
-  Share rows(const Matrix& matrix) const { return share_rows(matrix, member.rank, member.size); }
-
-  // Lanes are shared out; those that stand still are computed like the others, from zeros.
-  void embed() {
-    for (int lane = member.rank; lane < lanes; lane += member.size) {
-      const float* row = model.embedding + (reads(lane) ? call.tokens[lane] * width : 0);
-      std::copy(row, row + width, shared.x + lane * padded);
+    Clock clock(int lane) const {
+        return {state.clock[lane], state.clock[lanes + lane], state.clock[2 * lanes + lane]};
     }
-  }
 
-  // By each token's index in its piece.
-  void positions() {
-    const int pairs = (model.rotary ? dim : width) / 2;
-    for (int lane = 0; lane < lanes; ++lane) {
-      const float index = static_cast<float>(clock(lane).length);
-      for (int i = 0; i < pairs; ++i) {
-        const float angle = index * model.frequencies[i];
-        mine.sine[lane * padded + i] = std::sin(angle);
-        mine.cosine[lane * padded + i] = std::cos(angle);
-      }
+    Share rows(const Matrix& matrix) const { return share_rows(matrix, member.rank, member.size); }
+
+    // Lanes are shared out; those that stand still are computed like the others, from some token.
+    void embed() {
+        for (int lane = member.rank; lane < lanes; lane += member.size) {
+            const float* row = model.embedding + (reads(lane) ? call.tokens[lane] * width : 0);
+            std::copy(row, row + width, shared.x + lane * padded);
+        }
     }
-  }
 
-  void normalise(const Norm& norm) {
-    for (int lane = 0; lane < lanes; ++lane)
-      layer_norm(shared.x + lane * padded, norm, model.epsilon, width, padded, mine.h + lane * padded);
-  }
-
-  void attention(const Layer& layer, const Ring& ring) {
-    normalise(layer.attention_norm);
-    project(layer);
-    member.wait();
-    const Geometry geometry(state, ring, model.token_window);
-    turn_heads();
-    attend_memory(ring, geometry);
-    append(ring, geometry);
-    member.wait();
-    for (int lane = 0; lane < lanes; ++lane) merge(lane, geometry);
-    add_to_stream(layer.out, mine.attended, nullptr);
-    member.wait();
-  }
-
-  void feed_forward(const Layer& layer) {
-    normalise(layer.feed_forward_norm);
-    const Share mine_up = rows(layer.up);
-    const int64_t hidden = layer.down.columns;
-    multiply(model.weights, layer.up, mine_up, mine.h, lanes, shared.hidden, hidden);
-    for (int lane = 0; lane < lanes; ++lane)
-      bias_gelu(shared.hidden + lane * hidden + mine_up.start, layer.up_bias + mine_up.start, mine_up.stop - mine_up.start);
-    member.wait();
-    add_to_stream(layer.down, shared.hidden, layer.down_bias);
-    member.wait();
-  }
-
-  // x += matrix . from + bias, each thread its rows.
-  void add_to_stream(const Matrix& matrix, const float* from, const float* bias) {
-    const Share own = rows(matrix);
-    multiply(model.weights, matrix, own, from, lanes, shared.change, padded);
-    for (int lane = 0; lane < lanes; ++lane)
-      for (int64_t row = own.start; row < own.stop; ++row)
-        shared.x[lane * padded + row] += shared.change[lane * padded + row] + (bias ? bias[row] : 0);
-  }
-
-  void project(const Layer& layer) {
-    const float* source = mine.h;
-    if (!model.rotary) {
-      add_signal();
-      source = mine.positioned;
+    // By each token's index in its piece.
+    void positions() {
+        const int pairs = (model.rotary ? dim : width) / 2;
+        for (int lane = 0; lane < lanes; ++lane) {
+            const float index = static_cast<float>(clock(lane).length);
+            for (int i = 0; i < pairs; ++i) {
+                const float angle = index * model.frequencies[i];
+                mine.sine[lane * padded + i] = std::sin(angle);
+                mine.cosine[lane * padded + i] = std::cos(angle);
+            }
+        }
     }
-    const int64_t stride = layer.query_key.rows + layer.value.rows;
-    multiply(model.weights, layer.query_key, rows(layer.query_key), source, lanes, shared.qkv, stride);
-    float* const v = shared.qkv + layer.query_key.rows;
-    multiply(model.weights, layer.value, rows(layer.value), mine.h, lanes, v, stride);
-  }
 
-  // Vaswani et al. (2017): sines, then cosines.
-  void add_signal() {
-    for (int lane = 0; lane < lanes; ++lane) {
-      const int64_t first = lane * padded, half = width / 2;
-      for (int64_t i = 0; i < half; ++i) {
-        mine.positioned[first + i] = mine.h[first + i] + mine.sine[first + i];
-        mine.positioned[first + half + i] = mine.h[first + half + i] + mine.cosine[first + i];
-      }
+    void normalise(const Norm& norm) {
+        for (int lane = 0; lane < lanes; ++lane)
+            layer_norm(shared.x + lane * padded, norm, model.epsilon, width, padded, mine.h + lane * padded);
     }
-  }
 
-  const float* projected(int lane, int head) const {
-    return shared.qkv + (static_cast<int64_t>(lane) * (model.heads + 2 * model.kv_heads) + head) * dim;
-  }
-  const float* value(int lane, int kv_head) const { return projected(lane, model.heads + model.kv_heads + kv_head); }
-  float* query(int lane, int head) const {
-    return mine.heads + (static_cast<int64_t>(lane) * (model.heads + model.kv_heads) + head) * dim;
-  }
-  const float* key(int lane, int kv_head) const { return query(lane, model.heads + kv_head); }
+    void attention(const Layer& layer, const Ring& ring) {
+        normalise(layer.attention_norm);
+        project(layer);
+        member.wait();
+        const Geometry geometry(state, ring, model.token_window);
+        turn_heads();
+        attend_memory(ring, geometry);
+        append(ring, geometry);
+        member.wait();
+        for (int lane = 0; lane < lanes; ++lane) merge(lane, geometry);
+        add_to_stream(layer.out, mine.attended, nullptr);
+        member.wait();
+    }
 
-  void turn_heads() {
-    const float query_scale = 1.44269504f / std::sqrt(static_cast<float>(dim));  // logits to base 2
-    for (int lane = 0; lane < lanes; ++lane)
-      for (int head = 0; head < model.heads + model.kv_heads; ++head) {
-        const float scale = head < model.heads ? query_scale : 1;
-        const float* from = projected(lane, head);
-        float* to = query(lane, head);
-        if (model.rotary)
-          rotate(from, mine.cosine + lane * padded, mine.sine + lane * padded, dim, scale, to);
-        else
-          std::transform(from, from + dim, to, [&](float x) { return x * scale; });
-      }
-  }
+    void feed_forward(const Layer& layer) {
+        normalise(layer.feed_forward_norm);
+        const Share own = rows(layer.up);
+        const int64_t hidden = layer.down.columns;
+        multiply(model.weights, layer.up, own, mine.h, lanes, shared.hidden, hidden);
+        for (int lane = 0; lane < lanes; ++lane)
+            bias_gelu(shared.hidden + lane * hidden + own.start, layer.up_bias + own.start, own.stop - own.start);
+        member.wait();
+        add_to_stream(layer.down, shared.hidden, layer.down_bias);
+        member.wait();
+    }
 
-  // The place of a chunk's partial softmax: [lanes, kv_heads, chunks].
-  Partial partial(int lane, int kv_head, int64_t chunk) const {
-    const int64_t place = (static_cast<int64_t>(lane) * model.kv_heads + kv_head) * most_chunks(model, state) + chunk;
-    return {shared.highest + place * group, shared.total + place * group, shared.out + place * group * dim};
-  }
+    // x += matrix . from + bias, each thread its rows.
+    void add_to_stream(const Matrix& matrix, const float* from, const float* bias) {
+        const Share own = rows(matrix);
+        multiply(model.weights, matrix, own, from, lanes, shared.change, padded);
+        for (int lane = 0; lane < lanes; ++lane)
+            for (int64_t row = own.start; row < own.stop; ++row)
+                shared.x[lane * padded + row] += shared.change[lane * padded + row] + (bias ? bias[row] : 0);
+    }
 
-  // Every (lane, KV head, chunk), in this order; the team shares them evenly.
-  void attend_memory(const Ring& ring, const Geometry& geometry) {
-    int64_t tasks = 0;
-    for (int lane = 0; lane < lanes; ++lane) tasks += model.kv_heads * chunks(lane, geometry);
-    const Share own = share(tasks, member.rank, member.size);
-    int64_t task = 0;
-    for (int lane = 0; lane < lanes; ++lane) {
-      const Runs runs = visible(lane, geometry);
-      for (int kv_head = 0; kv_head < model.kv_heads; ++kv_head)
-        runs.for_each_chunk(CHUNK, [&](int64_t chunk, int64_t slot, int64_t count) {
-          if (task >= own.start && task < own.stop)
-            attend_slots(ring, lane * model.kv_heads + kv_head, slot, count, query(lane, kv_head * group), partial(lane, kv_head, chunk));
-          ++task;
+    void project(const Layer& layer) {
+        const float* source = mine.h;
+        if (!model.rotary) {
+            add_signal();
+            source = mine.positioned;
+        }
+        const int64_t stride = layer.query_key.rows + layer.value.rows;
+        multiply(model.weights, layer.query_key, rows(layer.query_key), source, lanes, shared.qkv, stride);
+        float* const v = shared.qkv + layer.query_key.rows;
+        multiply(model.weights, layer.value, rows(layer.value), mine.h, lanes, v, stride);
+    }
+
+    // Vaswani et al. (2017): sines, then cosines.
+    void add_signal() {
+        for (int lane = 0; lane < lanes; ++lane) {
+            const int64_t first = lane * padded, half = width / 2;
+            for (int64_t i = 0; i < half; ++i) {
+                mine.positioned[first + i] = mine.h[first + i] + mine.sine[first + i];
+                mine.positioned[first + half + i] = mine.h[first + half + i] + mine.cosine[first + i];
+            }
+        }
+    }
+
+    const float* projected(int lane, int head) const {
+        return shared.qkv + (static_cast<int64_t>(lane) * (model.heads + 2 * model.kv_heads) + head) * dim;
+    }
+    const float* value(int lane, int kv_head) const { return projected(lane, model.heads + model.kv_heads + kv_head); }
+    float* query(int lane, int head) const {
+        return mine.heads + (static_cast<int64_t>(lane) * (model.heads + model.kv_heads) + head) * dim;
+    }
+    const float* key(int lane, int kv_head) const { return query(lane, model.heads + kv_head); }
+
+    void turn_heads() {
+        const float query_scale = 1.44269504f / std::sqrt(static_cast<float>(dim));  // logits to base 2
+        for (int lane = 0; lane < lanes; ++lane)
+            for (int head = 0; head < model.heads + model.kv_heads; ++head) {
+                const float scale = head < model.heads ? query_scale : 1;
+                const float* from = projected(lane, head);
+                float* to = query(lane, head);
+                if (model.rotary)
+                    rotate(from, mine.cosine + lane * padded, mine.sine + lane * padded, dim, scale, to);
+                else
+                    std::transform(from, from + dim, to, [&](float x) { return x * scale; });
+            }
+    }
+
+    // Some visible slots of one lane and KV head; `chunk` numbers them.
+    struct Task {
+        int lane, kv_head;
+        int64_t chunk, slot, count;
+    };
+
+    Runs visible(int lane, const Geometry& geometry) const {
+        return reads(lane) ? geometry.visible(clock(lane)) : Runs();
+    }
+
+    template <class Visit>
+    void for_each_task(const Geometry& geometry, const Visit& visit) const {
+        for (int lane = 0; lane < lanes; ++lane) {
+            const Runs runs = visible(lane, geometry);
+            for (int kv_head = 0; kv_head < model.kv_heads; ++kv_head)
+                runs.for_each_chunk(CHUNK, [&](int64_t chunk, int64_t slot, int64_t count) {
+                    visit(Task{lane, kv_head, chunk, slot, count});
+                });
+        }
+    }
+
+    // The team shares all tasks evenly.
+    void attend_memory(const Ring& ring, const Geometry& geometry) {
+        int64_t count = 0, place = 0;
+        for_each_task(geometry, [&](const Task&) { ++count; });
+        const Share own = share(count, member.rank, member.size);
+        for_each_task(geometry, [&](const Task& task) {
+            if (place >= own.start && place < own.stop) attend_slots(ring, task);
+            ++place;
         });
     }
-  }
 
-  Runs visible(int lane, const Geometry& geometry) const { return reads(lane) ? geometry.visible(clock(lane)) : Runs(); }
-
-  int64_t chunks(int lane, const Geometry& geometry) const {
-    int64_t count = 0;
-    visible(lane, geometry).for_each_chunk(CHUNK, [&](int64_t, int64_t, int64_t) { ++count; });
-    return count;
-  }
-
-  void attend_slots(const Ring& ring, int64_t lane_head, int64_t slot, int64_t count, const float* q, const Partial& partial) {
-    switch (state.type) {
-      case Type::float32: return attend_typed<float>(ring, lane_head, slot, count, q, partial);
-      case Type::bfloat16: return attend_typed<bf16>(ring, lane_head, slot, count, q, partial);
-      case Type::float16: return attend_typed<fp16>(ring, lane_head, slot, count, q, partial);
-      case Type::int8: return attend_typed<int8_t>(ring, lane_head, slot, count, q, partial);
-      case Type::float8_e4m3: return attend_typed<fp8>(ring, lane_head, slot, count, q, partial);
+    void attend_slots(const Ring& ring, const Task& task) {
+        switch (state.type) {
+            case Type::float32: return attend_typed<float>(ring, task);
+            case Type::bfloat16: return attend_typed<bf16>(ring, task);
+            case Type::float16: return attend_typed<fp16>(ring, task);
+            case Type::int8: return attend_typed<int8_t>(ring, task);
+            case Type::float8_e4m3: return attend_typed<fp8>(ring, task);
+        }
     }
-  }
 
-  template <class T>
-  void attend_typed(const Ring& ring, int64_t lane_head, int64_t slot, int64_t count, const float* q, const Partial& partial) {
-    const int64_t at = lane_head * (ring.archive + ring.recent) + slot;
-    const Keys<T> keys{static_cast<const T*>(ring.k) + at * dim, static_cast<const T*>(ring.v) + at * dim,
-                       ring.k_scale ? ring.k_scale + at : nullptr, ring.v_scale ? ring.v_scale + at : nullptr, count};
-    attend(keys, q, group, dim, partial);
-  }
-
-  // No task of this call sees the new token's slots, so they may be written while others read.
-  void append(const Ring& ring, const Geometry& geometry) {
-    for (int head = member.rank; head < lanes * model.kv_heads; head += member.size) {
-      const int lane = head / model.kv_heads, kv_head = head % model.kv_heads;
-      if (!reads(lane)) continue;
-      const Slots slots = geometry.written(clock(lane));
-      for (const int64_t slot : {slots.archive, slots.recent}) {
-        if (slot < 0) continue;
-        const int64_t row = head * (ring.archive + ring.recent) + slot;
-        write_row(state.type, ring.k, ring.k_scale, row, key(lane, kv_head), dim);
-        write_row(state.type, ring.v, ring.v_scale, row, value(lane, kv_head), dim);
-      }
+    template <class T>
+    void attend_typed(const Ring& ring, const Task& task) {
+        const int64_t row = (task.lane * model.kv_heads + task.kv_head) * (ring.archive + ring.recent) + task.slot;
+        Keys<T> keys = {static_cast<const T*>(ring.k) + row * dim, static_cast<const T*>(ring.v) + row * dim};
+        keys.count = task.count;
+        if (ring.k_scale) keys.k_scale = ring.k_scale + row, keys.v_scale = ring.v_scale + row;
+        attend(keys, query(task.lane, task.kv_head * group), group, dim, partial(task.lane, task.kv_head, task.chunk));
     }
-  }
 
-  // The chunks' partial softmaxes and the token's own key, in one: [heads, dim] of a lane.
-  void merge(int lane, const Geometry& geometry) {
-    const int64_t count = chunks(lane, geometry);
-    const bool own = reads(lane) && geometry.sees_itself();
-    for (int head = 0; head < model.heads; ++head) {
-      const int kv_head = head / group, row = head % group;
-      float* const out = mine.attended + lane * padded + head * dim;
-      const float logit = own ? std::inner_product(query(lane, head), query(lane, head) + dim, key(lane, kv_head), 0.0f) : -FLT_MAX;
-      float highest = logit;
-      for (int64_t chunk = 0; chunk < count; ++chunk) highest = std::max(highest, partial(lane, kv_head, chunk).highest[row]);
-      float total = own ? ::exp2f(logit - highest) : 0;
-      const float* v = value(lane, kv_head);
-      for (int d = 0; d < dim; ++d) out[d] = own ? total * v[d] : 0;
-      for (int64_t chunk = 0; chunk < count; ++chunk) {
-        const Partial part = partial(lane, kv_head, chunk);
-        const float weight = ::exp2f(part.highest[row] - highest);
-        total += weight * part.total[row];
-        for (int d = 0; d < dim; ++d) out[d] += weight * part.out[row * dim + d];
-      }
-      for (int d = 0; d < dim; ++d) out[d] = total == 0 ? 0 : out[d] / total;
+    // The place of a chunk's partial softmax: [lanes, kv_heads, chunks].
+    Partial partial(int lane, int kv_head, int64_t chunk) const {
+        const int64_t head = static_cast<int64_t>(lane) * model.kv_heads + kv_head;
+        const int64_t place = head * most_chunks(model, state) + chunk;
+        return {shared.highest + place * group, shared.total + place * group, shared.out + place * group * dim};
     }
-  }
 
-  const Call& call;
-  const Model& model;
-  const State& state;
-  const Member& member;
-  const int lanes, dim, group, width;
-  const int64_t padded;
-  Shared shared;
-  Private mine;
+    // No task of this call sees the new token's slots, so they may be written while others read.
+    void append(const Ring& ring, const Geometry& geometry) {
+        for (int head = member.rank; head < lanes * model.kv_heads; head += member.size) {
+            const int lane = head / model.kv_heads, kv_head = head % model.kv_heads;
+            if (!reads(lane)) continue;
+            const Slots slots = geometry.written(clock(lane));
+            for (const int64_t slot : {slots.archive, slots.recent}) {
+                if (slot < 0) continue;
+                const int64_t row = head * (ring.archive + ring.recent) + slot;
+                write_row(state.type, ring.k, ring.k_scale, row, key(lane, kv_head), dim);
+                write_row(state.type, ring.v, ring.v_scale, row, value(lane, kv_head), dim);
+            }
+        }
+    }
+
+    // The chunks' partial softmaxes and the token's own key, in one: [heads, dim] of a lane.
+    void merge(int lane, const Geometry& geometry) {
+        const int64_t chunks = visible(lane, geometry).chunks(CHUNK);
+        const bool own = reads(lane) && geometry.sees_itself();
+        for (int head = 0; head < model.heads; ++head) {
+            const int kv_head = head / group, row = head % group;
+            const float *q = query(lane, head), *k = key(lane, kv_head), *v = value(lane, kv_head);
+            const float logit = own ? std::inner_product(q, q + dim, k, 0.0f) : -FLT_MAX;
+            float highest = logit;
+            for (int64_t i = 0; i < chunks; ++i) highest = std::max(highest, partial(lane, kv_head, i).highest[row]);
+            float total = own ? ::exp2f(logit - highest) : 0;
+            float* const out = mine.attended + lane * padded + head * dim;
+            for (int d = 0; d < dim; ++d) out[d] = own ? total * v[d] : 0;
+            for (int64_t i = 0; i < chunks; ++i) {
+                const Partial part = partial(lane, kv_head, i);
+                const float weight = ::exp2f(part.highest[row] - highest);
+                total += weight * part.total[row];
+                for (int d = 0; d < dim; ++d) out[d] += weight * part.out[row * dim + d];
+            }
+            for (int d = 0; d < dim; ++d) out[d] = total == 0 ? 0 : out[d] / total;
+        }
+    }
+
+    const Call& call;
+    const Model& model;
+    const State& state;
+    const Member& member;
+    const int lanes, dim, group, width;
+    const int64_t padded;
+    Shared shared;
+    Private mine;
 };
 
 void run(const Call& call, const Member& member) { Step(call, member).run(); }

@@ -8,14 +8,14 @@ namespace dsmr {
 
 // One thread's place in the team that makes a step together.
 struct Member {
-  int rank, size;
-  Barrier& barrier;
+    int rank, size;
+    Barrier& barrier;
 
-  void wait() const { barrier.wait(size); }
+    void wait() const { barrier.wait(size); }
 };
 
 struct Kernels {
-  void (*run)(const Call& call, const Member& member);
+    void (*run)(const Call& call, const Member& member);
 };
 
 }  // namespace dsmr
