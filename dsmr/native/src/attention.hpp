@@ -120,4 +120,4 @@ static void attend(const Keys<T>& keys, const float* q, int rows, int dim, const
     }
 }
 
-}  // namespace dsmr::DSMR_ISA
+} // namespace dsmr::DSMR_ISA

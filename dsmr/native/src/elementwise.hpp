@@ -58,4 +58,4 @@ DSMR_INLINE void rotate(const float* x, const float* cosine, const float* sine, 
     }
 }
 
-}  // namespace dsmr::DSMR_ISA
+} // namespace dsmr::DSMR_ISA

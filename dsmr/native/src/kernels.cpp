@@ -40,10 +40,6 @@ public:
 private:
     bool reads(int lane) const { return !call.segment_len || call.segment_len[lane]; }
 
-    Clock clock(int lane) const {
-        return {state.clock[lane], state.clock[lanes + lane], state.clock[2 * lanes + lane]};
-    }
-
     Share rows(const Matrix& matrix) const { return share_rows(matrix, member.rank, member.size); }
 
     // Lanes are shared out; those that stand still are computed like the others, from some token.
@@ -58,7 +54,7 @@ private:
     void positions() {
         const int pairs = (model.rotary ? dim : width) / 2;
         for (int lane = 0; lane < lanes; ++lane) {
-            const float index = static_cast<float>(clock(lane).length);
+            const float index = static_cast<float>(state.clock[lanes + lane]);
             for (int i = 0; i < pairs; ++i) {
                 const float angle = index * model.frequencies[i];
                 mine.sine[lane * padded + i] = std::sin(angle);
@@ -76,12 +72,12 @@ private:
         normalise(layer.attention_norm);
         project(layer);
         member.wait();
-        const Geometry geometry(state, ring, model.token_window);
+        const OneToken token(call, ring);
         turn_heads();
-        attend_memory(ring, geometry);
-        append(ring, geometry);
+        attend_memory(ring, token);
+        append(ring, token);
         member.wait();
-        for (int lane = 0; lane < lanes; ++lane) merge(lane, geometry);
+        for (int lane = 0; lane < lanes; ++lane) merge(lane, token);
         add_to_stream(layer.out, mine.attended, nullptr);
         member.wait();
     }
@@ -159,27 +155,23 @@ private:
         int64_t chunk, slot, count;
     };
 
-    Runs visible(int lane, const Geometry& geometry) const {
-        return reads(lane) ? geometry.visible(clock(lane)) : Runs();
-    }
-
     template <class Visit>
-    void for_each_task(const Geometry& geometry, const Visit& visit) const {
+    void for_each_task(const OneToken& token, const Visit& visit) const {
         for (int lane = 0; lane < lanes; ++lane) {
-            const Runs runs = visible(lane, geometry);
+            const Lane seen = token.lane(lane);
             for (int kv_head = 0; kv_head < model.kv_heads; ++kv_head)
-                runs.for_each_chunk(CHUNK, [&](int64_t chunk, int64_t slot, int64_t count) {
+                for_each_chunk(seen, CHUNK, [&](int64_t chunk, int64_t slot, int64_t count) {
                     visit(Task{lane, kv_head, chunk, slot, count});
                 });
         }
     }
 
     // The team shares all tasks evenly.
-    void attend_memory(const Ring& ring, const Geometry& geometry) {
+    void attend_memory(const Ring& ring, const OneToken& token) {
         int64_t count = 0, place = 0;
-        for_each_task(geometry, [&](const Task&) { ++count; });
+        for_each_task(token, [&](const Task&) { ++count; });
         const Share own = share(count, member.rank, member.size);
-        for_each_task(geometry, [&](const Task& task) {
+        for_each_task(token, [&](const Task& task) {
             if (place >= own.start && place < own.stop) attend_slots(ring, task);
             ++place;
         });
@@ -212,24 +204,22 @@ private:
     }
 
     // No task of this call sees the new token's slots, so they may be written while others read.
-    void append(const Ring& ring, const Geometry& geometry) {
+    void append(const Ring& ring, const OneToken& token) {
         for (int head = member.rank; head < lanes * model.kv_heads; head += member.size) {
             const int lane = head / model.kv_heads, kv_head = head % model.kv_heads;
-            if (!reads(lane)) continue;
-            const Slots slots = geometry.written(clock(lane));
-            for (const int64_t slot : {slots.archive, slots.recent}) {
-                if (slot < 0) continue;
+            token.for_each_slot(token.lane(lane), [&](int64_t slot) {
                 const int64_t row = head * (ring.archive + ring.recent) + slot;
-                write_row(state.type, ring.k, ring.k_scale, row, key(lane, kv_head), dim);
-                write_row(state.type, ring.v, ring.v_scale, row, value(lane, kv_head), dim);
-            }
+                write_slot(state.type, ring.k, ring.k_scale, row, key(lane, kv_head), dim);
+                write_slot(state.type, ring.v, ring.v_scale, row, value(lane, kv_head), dim);
+            });
         }
     }
 
     // The chunks' partial softmaxes and the token's own key, in one: [heads, dim] of a lane.
-    void merge(int lane, const Geometry& geometry) {
-        const int64_t chunks = visible(lane, geometry).chunks(CHUNK);
-        const bool own = reads(lane) && geometry.sees_itself();
+    void merge(int lane, const OneToken& token) {
+        const Lane seen = token.lane(lane);
+        const int64_t chunks = count_chunks(seen, CHUNK);
+        const bool own = token.sees_itself(seen);
         for (int head = 0; head < model.heads; ++head) {
             const int kv_head = head / group, row = head % group;
             const float *q = query(lane, head), *k = key(lane, kv_head), *v = value(lane, kv_head);
@@ -261,8 +251,8 @@ private:
 
 void run(const Call& call, const Member& member) { Step(call, member).run(); }
 
-}  // namespace
+} // namespace
 
 extern const Kernels kernels{run};
 
-}  // namespace dsmr::DSMR_ISA
+} // namespace dsmr::DSMR_ISA

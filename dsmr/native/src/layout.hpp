@@ -79,4 +79,4 @@ DSMR_INLINE Private carve_private(const Model& model, const State& state, Carver
     return mine;
 }
 
-}  // namespace dsmr
+} // namespace dsmr

@@ -59,8 +59,8 @@ void advance(const Call& call) {
     }
 }
 
-}  // namespace
-}  // namespace dsmr
+} // namespace
+} // namespace dsmr
 
 using namespace dsmr;
 

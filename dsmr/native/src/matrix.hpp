@@ -100,4 +100,4 @@ static void multiply(
     }
 }
 
-}  // namespace dsmr::DSMR_ISA
+} // namespace dsmr::DSMR_ISA

@@ -67,4 +67,4 @@ struct Call {
     int32_t threads;
 };
 
-}  // namespace dsmr
+} // namespace dsmr

@@ -18,4 +18,4 @@ struct Kernels {
     void (*run)(const Call& call, const Member& member);
 };
 
-}  // namespace dsmr
+} // namespace dsmr

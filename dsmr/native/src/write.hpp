@@ -1,43 +1,26 @@
-// Writing one token's key or value into a slot, as `dsmr_kernels.storage.quantise` rounds it.
+// Writing one token's key or value into a slot, rounded as the attention kernels round it.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-
+#include "append.hpp"
 #include "step.hpp"
-#include "types.hpp"
 
 namespace dsmr::DSMR_ISA {
 
-DSMR_INLINE void store_rounded(float x, int8_t* y) { *y = static_cast<int8_t>(std::nearbyint(x)); }
 template <class T>
-DSMR_INLINE void store_rounded(float x, T* y) {
-    from_float(x, y);
+DSMR_INLINE void write_row(const float* x, int dim, T* row) {
+    for (int d = 0; d < dim; ++d) from_float(x[d], row + d);
 }
 
-// Row `row` of a ring's keys or values; `largest` is the type's largest magnitude, and `scales` null if it needs none.
-template <class T>
-DSMR_INLINE void write_row(void* rows, float* scales, float largest, int64_t row, const float* x, int dim) {
-    float divisor = 1;
-    if (scales) {
-        float absmax = 0;
-        for (int d = 0; d < dim; ++d) absmax = std::max(absmax, std::abs(x[d]));
-        const float scale = absmax / largest;
-        scales[row] = scale;
-        if (scale > 0) divisor = scale;
-    }
-    T* const y = static_cast<T*>(rows) + row * dim;
-    for (int d = 0; d < dim; ++d) store_rounded(x[d] / divisor, y + d);
-}
-
-static void write_row(Type type, void* rows, float* scales, int64_t row, const float* x, int dim) {
+// Row `row` of a ring's keys or values; `scales` is null unless the type is quantised.
+static void write_slot(Type type, void* rows, float* scales, int64_t row, const float* x, int dim) {
+    const int64_t at = row * dim;
     switch (type) {
-        case Type::float32: return write_row<float>(rows, nullptr, 0, row, x, dim);
-        case Type::bfloat16: return write_row<bf16>(rows, nullptr, 0, row, x, dim);
-        case Type::float16: return write_row<fp16>(rows, nullptr, 0, row, x, dim);
-        case Type::int8: return write_row<int8_t>(rows, scales, 127, row, x, dim);
-        case Type::float8_e4m3: return write_row<fp8>(rows, scales, 448, row, x, dim);
+        case Type::float32: return write_row(x, dim, static_cast<float*>(rows) + at);
+        case Type::bfloat16: return write_row(x, dim, static_cast<bf16*>(rows) + at);
+        case Type::float16: return write_row(x, dim, static_cast<fp16*>(rows) + at);
+        case Type::int8: scales[row] = quantise_row(x, dim, 127.0f, static_cast<int8_t*>(rows) + at); return;
+        case Type::float8_e4m3: scales[row] = quantise_row(x, dim, 448.0f, static_cast<fp8*>(rows) + at); return;
     }
 }
 
-}  // namespace dsmr::DSMR_ISA
+} // namespace dsmr::DSMR_ISA
