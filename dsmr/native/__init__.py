@@ -64,6 +64,8 @@ def description() -> str:
 class NativeStep:
     """A model's decode step, its weights packed at construction (later changes of the model do not count).
 
+    One step at a time: it has working memory of its own, and remembers the addresses of the last state.
+
     Args:
         model: on a CPU, in evaluation mode if it has dropout.
         weights: how its matrices are stored, see `Weights`.
@@ -136,7 +138,7 @@ class _Binding:
 
     def __init__(self, packed: PackedModel, state: MemoryStack) -> None:
         self.state, self.clock = state, state.clock
-        self.written = [tensor for ring in state for tensor in ring.tensors().values()]
+        self.written = [self.clock.state, *(tensor for ring in state for tensor in ring.tensors().values())]
         retention = state[0].geometry.retention
         self._rings = (structs.Ring * len(state))(
             *(
