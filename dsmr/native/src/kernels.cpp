@@ -2,7 +2,6 @@
 #include "team.hpp"
 
 #include <cmath>
-#include <numeric>
 
 #include "attention.hpp"
 #include "elementwise.hpp"
@@ -19,7 +18,7 @@ public:
     Step(const Call& call, const Member& member)
         : call(call), model(*call.model), state(*call.state), member(member), lanes(state.lanes),
           dim(model.head_dim), group(model.heads / model.kv_heads), width(model.heads * model.head_dim),
-          padded(model.logits.columns) {
+          padded(model.logits.columns), room(most_chunks(model, state)) {
         Carver carver(call.scratch);
         shared = carve_shared(model, state, carver);
         for (int thread = 0; thread <= member.rank; ++thread) mine = carve_private(model, state, carver);
@@ -193,13 +192,13 @@ private:
         Keys<T> keys = {static_cast<const T*>(ring.k) + row * dim, static_cast<const T*>(ring.v) + row * dim};
         keys.count = task.count;
         if (ring.k_scale) keys.k_scale = ring.k_scale + row, keys.v_scale = ring.v_scale + row;
-        attend(keys, query(task.lane, task.kv_head * group), group, dim, partial(task.lane, task.kv_head, task.chunk));
+        const float* q = query(task.lane, task.kv_head * group);
+        attend(keys, q, group, dim, partial(task.lane, task.kv_head, task.chunk));
     }
 
     // The place of a chunk's partial softmax: [lanes, kv_heads, chunks].
     Partial partial(int lane, int kv_head, int64_t chunk) const {
-        const int64_t head = static_cast<int64_t>(lane) * model.kv_heads + kv_head;
-        const int64_t place = head * most_chunks(model, state) + chunk;
+        const int64_t head = static_cast<int64_t>(lane) * model.kv_heads + kv_head, place = head * room + chunk;
         return {shared.highest + place * group, shared.total + place * group, shared.out + place * group * dim};
     }
 
@@ -223,7 +222,7 @@ private:
         for (int head = 0; head < model.heads; ++head) {
             const int kv_head = head / group, row = head % group;
             const float *q = query(lane, head), *k = key(lane, kv_head), *v = value(lane, kv_head);
-            const float logit = own ? std::inner_product(q, q + dim, k, 0.0f) : -FLT_MAX;
+            const float logit = own ? one_logit(k, q, dim) : -FLT_MAX;
             float highest = logit;
             for (int64_t i = 0; i < chunks; ++i) highest = std::max(highest, partial(lane, kv_head, i).highest[row]);
             float total = own ? ::exp2f(logit - highest) : 0;
@@ -244,7 +243,7 @@ private:
     const State& state;
     const Member& member;
     const int lanes, dim, group, width;
-    const int64_t padded;
+    const int64_t padded, room;
     Shared shared;
     Private mine;
 };
