@@ -3,4 +3,4 @@
 Each command is a module with `parts(settings, peaks)`: see `bench.runner.Part`.
 """
 
-COMMANDS = ("train", "prepare")
+COMMANDS = ("train", "generate", "prepare")
