@@ -95,8 +95,8 @@ class Decoder:
         """Begin anew with these prompts; the logits `[B, V]` that follow each one's last token."""
         model = self._model
         segment, device = model.config.segment, model.embedding.weight.device
-        storage = None if self._memory == "bf16" else self._memory
-        self._state = model.new_state(len(prompts), storage=storage)
+        # The PyTorch model reads prompts into memory of its own type or quantised; bf16 comes after.
+        self._state = new_state(model, len(prompts), None if self._memory == "bf16" else self._memory)
         after = torch.empty(len(prompts), VOCAB_SIZE)
         for start in range(0, max(map(len, prompts)), segment):
             parts = [prompt[start : start + segment] for prompt in prompts]
@@ -138,9 +138,16 @@ class Decoder:
         return logits[:, 0].float().cpu()
 
 
+def new_state(model: Transformer, lanes: int, memory: Memory | None) -> MemoryStack:
+    """An empty state whose rings hold `memory`, or the model's own type."""
+    if memory == "bf16":
+        return model.new_state(lanes, dtype=torch.bfloat16)
+    return model.new_state(lanes, storage=memory)
+
+
 def _rounded(model: Transformer, state: MemoryStack) -> MemoryStack:
     """A copy of the state whose rings hold bfloat16."""
-    rounded = model.new_state(state.lanes, dtype=torch.bfloat16)
+    rounded = new_state(model, state.lanes, "bf16")
     own = rounded.state_dict()
     rounded.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.state_dict().items()})
     return rounded
