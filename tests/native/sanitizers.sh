@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The driver on every instruction set, then the laws in Python on the best one, with libraries that watch every memory
+# access and every undefined operation. In a copy of the source tree, FOLDER, whose libraries are built that way.
+#     tests/native/sanitizers.sh FOLDER        needs GCC, cmake and the development environment's python on PATH
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+folder=$1
+
+mkdir -p "$folder"
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$folder"
+cd "$folder"
+cmake -S . -B build -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDSMR_SANITIZE=address,undefined -DDSMR_TESTS=ON \
+    -DCMAKE_CXX_COMPILER="${CXX:-g++}" --log-level=NOTICE
+cmake --build build --parallel "$(nproc)"
+export UBSAN_OPTIONS=print_stacktrace=1
+ctest --test-dir build --output-on-failure
+
+# Python itself is not built that way, so the sanitizer's library comes first; what Python never frees is no leak of ours.
+runtime="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libstdc++.so)"
+LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. python -m pytest -q tests/dsmr_kernels/test_laws.py -k cpu

@@ -1,0 +1,20 @@
+# Fails if an object of some instruction set defines a function that other objects may define too, outside the namespace
+# of that instruction set: the linker keeps one of them, and it could be one that an older processor cannot run.
+# The oldest instruction set's objects come first on the linker's command line, so what they define is safe.
+cmake_minimum_required(VERSION 3.20)
+set(defined_before "")
+foreach(isa object IN ZIP_LISTS ISAS OBJECTS)
+  execute_process(COMMAND ${NM} --demangle --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[0-9a-f]+ [WVu] [^\n]+" weak "${symbols}")
+  foreach(symbol IN LISTS weak)
+    string(REGEX REPLACE "^[0-9a-f]+ [WVu] " "" symbol "${symbol}")
+    string(FIND "${symbol}" "dsmr::${isa}::" own)
+    if(own EQUAL -1 AND NOT symbol IN_LIST defined_before)
+      if(isa STREQUAL "scalar")
+        list(APPEND defined_before "${symbol}")
+      else()
+        message(SEND_ERROR "${isa}: ${symbol} can take the place of another instruction set's")
+      endif()
+    endif()
+  endforeach()
+endforeach()

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Builds the wheel into FOLDER and tries it in empty environments: with this Python and its PyTorch, a call; with
+# OTHER_PYTHON (python3 by default) and nothing else, loading the libraries.
+#     tests/native/wheel.sh FOLDER        needs the development environment's python on PATH
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+
+python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps --quiet -w "$folder" .
+wheel=$(echo "$folder"/dsmr-*-py3-none-*.whl)
+ls -l "$wheel"
+python - "$wheel" <<'PYTHON'
+import sys, zipfile
+names = zipfile.ZipFile(sys.argv[1]).namelist()
+libraries = sorted(name for name in names if name.endswith((".so", ".dylib")))
+assert [name.rpartition(".")[0] for name in libraries] == ["dsmr/native/libdsmr_native", "dsmr_kernels/backends/cpu/libdsmr_kernels"], libraries
+assert not [name for name in names if "/src/" in name], "sources in the wheel"
+PYTHON
+
+python -m pip install --disable-pip-version-check --no-deps --quiet --target "$folder/packages" "$wheel"
+(cd "$folder/packages" && PYTHONPATH=. python - <<'PYTHON')
+import sys, torch, dsmr_kernels
+from pathlib import Path
+assert Path(dsmr_kernels.__file__).is_relative_to(Path.cwd()), dsmr_kernels.__file__
+q, k, v = torch.randn(3, 1, 8, 2, 16).unbind()
+stack = dsmr_kernels.MemoryStack([16], lanes=1, kv_heads=2, head_dim=16, max_segment=8)
+exact = dsmr_kernels.recurrent_attention(q, k, v, stack[0], impl="eager")
+torch.testing.assert_close(dsmr_kernels.recurrent_attention(q, k, v, stack[0], impl="cpu"), exact)
+print("the wheel's kernels work with Python", sys.version.split()[0])
+PYTHON
+
+"${OTHER_PYTHON:-python3}" -m venv --without-pip "$folder/other"
+(cd "$folder/packages" && "$folder/other/bin/python" - <<'PYTHON')
+import ctypes, importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("library", "dsmr_kernels/backends/cpu/library.py")  # it needs no PyTorch
+library = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(library)
+for isa in library.load().available:
+    library.load().use(isa)
+(native,) = pathlib.Path("dsmr/native").resolve().glob("libdsmr_native.*")
+assert ctypes.CDLL(str(native)).dsmr_native_abi() > 0
+print("both libraries load with Python", sys.version.split()[0])
+PYTHON
