@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 MAKEFLAGS += --no-print-directory
 
-.PHONY: demo test lint build native clean
+.PHONY: demo test lint build native driver clean
+.PHONY: check-native check-driver check-isas check-instructions count-instructions check-sanitizers check-wheel check-neon
 .DELETE_ON_ERROR: # an environment whose making broke off is no environment
 
 demo: $(VENV)/.music-installed native
@@ -33,45 +34,42 @@ BUILD = $(VENV)/bin/cmake --build build --parallel $(JOBS)
 JOBS = $(shell getconf _NPROCESSORS_ONLN)
 TOOLS = PATH="$(abspath $(VENV))/bin:$$PATH"
 
-# What CI asks of the native code, one by one. CHECKS is where builds of their own go.
+# What CI asks of the native code. CHECKS is where builds of other kinds go.
 CHECKS ?= build/checks
+DRIVER = build/tests/native/driver
 
-check-native: check-symbols check-isas check-sanitizers check-instructions check-wheel
+check-native: check-driver check-isas check-instructions check-sanitizers check-wheel
 
-# The driver against the definition; and no instruction set's functions in place of another's.
-check-symbols: $(CHECKS)/driver
-	$(TOOLS) ctest --test-dir $(CHECKS)/driver --output-on-failure
+driver: $(VENV)/.build-installed
+	$(CONFIGURE) -DDSMR_TESTS=ON
+	$(BUILD)
+
+# The kernels against the definition; and no instruction set's functions in place of another's.
+check-driver: driver
+	$(TOOLS) ctest --test-dir build --output-on-failure
 
 # The laws on every instruction set of this machine; `make test` runs them on the best one.
 check-isas: $(VENV)/.dev-installed build
-	for isa in $$($(VENV)/bin/python -c "$(OTHER_ISAS)"); do \
+	for isa in $$($(VENV)/bin/python -c "$(OTHER_ISAS)"); do echo "laws on $$isa"; \
 		DSMR_KERNELS_ISA=$$isa $(VENV)/bin/python -m pytest -q tests/dsmr_kernels/test_laws.py -k cpu || exit; done
 OTHER_ISAS = from dsmr_kernels.backends.cpu import library; print(*library.load().available[1:])
 
+# Instructions against bench/instructions.json, which count-instructions writes anew.
+check-instructions: driver
+	@if command -v valgrind >/dev/null; then $(PYTHON) bench/instructions.py check $(DRIVER); \
+	else echo "*** NOT CHECKED: without valgrind the kernels' instructions cannot be counted" >&2; fi
+
+count-instructions: driver
+	$(PYTHON) bench/instructions.py update $(DRIVER)
+
 check-sanitizers: $(VENV)/.dev-installed
 	$(TOOLS) tests/native/sanitizers.sh $(CHECKS)/sanitizers
-
-# Instructions against bench/instructions.json, which `make count-instructions` writes anew.
-check-instructions: $(CHECKS)/driver
-	@if command -v valgrind >/dev/null; then $(INSTRUCTIONS) check $(DRIVER); \
-	else echo "*** NOT CHECKED: valgrind is not installed, so instructions cannot be counted" >&2; fi
-
-count-instructions: $(CHECKS)/driver
-	$(INSTRUCTIONS) update $(DRIVER)
-
-INSTRUCTIONS = $(PYTHON) bench/instructions.py
-DRIVER = $(CHECKS)/driver/tests/native/driver
 
 check-wheel: $(VENV)/.dev-installed
 	$(TOOLS) OTHER_PYTHON=$(PYTHON) tests/native/wheel.sh $(CHECKS)/wheel
 
 check-neon: $(VENV)/.build-installed
 	$(TOOLS) tests/native/neon.sh $(CHECKS)/neon
-
-.PHONY: $(CHECKS)/driver
-$(CHECKS)/driver: $(VENV)/.build-installed
-	$(VENV)/bin/cmake -S . -B $@ -DDSMR_TESTS=ON -DDSMR_BESIDE_LOADERS=OFF --log-level=NOTICE
-	$(VENV)/bin/cmake --build $@ --parallel $(JOBS)
 
 clean:
 	rm -rf .venv demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -9,13 +9,13 @@
 namespace driver {
 
 struct Case {
-  std::string name;
-  Plan plan;
-  bool backward;
+    std::string name;
+    Plan plan;
+    bool backward;
 
-  int run() const;
+    int run() const;
 };
 
 std::vector<Case> cases();
 
-}  // namespace driver
+} // namespace driver

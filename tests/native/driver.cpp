@@ -21,162 +21,169 @@ namespace driver {
 namespace {
 
 std::vector<std::string> isas() {
-  std::istringstream names(dsmr_kernels_available());
-  std::vector<std::string> isas;
-  for (std::string isa; names >> isa;) isas.push_back(isa);
-  return isas;
+    std::istringstream names(dsmr_kernels_available());
+    std::vector<std::string> isas;
+    for (std::string isa; names >> isa;) isas.push_back(isa);
+    return isas;
 }
 
 void use(const std::string& isa) {
-  if (!dsmr_kernels_use(isa.c_str())) throw std::runtime_error("this machine does not run " + isa);
+    if (!dsmr_kernels_use(isa.c_str())) throw std::runtime_error("this machine does not run " + isa);
 }
 
 // How far a result may be from the exact one. Sums are in float32: every operation rounds by `unit` at most, and what a
 // result is the sum of errs by so many of them. With bf16, factors of the products are rounded to it, too.
 struct Tolerance {
-  Tolerance(const Plan& plan, const Results& exact) {
-    const double unit = 0x1p-24;
-    type_unit = plan.type == Type::float32 ? unit : plan.type == Type::float16 ? 0x1p-11 : 0x1p-8;
-    smallest = plan.type == Type::float16 ? 0x1p-24 : 0x1p-149;
-    low = plan.type == Type::bfloat16 ? 0x1p-8 : 0;
-    weight = unit * (2 * (plan.dim + 8) * exact.largest_logit + exact.terms + 16) + low * (2 * exact.largest_product + 1);
-  }
-  double out(double value, double magnitude) const {
-    return 2 * type_unit * std::fabs(value) + (weight + low) * magnitude + smallest;
-  }
-  double grad(double value, double magnitude) const {
-    return 2 * type_unit * std::fabs(value) + (2 * weight + 3 * low + type_unit) * magnitude + smallest;
-  }
-  double lse(double value) const { return weight + 0x1p-23 * std::fabs(value); }
+    Tolerance(const Plan& plan, const Results& exact) {
+        const double unit = 0x1p-24;
+        type_unit = plan.type == Type::float32 ? unit : plan.type == Type::float16 ? 0x1p-11 : 0x1p-8;
+        smallest = plan.type == Type::float16 ? 0x1p-24 : 0x1p-149;
+        low = plan.type == Type::bfloat16 ? 0x1p-8 : 0;
+        weight = unit * (2 * (plan.dim + 8) * exact.largest_logit + exact.terms + 16);
+        weight += low * (2 * exact.largest_product + 1);
+    }
+    double out(double value, double magnitude) const {
+        return 2 * type_unit * std::fabs(value) + (weight + low) * magnitude + smallest;
+    }
+    double grad(double value, double magnitude) const {
+        return 2 * type_unit * std::fabs(value) + (2 * weight + 3 * low + type_unit) * magnitude + smallest;
+    }
+    double lse(double value) const { return weight + 0x1p-23 * std::fabs(value); }
 
-  double type_unit, smallest, low, weight;
+    double type_unit, smallest, low, weight;
 };
 
 // The largest error as a part of what is allowed.
 class Judge {
- public:
-  double worst = 0;
-  std::string where = "nothing";
+public:
+    double worst = 0;
+    std::string where = "nothing";
 
-  template <typename Allowed>
-  void compare(const char* name, const std::vector<double>& got, const Expected& exact, const Allowed& allowed) {
-    for (size_t i = 0; i < got.size(); ++i) {
-      const double value = exact.value[i];
-      if (got[i] == value) continue;
-      const double part = std::fabs(got[i] - value) / allowed(value, exact.magnitude[i]);
-      if (part <= worst) continue;
-      worst = part;
-      where = std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(got[i]) + ", expected " +
-              std::to_string(value);
-      if (std::isnan(part)) worst = INFINITY;
+    template <typename Allowed>
+    void compare(const char* name, const std::vector<double>& got, const Expected& exact, const Allowed& allowed) {
+        for (size_t i = 0; i < got.size(); ++i) {
+            const double value = exact.value[i];
+            if (got[i] == value) continue;
+            const double part = std::fabs(got[i] - value) / allowed(value, exact.magnitude[i]);
+            if (part <= worst) continue;
+            worst = part;
+            where = std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(got[i]);
+            where += ", expected " + std::to_string(value);
+            if (std::isnan(part)) worst = INFINITY;
+        }
     }
-  }
 
-  void judge(const Plan& plan, const Output& got, const Results& exact) {
-    const Tolerance tolerance(plan, exact);
-    const auto grad = [&](double value, double magnitude) { return tolerance.grad(value, magnitude); };
-    compare("o", got.out, exact.out, [&](double value, double magnitude) { return tolerance.out(value, magnitude); });
-    compare("lse", got.lse, exact.lse, [&](double value, double) { return tolerance.lse(value); });
-    compare("dq", got.q_grad, exact.q_grad, grad);
-    compare("dk", got.k_grad, exact.k_grad, grad);
-    compare("dv", got.v_grad, exact.v_grad, grad);
-  }
+    void judge(const Plan& plan, const Output& got, const Results& exact) {
+        const Tolerance tolerance(plan, exact);
+        const auto out = [&](double value, double magnitude) { return tolerance.out(value, magnitude); };
+        const auto lse = [&](double value, double) { return tolerance.lse(value); };
+        const auto grad = [&](double value, double magnitude) { return tolerance.grad(value, magnitude); };
+        compare("o", got.out, exact.out, out);
+        compare("lse", got.lse, exact.lse, lse);
+        compare("dq", got.q_grad, exact.q_grad, grad);
+        compare("dk", got.k_grad, exact.k_grad, grad);
+        compare("dv", got.v_grad, exact.v_grad, grad);
+    }
 };
 
 std::string describe(const Plan& plan) {
-  std::ostringstream text;
-  text << name(plan.type) << ", ring " << name(plan.storage) << ", Hkv " << plan.kv_heads << ", group " << plan.group
-       << ", D " << plan.dim << ", horizon " << plan.horizon << (plan.token_window ? " by token" : " by segment")
-       << ", stride " << plan.stride << (plan.keep_random ? " random" : "") << ", steps " << plan.steps << ", softcap "
-       << plan.softcap << (plan.slopes.empty() ? "" : ", slopes") << ", segments";
-  for (const auto& counts : plan.segments) {
-    text << " [";
-    for (const int count : counts) text << ' ' << count;
-    text << " ]";
-  }
-  return text.str();
+    std::ostringstream text;
+    text << name(plan.type) << ", ring " << name(plan.storage) << ", Hkv " << plan.kv_heads << ", group " << plan.group;
+    text << ", D " << plan.dim << ", horizon " << plan.horizon << (plan.token_window ? " by token" : " by segment");
+    text << ", stride " << plan.stride << (plan.keep_random ? " random" : "") << ", steps " << plan.steps;
+    text << ", softcap " << plan.softcap << (plan.slopes.empty() ? "" : ", slopes") << ", segments";
+    for (const auto& counts : plan.segments) {
+        text << " [";
+        for (const int count : counts) text << ' ' << count;
+        text << " ]";
+    }
+    return text.str();
 }
 
-bool equal(const std::vector<Output>& a, const std::vector<Output>& b) {
-  for (size_t lane = 0; lane < a.size(); ++lane)
-    if (a[lane].out != b[lane].out || a[lane].lse != b[lane].lse || a[lane].q_grad != b[lane].q_grad ||
-        a[lane].k_grad != b[lane].k_grad || a[lane].v_grad != b[lane].v_grad)
-      return false;
-  return true;
+bool equal(const Output& a, const Output& b) {
+    return a.out == b.out && a.lse == b.lse && a.q_grad == b.q_grad && a.k_grad == b.k_grad && a.v_grad == b.v_grad;
+}
+
+// One plan on the instruction set in use: the largest error as a part of what is allowed.
+Judge judge(const Plan& plan, const std::vector<Numbers>& numbers, const std::vector<Results>& exact, const Way& way) {
+    Judge judge;
+    try {
+        const std::vector<Output> one = run(plan, numbers, way), three = run(plan, numbers, {3, 0, false});
+        for (int lane = 0; lane < plan.lanes(); ++lane) {
+            judge.judge(plan, one[lane], exact[lane]);
+            if (!equal(one[lane], three[lane])) throw std::runtime_error("three threads change the result");
+        }
+    } catch (const std::runtime_error& error) {
+        judge.worst = INFINITY;
+        judge.where = error.what();
+    }
+    return judge;
 }
 
 int check(int count, uint64_t seed) {
-  double worst = 0;
-  for (int i = 0; i < count; ++i) {
-    Random random(seed + i);
-    const Plan plan = Plan::random(random);
-    std::vector<Numbers> numbers;
-    std::vector<Results> exact;
-    for (int lane = 0; lane < plan.lanes(); ++lane) {
-      numbers.emplace_back(plan, lane, random);
-      exact.push_back(expect(plan, lane, numbers.back()));
+    double worst = 0;
+    for (int i = 0; i < count; ++i) {
+        Random random(seed + i);
+        const Plan plan = Plan::random(random);
+        std::vector<Numbers> numbers;
+        std::vector<Results> exact;
+        for (int lane = 0; lane < plan.lanes(); ++lane) {
+            numbers.emplace_back(plan, lane, random);
+            exact.push_back(expect(plan, lane, numbers.back()));
+        }
+        for (const std::string& isa : isas()) {
+            use(isa);
+            const Judge found = judge(plan, numbers, exact, {1, random.between(0, 5), random.one_in(2)});
+            worst = std::max(worst, found.worst);
+            if (found.worst <= 1) continue;
+            std::printf("FAILED on %s: %s;\n", isa.c_str(), found.where.c_str());
+            std::printf("plan %llu: %s\n", static_cast<unsigned long long>(seed + i), describe(plan).c_str());
+            return 1;
+        }
     }
-    for (const std::string& isa : isas()) {
-      use(isa);
-      Judge judge;
-      try {
-        const std::vector<Output> got = run(plan, numbers, {1, random.between(0, 5), random.one_in(2)});
-        for (int lane = 0; lane < plan.lanes(); ++lane) judge.judge(plan, got[lane], exact[lane]);
-        if (!equal(got, run(plan, numbers, {3, 0, false}))) throw std::runtime_error("three threads change the result");
-      } catch (const std::runtime_error& error) {
-        judge.worst = INFINITY;
-        judge.where = error.what();
-      }
-      worst = std::max(worst, judge.worst);
-      if (judge.worst <= 1) continue;
-      std::printf("FAILED on %s: plan %d of seed %llu: %s; %s\n", isa.c_str(), i, static_cast<unsigned long long>(seed),
-                  judge.where.c_str(), describe(plan).c_str());
-      return 1;
-    }
-  }
-  std::printf("%d plans on", count);
-  for (const std::string& isa : isas()) std::printf(" %s", isa.c_str());
-  std::printf(": the largest error is %.0f %% of what is allowed\n", 100 * worst);
-  return 0;
+    std::printf("%d plans on", count);
+    for (const std::string& isa : isas()) std::printf(" %s", isa.c_str());
+    std::printf(": the largest error is %.0f %% of what is allowed\n", 100 * worst);
+    return 0;
 }
 
 int count(const std::string& isa, const std::string& name) {
-  use(isa);
-  for (const Case& each : cases())
-    if (each.name == name) return each.run();
-  throw std::runtime_error("there is no case " + name);
+    use(isa);
+    for (const Case& each : cases())
+        if (each.name == name) return each.run();
+    throw std::runtime_error("there is no case " + name);
 }
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> arguments(argv + 1, argv + argc);
-  const std::string command = arguments.empty() ? "" : arguments[0];
-  if (command == "check" && argc <= 4)
-    return check(argc > 2 ? std::stoi(arguments[1]) : 200, argc > 3 ? std::stoull(arguments[2]) : 0);
-  if (command == "isas" && argc == 2) {
-    for (const std::string& isa : isas()) std::printf("%s\n", isa.c_str());
-    return 0;
-  }
-  if (command == "compiler" && argc == 2) {
-    std::printf("%s\n", dsmr_kernels_compiler());
-    return 0;
-  }
-  if (command == "cases" && argc == 2) {
-    for (const Case& each : cases()) std::printf("%s\n", each.name.c_str());
-    return 0;
-  }
-  if (command == "count" && argc == 4) return count(arguments[1], arguments[2]);
-  std::fprintf(stderr, "usage: driver check [COUNT [SEED]] | isas | compiler | cases | count ISA CASE\n");
-  return 2;
-}
-
-}  // namespace
-}  // namespace driver
-
-int main(int argc, char** argv) {
-  try {
-    return driver::main(argc, argv);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
+    const std::vector<std::string> arguments(argv + 1, argv + argc);
+    const std::string command = arguments.empty() ? "" : arguments[0];
+    if (command == "check" && argc <= 4)
+        return check(argc > 2 ? std::stoi(arguments[1]) : 200, argc > 3 ? std::stoull(arguments[2]) : 0);
+    if (command == "isas" && argc == 2) {
+        for (const std::string& isa : isas()) std::printf("%s\n", isa.c_str());
+        return 0;
+    }
+    if (command == "compiler" && argc == 2) {
+        std::printf("%s\n", dsmr_kernels_compiler());
+        return 0;
+    }
+    if (command == "cases" && argc == 2) {
+        for (const Case& each : cases()) std::printf("%s\n", each.name.c_str());
+        return 0;
+    }
+    if (command == "count" && argc == 4) return count(arguments[1], arguments[2]);
+    std::fprintf(stderr, "usage: driver check [COUNT [SEED]] | isas | compiler | cases | count ISA CASE\n");
     return 2;
-  }
+}
+
+} // namespace
+} // namespace driver
+
+int main(int argc, char** argv) {
+    try {
+        return driver::main(argc, argv);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "%s\n", error.what());
+        return 2;
+    }
 }

@@ -9,17 +9,17 @@ namespace driver {
 
 // A result and what it could be at most if nothing cancelled, which is what rounding errors are proportional to.
 struct Expected {
-  std::vector<double> value, magnitude;
+    std::vector<double> value, magnitude;
 };
 
 // One lane's results, laid out as `Numbers`.
 struct Results {
-  Expected out, lse, q_grad, k_grad, v_grad;
-  // The same of all logits: rounding one moves its weight by so many roundings. And of their scaled products of q and k.
-  double largest_logit = 0, largest_product = 0;
-  int terms = 0;  // the most that any query sees
+    Expected out, lse, q_grad, k_grad, v_grad;
+    double largest_logit = 0;   // the same of all logits: rounding one moves its weight by so many roundings
+    double largest_product = 0; // and of what q . k adds to them
+    int terms = 0; // the most that any query sees
 };
 
 Results expect(const Plan& plan, int lane, const Numbers& numbers);
 
-}  // namespace driver
+} // namespace driver

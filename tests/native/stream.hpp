@@ -12,7 +12,7 @@ extern "C" {
 const char* dsmr_kernels_available();
 const char* dsmr_kernels_compiler();
 int dsmr_kernels_use(const char* isa);
-int dsmr_kernels_forward(DsmrCall* call);  // a DsmrStatus
+int dsmr_kernels_forward(DsmrCall* call); // a DsmrStatus
 int dsmr_kernels_backward(DsmrCall* call);
 }
 
@@ -20,53 +20,53 @@ namespace driver {
 
 // Memory of its own allocation, so that a sanitizer sees the first byte beyond it. Full of NaN at first; of -1 in int8.
 class Buffer {
- public:
-  Buffer(Type type, int64_t count);
-  void* data() const { return memory_.get(); }
-  double get(int64_t index) const { return driver::get(type_, data(), index); }
-  void put(int64_t index, double x) { driver::put(x, type_, data(), index); }
+public:
+    Buffer(Type type, int64_t count);
+    void* data() const { return memory_.get(); }
+    double get(int64_t index) const { return driver::get(type_, data(), index); }
+    void put(int64_t index, double x) { driver::put(x, type_, data(), index); }
 
- private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  Type type_;
-  std::unique_ptr<void, Free> memory_;
+private:
+    struct Free {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+    Type type_;
+    std::unique_ptr<void, Free> memory_;
 };
 
 // A layer's ring and clock, as dsmr_kernels.MemoryStack makes them.
 struct Ring {
-  explicit Ring(const Plan& plan);
-  void describe(const Plan& plan, DsmrCall& call);
+    explicit Ring(const Plan& plan);
+    void describe(const Plan& plan, DsmrCall& call);
 
-  int64_t archive, recent, slots;
-  Buffer k, v, k_scale, v_scale;
-  std::vector<int64_t> written, clock;
-  int64_t horizon;
+    int64_t archive, recent, slots;
+    Buffer k, v, k_scale, v_scale;
+    std::vector<int64_t> written, clock;
+    int64_t horizon;
 };
 
 // The tensors of one call of up to `tokens` tokens a lane.
 struct Tensors {
-  Tensors(const Plan& plan, int tokens, int gap);  // gap: elements between the tokens of q, k, v and grad_o
-  void describe(const Plan& plan, DsmrCall& call);
+    Tensors(const Plan& plan, int tokens, int gap); // gap: elements between the tokens of q, k, v and grad_o
+    void describe(const Plan& plan, DsmrCall& call);
 
-  int tokens, gap;
-  Buffer q, k, v, grad_o, grad_lse, o, lse, dq, dk, dv;
+    int tokens, gap;
+    Buffer q, k, v, grad_o, grad_lse, o, lse, dq, dk, dv;
 };
 
 // One lane's results, laid out as `Numbers`.
 struct Output {
-  std::vector<double> out, lse, q_grad, k_grad, v_grad;
+    std::vector<double> out, lse, q_grad, k_grad, v_grad;
 };
 
 // Ways to make the same calls.
 struct Way {
-  int threads;
-  int gap;      // see Tensors
-  bool narrow;  // describe ragged input in 4-byte integers, and always; else in 8-byte ones, and where it is ragged
+    int threads;
+    int gap;      // see Tensors
+    bool narrow; // describe ragged input in 4-byte integers, and always; else in 8-byte ones, and where it is ragged
 };
 
 // Every segment forward and backward. Throws std::runtime_error if a call fails or padding has a result.
 std::vector<Output> run(const Plan& plan, const std::vector<Numbers>& numbers, const Way& way);
 
-}  // namespace driver
+} // namespace driver
