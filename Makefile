@@ -48,10 +48,11 @@ driver: $(VENV)/.build-installed
 check-driver: driver
 	$(TOOLS) ctest --test-dir build --output-on-failure
 
-# The laws on every instruction set of this machine; `make test` runs them on the best one.
+# The tests of native code on every instruction set of this machine; `make test` runs them on the best one.
 check-isas: $(VENV)/.dev-installed build
-	for isa in $$($(VENV)/bin/python -c "$(OTHER_ISAS)"); do echo "laws on $$isa"; \
-		DSMR_KERNELS_ISA=$$isa $(VENV)/bin/python -m pytest -q tests/dsmr_kernels/test_laws.py -k cpu || exit; done
+	for isa in $$($(VENV)/bin/python -c "$(OTHER_ISAS)"); do echo "on $$isa:"; \
+		DSMR_KERNELS_ISA=$$isa $(VENV)/bin/python -m pytest -q $(NATIVE_TESTS) || exit; done
+NATIVE_TESTS = tests/dsmr_kernels/test_laws.py tests/dsmr/test_native.py -k "cpu or native"
 OTHER_ISAS = from dsmr_kernels.backends.cpu import library; print(*library.load().available[1:])
 
 # Instructions against bench/instructions.json, which count-instructions writes anew.

@@ -6,13 +6,17 @@ import importlib.metadata
 import os
 import platform
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
 from dsmr.cli.terminal import JsonOption, print_json, stdout
 from dsmr.version import __version__
+
+if TYPE_CHECKING:
+    from dsmr_kernels.backends.cpu.library import NativeLibrary
 
 PACKAGES = {
     "torch": "everything",
@@ -99,13 +103,20 @@ def _gpu(index: int) -> dict[str, Any]:
     }
 
 
-def _native() -> dict[str, Any] | str:
-    """The native CPU kernels: what was built by what, for which processors; or why there are none."""
+def _native() -> dict[str, dict[str, Any] | str]:
+    """The native libraries: what each was built by, for which processors; or why it cannot be used."""
+    from dsmr.native import structs
     from dsmr_kernels.backends.cpu import library
 
+    return {"attention kernels": _library(library.load), "decode step": _library(structs.library)}
+
+
+def _library(load: Callable[[], NativeLibrary]) -> dict[str, Any] | str:
+    from dsmr_kernels.backends.cpu.library import Unavailable
+
     try:
-        found = library.load()
-    except (library.Unavailable, ValueError) as reason:  # not there; or an instruction set that is not
+        found = load()
+    except (Unavailable, ValueError) as reason:  # not there; or an instruction set that is not
         return str(reason)
     return {
         "file": str(found.path),
@@ -142,12 +153,12 @@ def _print(found: dict[str, Any]) -> None:
     cpu = found["cpu"]
     stdout.print(f"dsmr {found['dsmr']}, Python {found['python']}, {found['system']}", markup=False)
     stdout.print(f"CPU: {cpu['threads']} threads on {cpu['cores']} cores, {cpu['instructions']}")
-    native = found["native"]
-    if isinstance(native, str):
-        stdout.print(f"Native CPU kernels: none ({native})", markup=False)
-    else:
-        available = ", ".join(native["instruction_sets"])
-        stdout.print(f"Native CPU kernels: {native['in_use']} of {available}; built by {native['compiler']}")
+    for name, native in found["native"].items():
+        if isinstance(native, str):
+            stdout.print(f"Native {name}: none ({native})", markup=False)
+        else:
+            available = ", ".join(native["instruction_sets"])
+            stdout.print(f"Native {name}: {native['in_use']} of {available}; built by {native['compiler']}")
     for gpu in found["gpus"]:
         stdout.print(
             f"GPU: {gpu['name']}, compute capability {gpu['compute_capability']}, "

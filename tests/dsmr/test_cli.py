@@ -494,11 +494,11 @@ class TestDoctor:
         if reason:
             assert reason in " ".join(succeeds("doctor").split())
         else:
-            native = json.loads(succeeds("doctor", "--json"))["native"]
-            assert native["in_use"] in native["instruction_sets"]
-            assert f"Native CPU kernels: {native['in_use']}" in succeeds("doctor")
+            for name, native in json.loads(succeeds("doctor", "--json"))["native"].items():
+                assert native["in_use"] in native["instruction_sets"]
+                assert f"Native {name}: {native['in_use']} of" in succeeds("doctor")
         monkeypatch.setattr(library, "load", absent)
-        assert "Native CPU kernels: none (never built)" in succeeds("doctor")
+        assert "Native attention kernels: none (never built)" in succeeds("doctor")
 
     def test_fails_if_the_commands_lack_a_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(doctor.PACKAGES, "no-such-package", "the test")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The driver on every instruction set, then the laws in Python on the best one, with libraries that watch every memory
+# The driver on every instruction set, then the tests in Python on the best one, with libraries that watch every memory
 # access and every undefined operation. In a copy of the source tree, FOLDER, whose libraries are built that way.
 #     tests/native/sanitizers.sh FOLDER        needs GCC, cmake and the development environment's python on PATH
 set -euo pipefail
@@ -17,4 +17,5 @@ ctest --test-dir build --output-on-failure
 
 # Python itself is not built that way, so the sanitizer's library comes first; what Python never frees is no leak of ours.
 runtime="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libstdc++.so)"
-LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. python -m pytest -q tests/dsmr_kernels/test_laws.py -k cpu
+LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. python -m pytest -q \
+    tests/dsmr_kernels/test_laws.py tests/dsmr/test_native.py -k "cpu or native"
