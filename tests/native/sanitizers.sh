@@ -9,7 +9,7 @@ folder=$1
 mkdir -p "$folder"
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$folder"
 cd "$folder"
-cmake -S . -B build -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDSMR_SANITIZE=address,undefined -DDSMR_TESTS=ON \
+cmake -S . -B build -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1" -DDSMR_SANITIZE=address,undefined -DDSMR_TESTS=ON \
     -DCMAKE_CXX_COMPILER="${CXX:-g++}" --log-level=NOTICE
 cmake --build build --parallel "$(nproc)"
 export UBSAN_OPTIONS=print_stacktrace=1
