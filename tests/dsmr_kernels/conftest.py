@@ -1,14 +1,10 @@
 """Every law runs on every back end: a new one joins by its name in `dsmr_kernels.backends.FOR_DEVICE`.
 
 Triton's kernels run on a GPU, under the marker `gpu`; without one, in a process of their own, in Triton's interpreter:
-`TRITON_INTERPRET=1 python -m pytest tests/dsmr_kernels/test_laws.py tests/dsmr_kernels/test_ops.py tests/triton`.
+`TRITON_INTERPRET=1 python -m pytest tests/dsmr_kernels/test_laws.py tests/triton`.
 """
 
-from collections.abc import Generator
-from contextlib import nullcontext
-
 import pytest
-import torch
 
 from dsmr_kernels import backends
 from dsmr_kernels.backends.cpu import library
@@ -22,10 +18,3 @@ def impl(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu" and (reason := library.absence()):
         pytest.skip(reason)
     return request.param
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Tests marked `gpu` make their tensors there."""
-    with torch.device("cuda") if item.get_closest_marker("gpu") else nullcontext():
-        return (yield)

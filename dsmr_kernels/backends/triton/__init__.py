@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsmr_kernels.backends import Call
+from dsmr_kernels.backends.triton import decode
 from dsmr_kernels.backends.triton.backward import launch_delta, launch_dkdv, launch_dq
 from dsmr_kernels.backends.triton.configs import lookup
 from dsmr_kernels.backends.triton.forward import launch_forward
@@ -24,7 +25,12 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, _ = call.q.shape
     o = torch.empty_like(call.q, memory_format=torch.contiguous_format)
     lse = call.q.new_empty((batch, heads, tokens), dtype=torch.float32)
-    launch_forward(call, o, lse, lookup("forward", call)).run()
+    if decode.suits(call):
+        launches = decode.launches_decode(call, o, lse, lookup("decode", call))
+    else:
+        launches = [launch_forward(call, o, lse, lookup("forward", call))]
+    for launch in launches:
+        launch.run()
     return o, lse
 
 

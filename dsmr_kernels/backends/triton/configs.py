@@ -249,6 +249,11 @@ def architecture() -> str:
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
+def processors(device: torch.device) -> int:
+    """How many programs run at once, about: a GPU's multiprocessors."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
 @cache
 def serving(arch: str) -> str:
     """Whose entries serve `arch`: its own; else the newest older ones of its vendor; else the vendor's oldest."""

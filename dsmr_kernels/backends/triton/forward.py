@@ -82,6 +82,7 @@ def attend_part(
     slots,
     slot,
     skipped,
+    stop,
     count,
     rows,
     bound,
@@ -105,12 +106,12 @@ def attend_part(
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take entries `skipped ... count - 1` of one part of the ring, which begins at slot `part`, into the softmax.
+    """Take entries `skipped ... stop - 1` of one part of the ring, which begins at slot `part`, into the softmax.
 
-    Entry 0 lies in slot `part + slot`; query i sees the entries from `bound[i]` on.
+    Of the part's `count` visible entries the oldest lies in slot `part + slot`; query i sees those from `bound[i]` on.
     """
     columns = tl.arange(0, BN)
-    head_slot, head_len, tail_len, head_blocks, blocks = cut(slot, count, skipped, slots, BN)
+    head_slot, head_len, tail_len, head_blocks, blocks = cut(slot, stop, skipped, slots, BN)
     for i in tl.range(0, blocks):
         first, end, entry = block_of(i, head_slot, head_len, tail_len, head_blocks, skipped, BN)
         k = fetch(source, lane, head, k_ptr, D, part + first, part + end, D, BD, BN, DESCRIPTOR)  # [BN, BD]
@@ -222,8 +223,8 @@ def forward_kernel(
         skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
         acc, peak, total = attend_part(
             *(acc, peak, total, q, ring_k_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),
-            *(0, archive, slot, skipped, count, rows, low + count, low_last + count, first_group, length, stride),
-            *(scale, factor, softcap, steep, D, BD, BN, BOUNDED, CAPPED, ALIBI, FACTORED, STORAGE, KEEP),
+            *(0, archive, slot, skipped, count, count, rows, low + count, low_last + count, first_group, length),
+            *(stride, scale, factor, softcap, steep, D, BD, BN, BOUNDED, CAPPED, ALIBI, FACTORED, STORAGE, KEEP),
             *(DESCRIPTOR, PRECISION),
         )
         if KEEP != ALL:
@@ -231,9 +232,9 @@ def forward_kernel(
             skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
             acc, peak, total = attend_part(
                 *(acc, peak, total, q, ring_k_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),
-                *(archive, recent, slot, skipped, count, rows, low + count, low_last + count, first_group, length),
-                *(stride, scale, factor, softcap, steep, D, BD, BN, BOUNDED, CAPPED, ALIBI, FACTORED, STORAGE, ALL),
-                *(DESCRIPTOR, PRECISION),
+                *(archive, recent, slot, skipped, count, count, rows, low + count, low_last + count, first_group),
+                *(length, stride, scale, factor, softcap, steep, D, BD, BN, BOUNDED, CAPPED, ALIBI, FACTORED),
+                *(STORAGE, ALL, DESCRIPTOR, PRECISION),
             )
 
     end = tl.minimum(m0 + BM, real)

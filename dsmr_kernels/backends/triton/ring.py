@@ -80,14 +80,14 @@ def entry_positions(entries, count, first_group, length, stride, KEEP: tl.conste
 
 
 @triton.jit
-def cut(slot, count, skipped, slots, BN: tl.constexpr):
-    """Entries `skipped ... count - 1` as two runs: the first's slot and length, the second's length, their blocks.
+def cut(slot, stop, skipped, slots, BN: tl.constexpr):
+    """Entries `skipped ... stop - 1` as two runs: the first's slot and length, the second's length, their blocks.
 
     The second run begins at slot 0. Blocks of BN entries never span both.
     """
     head = slot + skipped
     head = tl.where(head >= slots, head - slots, head)
-    todo = count - skipped
+    todo = stop - skipped
     head_len = tl.minimum(todo, slots - head)
     head_blocks = tl.cdiv(head_len, BN)
     return head, head_len, todo - head_len, head_blocks, head_blocks + tl.cdiv(todo - head_len, BN)

@@ -1,0 +1,85 @@
+"""What the Triton back end does before it launches anything; needs neither GPU nor interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dsmr_kernels import MemoryStack, Retention
+from dsmr_kernels.backends import Call, triton
+from dsmr_kernels.backends.triton.launch import Launch
+from tests.interpreter import INTERPRETED
+
+
+def call(tokens: int = 24, dim: int = 16, dtype: torch.dtype = torch.float32, **stack_options) -> Call:
+    stack = MemoryStack([8], 2, 2, dim, tokens, dtype, **stack_options)
+    q, k, v = (torch.zeros(2, tokens, heads, dim, dtype=dtype) for heads in (4, 2, 2))
+    start, length = torch.zeros(2, tokens, dtype=torch.int64), torch.full((2,), tokens)
+    return Call(q, k, v, stack[0], "segment", start, length, torch.rand(4), 0.25, 0.0, True)
+
+
+class NoSync(TorchDispatchMode):
+    """Refuses every operation that would make the host wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        assert func is not torch.ops.aten.nonzero.default
+        return result
+
+
+@pytest.mark.parametrize("tokens", [1, 24], ids=["decode", "forward"])
+@pytest.mark.parametrize("options", [{}, {"storage": "int8"}, {"retention": Retention(3, "random")}], ids=str)
+def test_forward_and_backward_never_look_at_values(monkeypatch: pytest.MonkeyPatch, tokens: int, options: dict) -> None:
+    """Then a captured graph holds at every clock: what it launches cannot depend on one."""
+    launched = []
+    monkeypatch.setattr(Launch, "run", lambda launch: launched.append(launch))
+    this = call(tokens, **options)
+    with NoSync():
+        o, lse = triton.forward(this)
+        triton.backward(this, o, lse, torch.ones_like(o), torch.zeros_like(lse), (True, True))
+    assert len(launched) in (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("needs", "kernels"),
+    [((True, False), {"delta_kernel", "dq_kernel"}), ((False, True), {"delta_kernel", "dkdv_kernel"})],
+    ids=["dq", "dkdv"],
+)
+def test_only_wanted_gradients_are_launched(monkeypatch: pytest.MonkeyPatch, needs: tuple, kernels: set[str]) -> None:
+    names = []
+    monkeypatch.setattr(Launch, "run", lambda launch: names.append(launch.kernel.__name__))
+    this = call()
+    o, lse = torch.zeros_like(this.q), torch.zeros(2, 4, 24)
+    grads = triton.backward(this, o, lse, o, lse, needs)
+    assert set(names) == kernels
+    assert [bool(x.numel()) for x in grads] == [needs[0], needs[1], needs[1]]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter takes tensors of the CPU")
+def test_tensors_of_the_cpu_are_refused() -> None:
+    assert "Triton needs a GPU" in triton.unsupported(call())
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="without the interpreter every call of the CPU is refused")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": torch.float64}, "float64"),
+        ({"dim": 288}, "head dimension 288: expected at most 256"),
+        ({"dim": 20, "dtype": torch.bfloat16}, "rows of 20 x 2 bytes: expected a multiple of 16 bytes"),
+    ],
+    ids=["float64", "dim", "rows"],
+)
+def test_reasons_are_given(changes: dict, reason: str) -> None:
+    assert reason in triton.unsupported(call(**changes))
+    assert triton.unsupported(call()) is None
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    code = "import sys, dsmr_kernels; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
