@@ -25,12 +25,13 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, _ = call.q.shape
     o = torch.empty_like(call.q, memory_format=torch.contiguous_format)
     lse = call.q.new_empty((batch, heads, tokens), dtype=torch.float32)
-    if decode.suits(call):
-        launches = decode.launches_decode(call, o, lse, lookup("decode", call))
-    else:
-        launches = [launch_forward(call, o, lse, lookup("forward", call))]
-    for launch in launches:
-        launch.run()
+    with torch.cuda.device_of(call.q):  # launches go to the current device
+        if decode.suits(call):
+            launches = decode.launches_decode(call, o, lse, lookup("decode", call))
+        else:
+            launches = [launch_forward(call, o, lse, lookup("forward", call))]
+        for launch in launches:
+            launch.run()
     return o, lse
 
 
@@ -43,11 +44,12 @@ def backward(
     dq, dk, dv = (x.new_empty(shape) for x, shape in shapes)
     call, do = _aligned(call), aligned(do)
     delta = torch.empty_like(lse)
-    launch_delta(call, o, do, dlse.contiguous(), delta).run()
-    if need_dq:
-        launch_dq(call, do, lse, delta, dq, lookup("dq", call)).run()
-    if need_dkv:
-        launch_dkdv(call, do, lse, delta, dk, dv, lookup("dkdv", call)).run()
+    with torch.cuda.device_of(call.q):
+        launch_delta(call, o, do, dlse.contiguous(), delta).run()
+        if need_dq:
+            launch_dq(call, do, lse, delta, dq, lookup("dq", call)).run()
+        if need_dkv:
+            launch_dkdv(call, do, lse, delta, dk, dv, lookup("dkdv", call)).run()
     return dq, dk, dv
 
 

@@ -33,6 +33,7 @@ from dsmr_kernels.backends.triton.tile import (
     load_scales,
     lower_bound,
     narrow,
+    real_tokens,
     row_bounds,
     store_rows,
 )
@@ -95,7 +96,7 @@ def delta_kernel(
     m0 = tl.program_id(0) * BM
     head, lane = tl.program_id(1), tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
-    real = tl.load(len_ptr + lane).to(tl.int32) if LENGTHS else T
+    real = real_tokens(len_ptr + lane, T, LENGTHS)
     rows = m0 + tl.arange(0, BM)
     o = load_rows(o_ptr + (lane * T * heads + head) * D, heads * D, m0, real, D, BD, BM)  # [BM, BD]
     do = load_rows(do_ptr + (lane * do_lane + head * do_head) * UNIT, do_row * UNIT, m0, real, D, BD, BM)  # [BM, BD]
@@ -277,7 +278,7 @@ def dq_kernel(
     heads, lanes = tl.num_programs(1), tl.num_programs(2)
     kv_head = head // group
     rows, columns = m0 + tl.arange(0, BM), tl.arange(0, BN)
-    real = tl.load(len_ptr + lane).to(tl.int32) if LENGTHS else T
+    real = real_tokens(len_ptr + lane, T, LENGTHS)
     k_ptr += (lane * k_lane + kv_head * k_head) * UNIT
     v_ptr += (lane * v_lane + kv_head * v_head) * UNIT
     q = load_rows(q_ptr + (lane * q_lane + head * q_head) * UNIT, q_row * UNIT, m0, real, D, BD, BM)  # [BM, BD]
@@ -407,7 +408,7 @@ def dkdv_kernel(
     kv_heads = tl.num_programs(1)
     heads = kv_heads * group
     keys = n0 + tl.arange(0, BN)
-    real = tl.load(len_ptr + lane).to(tl.int32) if LENGTHS else T
+    real = real_tokens(len_ptr + lane, T, LENGTHS)
     start_ptr += lane * T
     k = load_rows(k_ptr + (lane * k_lane + kv_head * k_head) * UNIT, k_row * UNIT, n0, real, D, BD, BN)  # [BN, BD]
     v = load_rows(v_ptr + (lane * v_lane + kv_head * v_head) * UNIT, v_row * UNIT, n0, real, D, BD, BN)  # [BN, BD]

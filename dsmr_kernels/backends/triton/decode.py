@@ -26,6 +26,7 @@ from dsmr_kernels.backends.triton.tile import (
     load_rows,
     lower_bound,
     narrow,
+    real_tokens,
     row_bounds,
 )
 
@@ -142,7 +143,7 @@ def decode_kernel(
     heads = kv_heads * group
     packed, columns, dims = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BD)
     rows, head = packed // group, kv_head * group + packed % group
-    real = tl.load(len_ptr + lane).to(tl.int32) if LENGTHS else T
+    real = real_tokens(len_ptr + lane, T, LENGTHS)
     start_ptr += lane * T
     k_ptr += (lane * k_lane + kv_head * k_head) * UNIT
     v_ptr += (lane * v_lane + kv_head * v_head) * UNIT

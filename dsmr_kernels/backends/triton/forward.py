@@ -34,6 +34,7 @@ from dsmr_kernels.backends.triton.tile import (
     load_rows,
     load_scales,
     narrow,
+    real_tokens,
     row_bounds,
     store_rows,
 )
@@ -197,7 +198,7 @@ def forward_kernel(
     heads, lanes = tl.num_programs(1), tl.num_programs(2)
     kv_head = head // group
     rows, columns = m0 + tl.arange(0, BM), tl.arange(0, BN)
-    real = tl.load(len_ptr + lane).to(tl.int32) if LENGTHS else T
+    real = real_tokens(len_ptr + lane, T, LENGTHS)
     start_ptr += lane * T
     k_ptr += (lane * k_lane + kv_head * k_head) * UNIT
     v_ptr += (lane * v_lane + kv_head * v_head) * UNIT

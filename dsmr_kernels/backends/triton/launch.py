@@ -61,7 +61,7 @@ def aligned(x: Tensor) -> Tensor:
     """`x [B, T, heads, D]` itself, or a contiguous copy if loads from it would be narrow."""
     unit = ALIGNMENT // x.itemsize
     fits = x.stride(3) == 1 and x.data_ptr() % ALIGNMENT == 0 and not any(s % unit for s in x.stride()[:3])
-    return x if fits and x.shape[1] * x.stride(1) < 2**31 else x.contiguous()
+    return x if fits and x.shape[1] * x.stride(1) < 2**31 else x.clone(memory_format=torch.contiguous_format)
 
 
 def strides(name: str, x: Tensor) -> dict[str, int]:

@@ -111,6 +111,15 @@ def load_scales(ptr, first, end, ROWS: tl.constexpr, STORAGE: tl.constexpr):
 
 
 @triton.jit
+def real_tokens(len_ptr, T, LENGTHS: tl.constexpr):
+    """How many of a lane's T tokens are real; a wrong length must not lead out of bounds."""
+    real = T
+    if LENGTHS:
+        real = tl.minimum(tl.maximum(tl.load(len_ptr), 0), T).to(tl.int32)
+    return real
+
+
+@triton.jit
 def lower_bound(rows, start_ptr, last_row, horizon, TOKEN: tl.constexpr, STARTS: tl.constexpr):
     """The lowest position that each query may see, for a vector of rows or one. Non-decreasing in the row.
 
