@@ -194,7 +194,7 @@ def decode_kernel(
             v = load_rows(v_ptr, v_row * UNIT, n0, real, D, BD, BN)  # [BN, BD]
             x = dot(q, tl.trans(k), PRECISION=PRECISION)  # [BM, BD] @ [BD, BN]
             if not FACTORED:
-                x, _ = base2_logits(x, scale, softcap, CAPPED)
+                x = base2_logits(x, scale, softcap, CAPPED)[0]
             if ALIBI:
                 x -= steep * (rows[:, None] - n0 - columns[None, :]).to(tl.float32)
             seen = columns[None, :] <= (rows - n0)[:, None]

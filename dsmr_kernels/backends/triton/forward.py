@@ -122,7 +122,7 @@ def attend_part(
         if STORAGE != EXACT:
             x = x * load_scales(k_scale_ptr, part + first, part + end, BN, STORAGE)[None, :]
         if not FACTORED:
-            x, _ = base2_logits(x, scale, softcap, CAPPED)
+            x = base2_logits(x, scale, softcap, CAPPED)[0]
         if ALIBI:
             positions = entry_positions(entry + columns, count, first_group, length, stride, KEEP)
             x -= steep * (rows[:, None] - positions[None, :]).to(tl.float32)
@@ -244,7 +244,7 @@ def forward_kernel(
         v = load_rows(v_ptr, v_row * UNIT, n0, end, D, BD, BN)  # [BN, BD]
         x = dot(q, tl.trans(k), PRECISION=PRECISION)  # [BM, BD] @ [BD, BN]
         if not FACTORED:
-            x, _ = base2_logits(x, scale, softcap, CAPPED)
+            x = base2_logits(x, scale, softcap, CAPPED)[0]
         if ALIBI:
             x -= steep * (rows[:, None] - n0 - columns[None, :]).to(tl.float32)
         hides = n0 + BN > m0
