@@ -7,6 +7,7 @@ and `backward(call, o, lse, do, dlse, needs) -> (dq, dk, dv)`.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from functools import cache
 from typing import NamedTuple, Protocol, cast
@@ -16,7 +17,8 @@ from torch import Tensor
 from dsmr_kernels.geometry import Window
 from dsmr_kernels.memory import RingMemory
 
-FOR_DEVICE = {"cpu": ("cpu", "eager"), "cuda": ("triton", "eager")}  # the best first
+_TRITON = ("triton",) if importlib.util.find_spec("triton") else ()  # there is none outside Linux
+FOR_DEVICE = {"cpu": ("cpu", "eager"), "cuda": (*_TRITON, "eager")}  # the best first
 NAMES = tuple(sorted({name for names in FOR_DEVICE.values() for name in names}))
 ENVIRONMENT_VARIABLE = "DSMR_KERNELS_IMPL"
 
