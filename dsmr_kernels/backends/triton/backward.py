@@ -337,7 +337,8 @@ def dq_kernel(
             *(dq, q, do, k, v, x, slope, factor, lse, delta, 0.0, 0.0, hides, seen),
             *(EXACT, CAPPED, PRECISION),
         )
-    store_rows(dq_ptr + (lane * T * heads + head) * D, heads * D, rows, rows < T, dq * scale, D, BD)
+    dq = tl.where((rows < real)[:, None], dq * scale, 0.0)  # the other rows may have met the padding of V
+    store_rows(dq_ptr + (lane * T * heads + head) * D, heads * D, rows, rows < T, dq, D, BD)
 
 
 @triton.jit
