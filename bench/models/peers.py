@@ -8,6 +8,7 @@ mask, made once, serves them all. (Training on whole pieces without padding take
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -26,6 +27,7 @@ from bench.machine import commit
 from bench.models import fill
 from dsmr.model import ModelConfig, Transformer
 from dsmr_kernels import MemoryStack, backends, recurrent_attention
+from dsmr_kernels.backends import Call
 from dsmr_kernels.memory import Clock
 
 STORAGES = (None, "int8")
@@ -140,7 +142,7 @@ def attentions(device: torch.device) -> list[Attention]:
             partial(recurrent_attention, impl=impl),
             ours=True,
             storage=storage,
-            unavailable=partial(_not_built, impl=impl),
+            unavailable=partial(_unavailable, impl=impl, storage=storage),
             on_request=impl == "eager" and device.type == "cuda" and len(names) > 1,  # it walks lanes one by one
         )
         for impl in names
@@ -173,12 +175,14 @@ def chosen(device: torch.device, names: Sequence[str]) -> list[Attention]:
     return [each for each in attentions(device) if not each.on_request]
 
 
-def _not_built(case: object, device: torch.device, impl: str) -> str | None:
-    try:
-        backends.load(impl)
-    except (ImportError, OSError) as error:
-        return f"not built: {error}"
-    return None
+def _unavailable(case: object, device: torch.device, impl: str, storage: str | None) -> str | None:
+    """Ask the back end about a call with a preset's head dimension and the training's type."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    memory = MemoryStack([8], 1, 2, 64, 8, dtype, device, storage)[0]  # type: ignore[arg-type]
+    x = torch.zeros(1, 8, 2, 64, dtype=dtype, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of is the reason that it returns
+        return backends.load(impl).unsupported(Call(x, x, x, memory, "segment", None, None, None, 1.0, 0.0, True))
 
 
 def _flex_unavailable(case: object, device: torch.device) -> str | None:

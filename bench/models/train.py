@@ -7,6 +7,7 @@ on the same schedule, and against the full schedule with the same attention (wha
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -85,40 +86,39 @@ def parts(settings: runner.Settings, peaks: Peaks) -> list[runner.Part]:
 
 
 def _measure(group: list[TrainCase], chosen: list[Attention], settings: runner.Settings, peaks: Peaks) -> list[Row]:
-    """One row a case and contender. The first case of the group is the full schedule."""
-    device = settings.device
-    pairs = [(case, attention) for case in group for attention in chosen]
-    rows, trials, trainings = {}, {}, {}
-    for case, attention in pairs:
-        status, reason = runner.judge(case, attention, device)
-        row = rows[case, attention] = runner.new_row(case, attention, status, reason)
-        if status != "right":
+    """One row a case and contender. The first case of the group is the full schedule.
+
+    Half of the time is for making ready: contenders are asked in turn, those that compile last.
+    """
+    begin = time.monotonic()
+    rows, trainings = {}, {}
+    for pair in [(case, attention) for attention in chosen for case in group]:
+        if time.monotonic() - begin > settings.seconds / 2:
+            rows[pair] = runner.new_row(*pair, "skipped", "there was no time to make it ready")
             continue
-        try:
-            row.peak_bytes = memory.peak_bytes(lambda c=case, a=attention: _two_steps(c, a, device), device)
-            training = trainings[case, attention] = step.Training(case.config, case.lanes, attention, device)
-        except RuntimeError as error:  # too little memory, or sizes that only the smaller model of the check had
-            row.status, row.reason = "failed", runner.first_line(error)
-            continue
-        trials[case, attention] = Trial(f"{case.name}: {attention.name}", [training.step], attention.context)
-    limits = replace(settings.limits, seconds=settings.limits.seconds * len(trials), slow_factor=math.inf)
-    by_name = measure.rounds(list(trials.values()), device, False, limits) if trials else {}
-    samples = {pair: by_name[trial.name] for pair, trial in trials.items()}
-    for case, attention in samples:  # the full schedule's come first
-        row = rows[case, attention]
-        _fill(row, samples[case, attention], case.work, peaks.flops[case.dtype])
-        row.extra["state_bytes"] = trainings[case, attention].state_bytes
-        for other in chosen:
-            if other.ours and other is not attention and (case, other) in samples:
-                row.against[other.name] = measure.ratio(samples[case, attention], samples[case, other]).rounded()
-        full = (group[0], attention)
-        if full in samples and case is not group[0]:
-            row.extra["against_full"] = {
-                "tokens_per_second": measure.ratio(samples[full], samples[case, attention]).rounded(),
-                "peak_bytes": row.peak_bytes / rows[full].peak_bytes,
-                "state_bytes": row.extra["state_bytes"] / rows[full].extra["state_bytes"],
-            }
-    return list(rows.values())
+        rows[pair] = runner.new_row(*pair, *runner.judge(*pair, settings.device))
+        if rows[pair].status == "right" and (training := _ready(*pair, rows[pair], settings.device)):
+            trainings[pair] = training
+    if trainings:
+        names = {pair: f"{pair[0].name}: {pair[1].name}" for pair in trainings}
+        trials = [Trial(names[pair], [training.step], pair[1].context) for pair, training in trainings.items()]
+        limits = replace(settings.limits, seconds=settings.limits.seconds * len(trials), slow_factor=math.inf)
+        samples = measure.rounds(trials, settings.device, False, limits)
+        for pair, training in trainings.items():
+            rows[pair].extra["state_bytes"] = training.state_bytes
+            _fill(rows[pair], samples[names[pair]], pair[0].work, peaks.flops[pair[0].dtype])
+        _compare(rows, {pair: samples[name] for pair, name in names.items()}, group[0])
+    return [rows[case, attention] for case in group for attention in chosen]
+
+
+def _ready(case: TrainCase, attention: Attention, row: Row, device: torch.device) -> step.Training | None:
+    """Weigh a training and make it ready to be timed; None, and why in the row, if that fails."""
+    try:
+        row.peak_bytes = memory.peak_bytes(lambda: _two_steps(case, attention, device), device)
+        return step.Training(case.config, case.lanes, attention, device)
+    except RuntimeError as error:  # too little memory, or sizes that only the smaller model of the check had
+        row.status, row.reason = "failed", runner.first_line(error)
+        return None
 
 
 def _fill(row: Row, seconds: list[float], work: dict[str, float], peak_flops: float) -> None:
@@ -126,6 +126,25 @@ def _fill(row: Row, seconds: list[float], work: dict[str, float], peak_flops: fl
     row.seconds = Quantiles.of(seconds).rounded()
     row.extra["tokens_per_second"] = Quantiles.of([work["tokens"] / t for t in seconds]).rounded()
     row.roofline = float(f"{work['flops'] / peak_flops / row.seconds[1]:.4g}")
+
+
+Pair = tuple[TrainCase, Attention]
+
+
+def _compare(rows: dict[Pair, Row], samples: dict[Pair, list[float]], full: TrainCase) -> None:
+    """Each with ours under the same schedule, and with the full schedule under the same attention."""
+    for (case, attention), own in samples.items():
+        row = rows[case, attention]
+        for (other_case, other), seconds in samples.items():
+            if other_case is case and other.ours and other is not attention:
+                row.against[other.name] = measure.ratio(own, seconds).rounded()
+        if case is not full and (full, attention) in samples:
+            base = rows[full, attention]
+            row.extra["against_full"] = {
+                "tokens_per_second": measure.ratio(samples[full, attention], own).rounded(),
+                "peak_bytes": row.peak_bytes / base.peak_bytes,
+                "state_bytes": row.extra["state_bytes"] / base.extra["state_bytes"],
+            }
 
 
 def _two_steps(case: TrainCase, attention: Attention, device: torch.device) -> None:

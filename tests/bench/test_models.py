@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import results
-from bench.models import check, fill, memory, peers, prepare, step
+from bench import results, runner
+from bench.models import check, fill, memory, peers, prepare, step, train
 from bench.models.peers import Attention, Concatenation
 from dsmr.model import ModelConfig, Transformer
 from dsmr.schedules import Schedule
@@ -170,3 +170,9 @@ def test_results_make_a_plot_and_the_same_results_the_same_plot(tmp_path):
     assert first.name == "bench-models.png"
     assert first.read_bytes() == again.read_bytes()
     assert plots.draw([replace(run, rows=[])], tmp_path, "none") == []
+
+
+def test_without_time_to_make_ready_everything_is_skipped():
+    settings = runner.Settings(CPU, quick=True, seconds=0.0)
+    ((_, measured),) = train.parts(settings, None)
+    assert {row.status for row in measured()} == {"skipped"}
