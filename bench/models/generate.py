@@ -168,11 +168,12 @@ def _logits(model: Transformer, lanes: int, decoding: Decoding) -> np.ndarray[An
 
 
 def cases(device: torch.device, quick: bool) -> list[GenerateCase]:
-    """Presets as they are, for one and for eight listeners; and the smallest from empty memories."""
+    """Presets as they are, for one and for eight listeners; and the smallest from empty memories, on CPUs."""
     sizes, lanes = (("tiny",), (1,)) if quick else (("tiny", "small", "base"), (1, 8))
     configs = {name: step.reduced(preset(name), 32) if quick else preset(name) for name in sizes}
     full = [GenerateCase(name, config, count) for name, config in configs.items() for count in lanes]
-    return [*full, GenerateCase("tiny", configs["tiny"], 1, full=False)]
+    watched = [GenerateCase("tiny", configs["tiny"], 1, full=False)] if device.type == "cpu" else []
+    return [*full, *watched]
 
 
 def parts(settings: runner.Settings, peaks: Peaks) -> list[runner.Part]:
@@ -223,7 +224,7 @@ def _race(case: GenerateCase, engines: list[Engine], settings: runner.Settings) 
     trials = [Trial(name, [each.play]) for name, each in playing.items()]
     samples = measure.rounds(trials, device, False, limits) if trials else {}
     for name, own in samples.items():
-        row, latencies = rows[name], playing[name].latencies[2 * STEPS :]  # the warm-up's are left out
+        row, latencies = rows[name], playing[name].latencies[-STEPS * len(own) :]  # those of the warm-up left out
         _fill(row, case, own, STEPS)
         row.against = {other: measure.ratio(own, samples[other]).rounded() for other in samples if other != name}
         row.extra["steps"] = len(latencies)
