@@ -44,11 +44,11 @@ def reduced(config: ModelConfig, segment: int) -> ModelConfig:
 
 
 def size(name: str, quick: bool, device: torch.device) -> ModelConfig:
-    """A preset, as it is measured: on CPUs with half the segment; scaled down to show that it runs."""
+    """A preset, as it is measured: on CPUs with a quarter of the segment; scaled down to show that it runs."""
     config = preset(name)
     if quick:
         return reduced(config, 32)
-    return replace(config, segment=config.segment // 2) if device.type == "cpu" else config
+    return replace(config, segment=config.segment // 4) if device.type == "cpu" else config
 
 
 def precision(device: torch.device) -> torch.autocast:
