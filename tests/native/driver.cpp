@@ -120,7 +120,38 @@ Judge judge(const Plan& plan, const std::vector<Numbers>& numbers, const std::ve
     return judge;
 }
 
+// What Python cannot see without reading tensors, the kernels refuse, before they have written anything.
+void check_refusals() {
+    Plan plan;
+    plan.pieces = {{4}, {4}};
+    plan.segments = {{4, 4}};
+    Ring ring(plan);
+    Tensors tensors(plan, 4, 0);
+    DsmrCall call = {};
+    ring.describe(plan, call);
+    tensors.describe(plan, call);
+    call.threads = call.append = 1;
+    int64_t lengths[] = {4, 5};
+    call.segment_len = lengths;
+    call.len_bytes = sizeof(int64_t);
+    const auto expect_refusal = [&](DsmrStatus status, int64_t first, int64_t second) {
+        const bool refused = dsmr_kernels_forward(&call) == status && call.error[0] == 1 && call.error[1] == first;
+        if (!refused || call.error[2] != second || ring.written[0] || !std::isnan(tensors.o.get(0)))
+            throw std::runtime_error("a call that must be refused was not, or not before writing");
+    };
+    expect_refusal(DSMR_BAD_SEGMENT_LEN, 5, 0);
+    lengths[1] = -1;
+    expect_refusal(DSMR_BAD_SEGMENT_LEN, -1, 0);
+    lengths[1] = 2;
+    ring.clock[5] = 3; // of an open segment of four tokens, three are there: two more are too many
+    expect_refusal(DSMR_SEGMENT_TOO_LONG, 3, 2);
+}
+
 int check(int count, uint64_t seed) {
+    for (const std::string& isa : isas()) {
+        use(isa);
+        check_refusals();
+    }
     double worst = 0;
     for (int i = 0; i < count; ++i) {
         Random random(seed + i);
