@@ -24,7 +24,8 @@ _RING, _CALL, _GRADIENTS, _ERROR = (struct.Struct(code) for code in ("26q", "22q
 _CALL_OFFSET = _RING.size
 _GRADIENTS_OFFSET = _CALL_OFFSET + _CALL.size
 _ERROR_OFFSET = _GRADIENTS_OFFSET + _GRADIENTS.size
-_SIZE = _ERROR_OFFSET + _ERROR.size
+_NO_GRADIENTS = bytes(_GRADIENTS.size + _ERROR.size)
+_Struct = ctypes.c_char * (_ERROR_OFFSET + _ERROR.size)
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}  # DsmrType
 _OK, _BAD_SEGMENT_LEN, _SEGMENT_TOO_LONG, _NO_MEMORY = range(4)  # DsmrStatus
 
@@ -76,22 +77,18 @@ class _Packed:
         start = None if start is None else start.contiguous()
         length = None if length is None else length.contiguous()
         slopes = None if slopes is None else slopes.float().contiguous()
-        self.data = bytearray(_SIZE)
-        self.kept: list[Tensor | None] = [o, lse, start, length, slopes]
-        _RING.pack_into(self.data, 0, *_ring_values(call.memory))
-        _CALL.pack_into(
-            self.data,
-            _CALL_OFFSET,
-            *(_TYPES[call.q.dtype], call.q.shape[1], call.q.shape[2]),
-            *(call.q.data_ptr(), *call.q.stride()[:3]),
-            *(call.k.data_ptr(), *call.k.stride()[:3]),
-            *(call.v.data_ptr(), *call.v.stride()[:3]),
-            *(o.data_ptr(), lse.data_ptr()),
-            *(_address(start), _address(length)),
-            *(0 if start is None else start.itemsize, 0 if length is None else length.itemsize),
-            *(_address(slopes), call.scale, call.softcap),
-            *(call.window == "token", call.append, torch.get_num_threads()),
+        q, k, v = call.q, call.k, call.v
+        _, tokens, heads, _ = q.shape
+        self.data = bytearray(_ring_bytes(call.memory))
+        self.data += _CALL.pack(
+            *(_TYPES[q.dtype], tokens, heads),
+            *(q.data_ptr(), *q.stride()[:3], k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3]),
+            *(o.data_ptr(), lse.data_ptr(), _address(start), _address(length)),
+            *(0 if start is None else start.itemsize, 0 if length is None else length.itemsize, _address(slopes)),
+            *(call.scale, call.softcap, call.window == "token", call.append, torch.get_num_threads()),
         )
+        self.data += _NO_GRADIENTS
+        self.kept: list[Tensor | None] = [o, lse, start, length, slopes]
 
     def add_gradients(self, do: Tensor, dlse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
         """Where the backward pass reads and writes gradients; an empty tensor is not wanted."""
@@ -102,7 +99,7 @@ class _Packed:
 
     def run(self, function: ctypes._NamedFuncPointer) -> None:
         """Call a kernel; its error as an exception."""
-        status = function((ctypes.c_char * _SIZE).from_buffer(self.data))
+        status = function(_Struct.from_buffer(self.data))
         if status == _OK:
             return
         lane, first, second = _ERROR.unpack_from(self.data, _ERROR_OFFSET)
@@ -116,19 +113,28 @@ class _Packed:
         raise MemoryError("the attention kernels found no memory for their working space")
 
 
-def _ring_values(memory: RingMemory) -> tuple[int, ...]:
+def _ring_bytes(memory: RingMemory) -> bytes:
+    """The ring's part of the struct. A ring remembers it, together with the addresses that it was made from."""
+    ring, scales = (memory.k, memory.v), (memory.k_scale, memory.v_scale)
+    addresses = (
+        *(memory.k.data_ptr(), memory.v.data_ptr(), _address(memory.k_scale), _address(memory.v_scale)),
+        *(memory.written.data_ptr(), memory.clock.state.data_ptr(), memory.horizon.data_ptr()),
+    )
+    remembered: tuple[tuple[int, ...], bytes] | None = memory.__dict__.get("_packed_for_cpu")
+    if remembered is not None and remembered[0] == addresses:
+        return remembered[1]
     geometry = memory.geometry
     batch, kv_heads, _, dim = memory.k.shape
-    values = []
-    for ring, scale in ((memory.k, memory.k_scale), (memory.v, memory.v_scale)):
-        values += [ring.data_ptr(), *ring.stride()[:3], _address(scale)]
+    values: list[int] = []
+    for x, scale in zip(ring, scales, strict=True):
+        values += [x.data_ptr(), *x.stride()[:3], _address(scale)]
         values += [0, 0] if scale is None else scale.stride()[:2]
-    return (
-        *values,
-        *(memory.written.data_ptr(), memory.clock.state.data_ptr(), memory.horizon.data_ptr()),
-        *(batch, kv_heads, dim, geometry.archive, geometry.recent, geometry.max_segment),
+    packed = _RING.pack(
+        *(*values, *addresses[4:], batch, kv_heads, dim, geometry.archive, geometry.recent, geometry.max_segment),
         *(geometry.retention.stride, geometry.retention.keep == "random", _TYPES[memory.k.dtype]),
     )
+    memory.__dict__["_packed_for_cpu"] = addresses, packed  # frozen forbids fields to change, and this is none
+    return packed
 
 
 def _address(x: Tensor | None) -> int:

@@ -97,50 +97,63 @@ private:
         if (!is_plain(rule_, block)) {
             factor = prepare_logits<LANES>(call_, lane_, tile_, rule_, block, logits_, cap_slope_);
         }
-        differentiate(block, factor);
+        differentiate(block, factor, wants_keys);
+        if (call_.dq) {
+            const auto columns = Math::along_keys(keys, block.count, dim_, pair_room_);
+            gemm<Math, Layout::COLUMNS, true, VECS>(dim_, LANES, columns.data, columns.stride, factors_, LANES,
+                                                    Math::key_words(block.count), dq_, LANES);
+        }
         if (wants_keys) add_to_keys(block);
-        if (!call_.dq) return;
-        fold_key_scales(block);
-        const auto columns = Math::along_keys(keys, block.count, dim_, pair_room_);
-        const Word* const changes = Math::pack_keys(changes_, block.count, LANES, factors_);
-        gemm<Math, Layout::COLUMNS, true, VECS>(dim_, LANES, columns.data, columns.stride, changes, LANES,
-                                                Math::key_words(block.count), dq_, LANES);
     }
 
-    // Logits become weights, and gradients of the weights become gradients of the products times their factor.
-    void differentiate(const Block& block, float factor) {
+    // Logits become weights, and gradients of the weights become those of the products (without their factor), as an
+    // operand along the keys; `keep` leaves both as floats, too.
+    void differentiate(const Block& block, float factor, bool keep) {
+        const bool keys_scaled = block.key_scale != nullptr, values_scaled = block.value_scale != nullptr;
         const Vec f = broadcast(factor), zero = broadcast(0.0f);
+        float *const s = logits_, *const c = changes_;
+        const float* const cap = rule_.capped ? cap_slope_ : nullptr;
         for (int lane = 0; lane < LANES; lane += VECS * WIDTH) {
             Vec minus_lse[VECS], delta[VECS];
             for (int j = 0; j < VECS; ++j) {
                 minus_lse[j] = sub(zero, load(lse_ + lane + j * WIDTH));
                 delta[j] = load(delta_ + lane + j * WIDTH);
             }
-            for (int64_t k = 0; k < block.count; ++k) {
-                const Vec scale = broadcast(block.value_scale ? block.value_scale[k] : 1.0f);
-#pragma GCC unroll 4
-                for (int j = 0; j < VECS; ++j) {
-                    const int64_t i = k * LANES + lane + j * WIDTH;
-                    const Vec exponent = fma(load(logits_ + i), f, minus_lse[j]);
-                    const Vec weight = Math::VALUES == 1 ? exp2(exponent) : exp2_rough(exponent);
-                    const Vec grad = block.value_scale ? mul(load(changes_ + i), scale) : load(changes_ + i);
-                    store(logits_ + i, weight);
-                    store(changes_ + i, mul(weight, sub(grad, delta[j])));
+            const auto change_at = [&](int64_t k, int j, Vec key_scale, Vec value_scale) {
+                const int64_t i = k * LANES + lane + j * WIDTH;
+                const Vec exponent = fma(load(s + i), f, minus_lse[j]);
+                const Vec weight = Math::VALUES == 1 ? exp2(exponent) : exp2_rough(exponent);
+                const Vec grad = values_scaled ? mul(load(c + i), value_scale) : load(c + i);
+                Vec change = mul(weight, sub(grad, delta[j]));
+                if (cap) change = mul(change, load(cap + i));
+                if (keep) {
+                    store(s + i, weight);
+                    store(c + i, change);
                 }
-            }
-        }
-        if (!rule_.capped) return;
-        for (int64_t i = 0; i < block.count * LANES; i += WIDTH) {
-            store(changes_ + i, mul(load(changes_ + i), load(cap_slope_ + i)));
-        }
-    }
-
-    void fold_key_scales(const Block& block) {
-        if (!block.key_scale) return;
-        for (int64_t k = 0; k < block.count; ++k) {
-            const Vec scale = broadcast(block.key_scale[k]);
-            for (float* p = changes_ + k * LANES; p < changes_ + (k + 1) * LANES; p += WIDTH) {
-                store(p, mul(load(p), scale));
+                return keys_scaled ? mul(change, key_scale) : change;
+            };
+            const auto scale_of = [&](const float* scales, int64_t k) { return broadcast(scales ? scales[k] : 1.0f); };
+            Word* operand = factors_ + lane;
+            for (int64_t k = 0; k < block.count; k += Math::VALUES, operand += LANES) {
+                const Vec key_scale = scale_of(block.key_scale, k), value_scale = scale_of(block.value_scale, k);
+                if constexpr (Math::VALUES == 1) {
+#pragma GCC unroll 4
+                    for (int j = 0; j < VECS; ++j) {
+                        store(operand + j * WIDTH, change_at(k, j, key_scale, value_scale));
+                    }
+                } else {
+#ifdef __AVX512BF16__
+                    const bool both = k + 1 < block.count;
+                    const Vec next_key = both ? scale_of(block.key_scale, k + 1) : zero;
+                    const Vec next_value = both ? scale_of(block.value_scale, k + 1) : zero;
+#pragma GCC unroll 4
+                    for (int j = 0; j < VECS; ++j) {
+                        const Vec even = change_at(k, j, key_scale, value_scale);
+                        const Vec odd = both ? change_at(k + 1, j, next_key, next_value) : zero;
+                        store_pairs(operand + j * WIDTH, make_pairs(even, odd));
+                    }
+#endif
+                }
             }
         }
     }

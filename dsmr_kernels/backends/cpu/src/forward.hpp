@@ -104,8 +104,10 @@ private:
             }
             const float* s = logits_ + lane;
             Word* weights = weights_ + lane;
-            for (int64_t k = 0; k < block.count; k += Math::VALUES, s += Math::VALUES * LANES, weights += LANES) {
-                const float* const scale = block.value_scale ? block.value_scale + k : nullptr;
+            const float* const scales = block.value_scale;
+            const int64_t count = block.count;
+            for (int64_t k = 0; k < count; k += Math::VALUES, s += Math::VALUES * LANES, weights += LANES) {
+                const float* const scale = scales ? scales + k : nullptr;
 #pragma GCC unroll 4
                 for (int j = 0; j < VECS; ++j) {
                     const float* const p = s + j * WIDTH;
@@ -115,7 +117,7 @@ private:
                         store(weights + j * WIDTH, scale ? mul(w, broadcast(scale[0])) : w);
                     } else {
 #ifdef __AVX512BF16__
-                        const bool both = k + 1 < block.count;
+                        const bool both = k + 1 < count;
                         Vec even = exp2_rough(fma(load(p), f, minus_highest[j]));
                         Vec odd = both ? exp2_rough(fma(load(p + LANES), f, minus_highest[j])) : zero;
                         total[j] = add(total[j], add(even, odd));

@@ -7,6 +7,7 @@
 
 #include "append.hpp"
 #include "backward.hpp"
+#include "decode.hpp"
 #include "forward.hpp"
 #include "threads.hpp"
 
@@ -76,8 +77,12 @@ void write_zeros(void* tensor, const DsmrCall& call, int64_t offset) {
     std::memset(at(tensor, call.type, offset), 0, call.dim * element_bytes(call.type));
 }
 
+constexpr int64_t ALONE = 1 << 15; // elements of keys that one core is done with before another could help
+
 void append(const DsmrCall& call) {
-    parallel_for(int(call.threads), call.batch * call.kv_heads, [&](int64_t task) {
+    const int64_t heads = call.batch * call.kv_heads;
+    const int threads = heads * call.tokens * call.dim < ALONE ? 1 : int(call.threads);
+    parallel_for(threads, heads, [&](int64_t task) {
         append_head(call, read_lane(call, task / call.kv_heads), task % call.kv_heads);
     });
     for (int64_t b = 0; b < call.batch; ++b) {
@@ -86,8 +91,47 @@ void append(const DsmrCall& call) {
     }
 }
 
-DsmrStatus forward(DsmrCall& call) {
-    if (const DsmrStatus status = check_lanes(call)) return status;
+void write_absent(const DsmrCall& call, const Tile& tile, int64_t rows) {
+    for (int64_t r = most(tile.rows, 0); r < rows; ++r) {
+        write_zeros(call.o, call, row_offset(tile, call, r));
+        call.lse[lse_offset(tile, call, r)] = HIDDEN;
+    }
+}
+
+// Few heads leave cores idle and a long memory is cut into parts, by shapes alone.
+constexpr int64_t DECODE_TASKS = 16, DECODE_PART = 1024;
+
+DsmrStatus decode(const DsmrCall& call) {
+    const int64_t heads = call.batch * call.kv_heads, rows = rows_per_head(call), slots = call.archive + call.recent;
+    const int64_t parts = most(1, least(ceil_div(DECODE_TASKS, heads), slots / DECODE_PART));
+    const int threads = heads * slots * call.dim < ALONE ? 1 : int(call.threads);
+    const int64_t size = RowSums::floats(DECODE_ROWS, call.dim);
+    Scratch& scratch = thread_scratch();
+    if (!scratch.reserve(heads * parts * size * sizeof(float) + ALIGNMENT)) return DSMR_NO_MEMORY;
+    float* const sums = scratch.take<float>(heads * parts * size);
+    const auto tile_of = [&](const Lane& lane, int64_t head) {
+        return make_tile(call, lane, head % call.kv_heads, 0, rows, DECODE_ROWS);
+    };
+    parallel_for(threads, heads * parts, [&](int64_t task) {
+        const int64_t head = task / parts, part = task % parts;
+        const Lane lane = read_lane(call, head / call.kv_heads);
+        const Tile tile = tile_of(lane, head);
+        if (tile.rows <= 0) return;
+        int64_t entries = 0;
+        for (int i = 0; i < lane.runs; ++i) entries += lane.run[i].count;
+        DecodeRows(call, lane, tile, RowSums::at(sums + task * size, DECODE_ROWS, call.dim))
+            .run(part * entries / parts, (part + 1) * entries / parts, part == parts - 1);
+    });
+    for (int64_t head = 0; head < heads; ++head) {
+        const Lane lane = read_lane(call, head / call.kv_heads);
+        const Tile tile = tile_of(lane, head);
+        if (tile.rows > 0) finish_rows(call, tile, sums + head * parts * size, parts);
+        write_absent(call, tile, rows);
+    }
+    return DSMR_OK;
+}
+
+DsmrStatus attend(const DsmrCall& call) {
     const int64_t rows = rows_per_head(call), tiles = ceil_div(rows, WIDEST_TILE);
     Failure failure;
     parallel_for(int(call.threads), call.batch * call.kv_heads * tiles, [&](int64_t task) {
@@ -96,14 +140,17 @@ DsmrStatus forward(DsmrCall& call) {
         const int64_t count = least(WIDEST_TILE, rows - first);
         const Tile tile = make_tile(call, lane, kv_head, first, count);
         if (tile.rows > 0) failure.note(run_tile<ForwardTile>(call, tile.rows, lane, tile));
-        for (int64_t r = most(tile.rows, 0); r < count; ++r) { // absent tokens
-            write_zeros(call.o, call, row_offset(tile, call, r));
-            call.lse[lse_offset(tile, call, r)] = HIDDEN;
-        }
+        write_absent(call, tile, count);
     });
-    // After all reads: nothing that a call writes may be seen by the same call.
-    if (call.append && failure.status() == DSMR_OK) append(call);
     return failure.status();
+}
+
+DsmrStatus forward(DsmrCall& call) {
+    DsmrStatus status = check_lanes(call);
+    if (status == DSMR_OK) status = rows_per_head(call) <= DECODE_ROWS ? decode(call) : attend(call);
+    // After all reads: nothing that a call writes may be seen by the same call.
+    if (status == DSMR_OK && call.append) append(call);
+    return status;
 }
 
 // Where the shares of one head's tiles sum up the gradients of its keys.

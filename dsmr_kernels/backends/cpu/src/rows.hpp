@@ -125,8 +125,7 @@ struct SingleRows : Single {
     // B[lane][d]: a packed table of `count` rows, to multiply from the right along the lanes.
     DSMR_INLINE int64_t lane_room(int64_t, int64_t) { return 0; }
     DSMR_INLINE const float* along_lanes(const Operand<float>& table, int64_t, int64_t, float*) { return table.data; }
-    // x [keys][lanes] as an operand along the keys, and as one along the lanes.
-    DSMR_INLINE const float* pack_keys(const float* x, int64_t, int64_t, float*) { return x; }
+    // A(key, lane): x [keys][lanes], to multiply from the left along the lanes.
     DSMR_INLINE const float* pack_lanes(const float* x, int64_t, int64_t, float*) { return x; }
 };
 
@@ -164,16 +163,6 @@ struct PairedRows : Paired {
         interleave(table, lanes, padded(dim), room, padded(dim));
         return room;
     }
-    DSMR_INLINE const uint32_t* pack_keys(const float* x, int64_t count, int64_t lanes, uint32_t* room) {
-        for (int64_t k = 0; k < count; k += 2) {
-            const float *const even = x + k * lanes, *const odd = even + lanes;
-            uint32_t* const to = room + k / 2 * lanes;
-            for (int64_t r = 0; r < lanes; r += WIDTH) {
-                store_pairs(to + r, make_pairs(load(even + r), k + 1 < count ? load(odd + r) : broadcast(0.0f)));
-            }
-        }
-        return room;
-    }
     DSMR_INLINE const uint32_t* pack_lanes(const float* x, int64_t count, int64_t lanes, uint32_t* room) {
         bf16* const to = reinterpret_cast<bf16*>(room);
         for (int64_t i = 0; i < count * lanes; i += WIDTH) store(to + i, load(x + i));
@@ -185,11 +174,13 @@ struct PairedRows : Paired {
         for (int64_t i = 0; i < count; i += 2, to += pitch) {
             const uint16_t* const even = reinterpret_cast<const uint16_t*>(rows.data + i * rows.stride);
             const uint16_t* const odd = i + 1 < count ? even + 2 * rows.stride : nullptr;
-            if (odd) {
-                for (int64_t d = 0; d < dim; ++d) to[d] = even[d] | uint32_t(odd[d]) << 16;
-            } else {
-                for (int64_t d = 0; d < dim; ++d) to[d] = even[d];
+            int64_t d = 0;
+            if (!odd) {
+                for (; d < dim; ++d) to[d] = even[d];
+                continue;
             }
+            for (; d + 2 * WIDTH <= dim; d += 2 * WIDTH) dsmr::DSMR_ISA::interleave(even + d, odd + d, to + d);
+            for (; d < dim; ++d) to[d] = even[d] | uint32_t(odd[d]) << 16;
         }
     }
 };

@@ -34,12 +34,14 @@ struct Block {
     bool masked;     // does some row not see some key?
 };
 
-DSMR_INLINE Tile make_tile(const DsmrCall& call, const Lane& lane, int64_t kv_head, int64_t first_row, int64_t rows) {
+// The rows [first_row, first_row + rows) of a head, whose real ones must fit into `lanes`.
+DSMR_INLINE Tile make_tile(const DsmrCall& call, const Lane& lane, int64_t kv_head, int64_t first_row, int64_t rows,
+                           int64_t lanes = WIDEST_TILE) {
     Tile tile;
     tile.lane = lane.index, tile.kv_head = kv_head, tile.group = call.heads / call.kv_heads;
     tile.first_row = first_row, tile.rows = least(rows, lane.tokens * tile.group - first_row);
     if (tile.rows <= 0) return tile;
-    for (int64_t r = 0; r < WIDEST_TILE; ++r) { // lanes beyond the last row do as it does
+    for (int64_t r = 0; r < lanes; ++r) { // lanes beyond the last row do as it does
         const int64_t token = (first_row + least(r, tile.rows - 1)) / tile.group;
         const bool as_before = r && token == tile.token[r - 1];
         tile.token[r] = token;

@@ -77,14 +77,14 @@ DSMR_INLINE void from_float(float x, fp16* y) {
     y->bits = uint16_t(sign | half);
 }
 
-// Branch-free, so that a loop of it vectorises. Magnitudes that round beyond 448 become NaN, as there is no infinity.
+// Branch-free, so that a loop of it vectorises. What is beyond 448 becomes 448, as in PyTorch.
 DSMR_INLINE void from_float(float x, fp8* y) {
     const uint32_t bits = bit_cast<uint32_t>(x), sign = (bits >> 24) & 0x80, magnitude = bits & 0x7fffffff;
     // Below 2^-6: adding 2^14 leaves multiples of 2^-9 in the low bits, rounded by the addition itself.
     const uint32_t small = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0x1p14f) - bit_cast<uint32_t>(0x1p14f);
     const uint32_t normal = (magnitude - (uint32_t(127 - 7) << 23) + 0x7ffff + ((magnitude >> 20) & 1)) >> 20;
-    const uint32_t finite = magnitude < 0x3c800000 ? small : normal;
-    y->bits = uint8_t(sign | (magnitude > 0x43e80000 ? 0x7f : finite));
+    const uint32_t rounded = magnitude < 0x3c800000 ? small : normal, finite = rounded > 0x7e ? 0x7e : rounded;
+    y->bits = uint8_t(sign | (magnitude > 0x7f800000 ? 0x7f : finite));
 }
 
 } // namespace dsmr

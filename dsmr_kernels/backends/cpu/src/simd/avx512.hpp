@@ -97,11 +97,25 @@ constexpr bool HAS_PAIRS = true;
 using Pairs = __m512i;
 DSMR_INLINE Pairs load_pairs(const uint32_t* p) { return _mm512_loadu_si512(p); }
 DSMR_INLINE Pairs broadcast_pairs(uint32_t pair) { return _mm512_set1_epi32(int32_t(pair)); }
+// Of 32 halves in a and 32 in b: lane i gets half first + i of a (low) and of b (high).
+DSMR_INLINE Pairs zip_halves(__m512i a, __m512i b, int first) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i low = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+    const __m512i high = _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(32)), 16);
+    return _mm512_permutex2var_epi16(a, _mm512_or_si512(low, high), b);
+}
 // (low[i], high[i]) rounded to bf16, the pair of lane i; NaN stays NaN.
 DSMR_INLINE Pairs make_pairs(Vec low, Vec high) {
     const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low); // all of low, then all of high
-    const __m256i first = _mm512_castsi512_si256(halves), second = _mm512_extracti64x4_epi64(halves, 1);
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i order = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16));
+    return _mm512_permutexvar_epi16(order, halves);
+}
+// Two rows of bf16 side by side: out[d] = (even[d], odd[d]) for 2 WIDTH elements.
+DSMR_INLINE void interleave(const uint16_t* even, const uint16_t* odd, uint32_t* out) {
+    const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+    _mm512_storeu_si512(out, zip_halves(a, b, 0));
+    _mm512_storeu_si512(out + WIDTH, zip_halves(a, b, WIDTH));
 }
 DSMR_INLINE void store_pairs(uint32_t* p, Pairs a) { _mm512_storeu_si512(p, a); }
 // sums[i] + a[i].low b[i].low + a[i].high b[i].high
