@@ -10,16 +10,19 @@ from pathlib import Path
 
 from bench.models import COMMANDS as MODELS
 
-MEASURED = ("attention", "decode", "append", "overhead", *MODELS)
+MEASURED = ("attention", "decode", "append", "memory", "overhead", *MODELS)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, start one process a thread count where this one is not pinned so, and run."""
     arguments = _parser().parse_args(argv)
-    if arguments.device.startswith("cpu"):
-        unpinned = [n for n in arguments.threads if not _pinned(n)]
-        if len(arguments.threads) > 1 or unpinned:
-            return max(_in_process(n, argv if argv is not None else sys.argv[1:]) for n in arguments.threads)
+    if arguments.command == "report":
+        return _report(arguments.results)
+    if arguments.device == "cpu":
+        environments = {n: _environment(arguments.command, n) for n in arguments.threads}
+        if len(environments) > 1 or not all(_started_so(n, given) for n, given in environments.items()):
+            rest = argv if argv is not None else sys.argv[1:]
+            return max(_in_process(n, given, rest) for n, given in environments.items())
     return _measure(arguments)
 
 
@@ -35,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quick", action="store_true", help="tiny shapes and three rounds: shows that it runs")
         command.add_argument("--seconds", type=float, default=3.0, help="measuring time a case")
         command.add_argument("--out", type=Path, help="folder of the results (default: the machine's own)")
+    report = commands.add_parser("report", help="write README's table, docs/benchmarks.md and plots from results")
+    report.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="a folder a machine")
     return parser
 
 
@@ -45,16 +50,20 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
-def _pinned(threads: int) -> bool:
-    """OpenMP reads its environment once: was this process started with `threads` threads on as many cores?"""
-    return os.environ.get("OMP_NUM_THREADS") == str(threads) and (
-        not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == threads
-    )
+def _environment(command: str, threads: int) -> dict[str, str]:
+    """What OpenMP and the C library read once, when a process starts."""
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} if command == "memory" else {}
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **allocator}
 
 
-def _in_process(threads: int, argv: list[str]) -> int:
+def _started_so(threads: int, environment: dict[str, str]) -> bool:
+    """Was this process started with that environment, on as many cores?"""
+    pinned = not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == threads
+    return pinned and environment.items() <= os.environ.items()
+
+
+def _in_process(threads: int, environment: dict[str, str], argv: list[str]) -> int:
     """The same command in a process of its own, pinned."""
-    environment = {**os.environ, **{f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL")}}
     before = None
     if hasattr(os, "sched_getaffinity"):
         before = os.sched_getaffinity(0)
@@ -64,16 +73,24 @@ def _in_process(threads: int, argv: list[str]) -> int:
         os.sched_setaffinity(0, sorted(before)[:threads])  # the child inherits it
     try:
         command = [sys.executable, "-m", "bench", *argv, "--threads", str(threads)]
-        return subprocess.run(command, env=environment, check=False).returncode
+        return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
 
 
+def _report(folder: Path) -> int:
+    from bench import report
+
+    for path in report.write(Path(__file__).parent.parent, folder):
+        print(f"written: {path}")
+    return 0
+
+
 def _measure(arguments: argparse.Namespace) -> int:
     import torch
 
-    from bench import measure, runner, table
+    from bench import measure, results, runner, table
     from bench.models import summary
 
     if arguments.device == "cpu":
@@ -89,7 +106,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     table.show(made)
     if arguments.command in MODELS:
         print("\n" + "\n".join(summary.lines(made)))
-    print(f"\nwritten: {runner.save(made, arguments.out)}")
+    folder = arguments.out or results.FOLDER / made.machine_name
+    print(f"\nwritten: {results.save([made], folder / made.file)}")
     return 1 if any(row.status == "wrong" for row in made.rows) else 0
 
 

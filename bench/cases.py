@@ -54,6 +54,10 @@ class Case(Protocol):
         """Replay a captured CUDA graph."""
 
     @property
+    def memory(self) -> bool:
+        """Measure the peak of memory instead of time."""
+
+    @property
     def input_bytes(self) -> int:
         """Bytes of one set of inputs: how many copies a rotation needs."""
 
@@ -66,6 +70,9 @@ class Case(Protocol):
     def wrong(self, contender: Any, device: torch.device) -> str | None:
         """What is wrong with the contender's results, or None."""
 
+    def tiny(self) -> Case:
+        """The same at sizes that take no memory to speak of."""
+
 
 @dataclass(frozen=True)
 class AttentionCase:
@@ -75,11 +82,13 @@ class AttentionCase:
     shape: Shape
     hot: bool = False
     graph: bool = False
+    memory: bool = False
 
     @property
     def name(self) -> str:
         """The shape, and what is special about the way it is timed."""
-        return str(self.shape) + ("-hot" if self.hot else "") + ("-graph" if self.graph else "")
+        special = {"hot": self.hot, "graph": self.graph, "memory": self.memory}
+        return "-".join([str(self.shape), *(name for name, is_set in special.items() if is_set)])
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -121,6 +130,10 @@ class AttentionCase:
     def wrong(self, contender: Any, device: torch.device) -> str | None:
         """Compare with the oracle: see `bench.check`."""
         return check.wrong(self, contender, device)
+
+    def tiny(self) -> AttentionCase:
+        """The same heads over 16 tokens of memory."""
+        return replace(self, shape=replace(self.shape, tokens=min(self.shape.tokens, 8), horizon=16, lanes=1))
 
 
 def _attention(device: torch.device, quick: bool) -> list[Case]:
@@ -170,6 +183,14 @@ def _append(device: torch.device, quick: bool) -> list[Case]:
     return [AttentionCase("append", Shape(t, 4096, "bf16", 16, 16, 128, lanes=8)) for t in (1, 64, 1024)]
 
 
+def _memory(device: torch.device, quick: bool) -> list[Case]:
+    if quick:
+        return [AttentionCase("training", Shape(64, 512, "fp32", 2, 2, 64), memory=True)]
+    base = Shape(512, 4096, "bf16") if device.type == "cpu" else Shape(1024, 4096, "bf16", 16, 16, 128, lanes=8)
+    shapes = [replace(base, horizon=m) for m in (0, 1024, 4096, 16384)]
+    return [AttentionCase(task, shape, memory=True) for task in ("training", "forward") for shape in shapes]
+
+
 def _overhead(device: torch.device, quick: bool) -> list[Case]:
     return [AttentionCase("overhead", Shape(1, 64, "fp32", 4, 4, 32), hot=True)]
 
@@ -178,6 +199,7 @@ COMMANDS: dict[str, Callable[[torch.device, bool], Sequence[Case]]] = {
     "attention": _attention,
     "decode": _decode,
     "append": _append,
+    "memory": _memory,
     "overhead": _overhead,
 }
 
@@ -189,5 +211,5 @@ def cases(command: str, device: torch.device, quick: bool, shapes: Sequence[str]
         return listed
     if not all(isinstance(case, AttentionCase) for case in listed):
         raise ValueError(f"--shapes: {command} has no shapes to choose")
-    variants = dict.fromkeys((case.task, case.hot, case.graph) for case in listed)
-    return [AttentionCase(task, Shape.parse(text), hot, graph) for text in shapes for task, hot, graph in variants]
+    variants = dict.fromkeys((case.task, case.hot, case.graph, case.memory) for case in listed)
+    return [AttentionCase(task, Shape.parse(text), *options) for text in shapes for task, *options in variants]

@@ -3,11 +3,13 @@
 A result may be off by twice the error of the oracle computed in the case's own precision, plus rounding. Rounding: once
 to the result's type, and once more in float32 where constants are folded into the logits (as in the kernels' tests).
 After a step that appends, the memory must hold the newest M entries, bit for bit if it is not quantised.
+
+Lanes and KV heads do not depend on each other, so in a large case the oracle looks at the first and the last of each.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +21,9 @@ from dsmr_kernels.reference import reference_attention
 
 if TYPE_CHECKING:
     from bench.cases import AttentionCase
+
+
+LARGE = 2**22  # visible pairs, all heads and lanes together
 
 
 class Expected(NamedTuple):
@@ -37,13 +42,16 @@ def wrong(case: AttentionCase, contender: Any, device: torch.device) -> str | No
     if case.task != "append":
         results = as_named(results)
         expected = oracle(case.shape, case.task == "training", contender.storage, contender.causal, device)
-        if results.keys() != expected.keys():
-            return f"returned {list(results)}, expected {list(expected)}"
-        for name, (value, allowed) in expected.items():
+        names = [name for name in expected if name == "o" or case.task == "training"]
+        if list(results) != names:
+            return f"returned {list(results)}, expected {names}"
+        for name in names:
             result = results[name]
-            if result.shape != value.shape or result.dtype != case.shape.torch_dtype:
-                return f"{name}: {list(result.shape)} {result.dtype}, expected {list(value.shape)} as the inputs"
-            error = float((result.detach().double() - value).abs().max())
+            whole = inputs.q if name in ("o", "dq") else inputs.k
+            if result.shape != whole.shape or result.dtype != whole.dtype:
+                return f"{name}: {list(result.shape)} {result.dtype}, expected {list(whole.shape)} {whole.dtype}"
+            value, allowed = expected[name]
+            error = float((_sample(result.detach(), case.shape).double() - value).abs().max())
             if not error <= allowed:  # NaN is wrong, too
                 return f"{name}: off by {error:.2g}, allowed {allowed:.2g}"
     if prepared.memory is None:
@@ -67,28 +75,42 @@ def _wrong_memory(shape: Shape, inputs: Inputs, storage: str | None, k: Tensor, 
     return None
 
 
-@lru_cache(maxsize=2)
+_known: dict[tuple[Any, ...], dict[str, Expected]] = {}  # of one shape: the cases of a shape follow each other
+
+
 def oracle(
     shape: Shape, gradients: bool, storage: str | None, causal: bool, device: torch.device
 ) -> dict[str, Expected]:
-    """What a step on the inputs of seed 0 must return. Lane by lane, so that memory does not grow with lanes."""
+    """What a step on the inputs of seed 0 must return (a sample of it); more than asked if that is known already."""
+    key = (shape, storage, causal, device)
+    if key in _known and (not gradients or "dq" in _known[key]):
+        return _known[key]
+    if any(known[0] != shape for known in _known):
+        _known.clear()
     inputs = Inputs.random(shape, device, 0, False)
+    segment = (_sample(x, shape) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
+    chosen = Inputs(*segment, *(_sample(x, shape, axis=1) for x in (inputs.past_k, inputs.past_v)))
+    lanes, kv_heads = chosen.k.shape[0], chosen.k.shape[2]
+    few = replace(shape, lanes=lanes, kv_heads=kv_heads, heads=chosen.q.shape[2])
     function = _reference if causal else _unmasked
-    per_lane = []
-    for lane in range(shape.lanes):
-        one = Inputs(*(x[lane : lane + 1] for x in vars(inputs).values()))
-        exact, lse = function(shape, one, storage, torch.float64, gradients)
-        rough, _ = function(shape, one, storage, shape.torch_dtype, gradients)
-        per_lane.append((exact, rough, lse))
-    expected = {}
-    for name in per_lane[0][0]:
-        exact = torch.cat([lane[0][name] for lane in per_lane])
-        rough = torch.cat([lane[1][name] for lane in per_lane])
-        largest = float(exact.abs().max())
-        folding = torch.finfo(torch.float32).eps * (1 + max(float(lane[2].abs().max()) for lane in per_lane))
-        rounding = (torch.finfo(shape.torch_dtype).eps + folding) * largest
-        expected[name] = Expected(exact, 2 * float((rough.double() - exact).abs().max()) + rounding)
-    return expected
+    exact, lse = function(few, chosen, storage, torch.float64, gradients)
+    rough, _ = function(few, chosen, storage, shape.torch_dtype, gradients)
+    folding = torch.finfo(torch.float32).eps * (1 + float(lse.abs().max()))
+    rounding = torch.finfo(shape.torch_dtype).eps + folding
+    _known[key] = {
+        name: Expected(x, 2 * float((rough[name].double() - x).abs().max()) + rounding * float(x.abs().max()))
+        for name, x in exact.items()
+    }
+    return _known[key]
+
+
+def _sample(x: Tensor, shape: Shape, axis: int = 2) -> Tensor:
+    """The first and last lane and KV head (`axis`, with its query heads) of a large shape; all of a small one."""
+    if shape.lanes * shape.heads * sum(shape.pairs()) <= LARGE:
+        return x
+    lanes, kv_heads = (torch.tensor(sorted({0, n - 1}), device=x.device) for n in (shape.lanes, shape.kv_heads))
+    per_kv_head = x.index_select(0, lanes).unflatten(axis, (shape.kv_heads, -1))
+    return per_kv_head.index_select(axis, kv_heads).flatten(axis, axis + 1)
 
 
 def _reference(

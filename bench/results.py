@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,30 +51,42 @@ class Run:
     rows: list[Row] = field(default_factory=list)
 
     @property
+    def file(self) -> str:
+        """`decode-cpu-2.jsonl`: runs that replace each other have the same."""
+        return f"{self.command}-{self.device}" + (f"-{self.threads}" if self.device == "cpu" else "") + ".jsonl"
+
+    @property
     def title(self) -> str:
         """`decode, 2 threads`, or the command alone on a GPU."""
         return self.command + (f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else "")
 
 
-def save(run: Run, folder: Path) -> Path:
-    """Write `COMMAND-DEVICE[-THREADS].jsonl` under `folder`, replacing an older one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (f"{run.command}-{run.device}" + (f"-{run.threads}" if run.device == "cpu" else "") + ".jsonl")
-    head = {key: value for key, value in vars(run).items() if key != "rows"}
-    lines = [json.dumps(head), *(json.dumps(vars(row)) for row in run.rows)]
+def save(runs: Sequence[Run], path: Path) -> Path:
+    """Write runs to a `.jsonl` file, replacing an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for run in runs:
+        lines.append(json.dumps({key: value for key, value in vars(run).items() if key != "rows"}))
+        lines += [json.dumps(vars(row)) for row in run.rows]
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def load(path: Path) -> Run:
+def load(path: Path) -> list[Run]:
     """The inverse of `save`."""
-    head, *rows = (json.loads(line) for line in path.read_text().splitlines())
-    return Run(**head, rows=[Row(**row) for row in rows])
+    runs: list[Run] = []
+    for line in path.read_text().splitlines():
+        value = json.loads(line)
+        if "contender" in value:
+            runs[-1].rows.append(Row(**value))
+        else:
+            runs.append(Run(**value))
+    return runs
 
 
 def load_machine(paths: Iterable[Path]) -> list[Run]:
     """Runs of one machine, in order of their files' names. ValueError if they come from several."""
-    runs = [load(path) for path in sorted(paths)]
+    runs = [run for path in sorted(paths) for run in load(path)]
     machines = {json.dumps(run.machine, sort_keys=True): run.machine_name for run in runs}
     if len(machines) > 1:
         raise ValueError(

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import contenders, machine, measure, models, results
+from bench import contenders, machine, measure, models
 from bench.cases import Case, cases
 from bench.contenders import Contender
 from bench.measure import Limits, Trial
@@ -68,11 +67,14 @@ def _parts(command: str, settings: Settings, peaks: machine.Peaks, cache_bytes: 
             raise ValueError(f"--shapes: {command} has no shapes to choose")
         return importlib.import_module(f"bench.models.{command}").parts(settings, peaks)
     listed = cases(command, settings.device, settings.quick, settings.shapes)
-    return [(case, partial(run_case, case, settings, peaks, cache_bytes)) for case in listed]
+    return [
+        (case, partial(weigh, case, settings) if case.memory else partial(time_case, case, settings, peaks, cache_bytes))
+        for case in listed
+    ]
 
 
-def run_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes: int) -> list[Row]:
-    """One row a contender, in the registry's order."""
+def time_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes: int) -> list[Row]:
+    """Check all contenders, then time those that are right: a row each, in the registry's order."""
     device = settings.device
     rows: dict[str, Row] = {}
     right: list[Contender] = []
@@ -94,6 +96,30 @@ def run_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes: 
         if contender.name in samples:
             _fill(rows[contender.name], case, contender, samples, bases, peaks)
     return list(rows.values())
+
+
+def weigh(case: Case, settings: Settings) -> list[Row]:
+    """The peak of memory in each contender's first call of this size; a wrong one's is not reported.
+
+    A call of a tiny size comes before: what a library allocates once and for all does not count, what a contender
+    keeps for the next call of this size does.
+    """
+    device, rows = settings.device, []
+    tiny = case.tiny()
+    for contender in contenders.for_case(case, device, settings.contenders):
+        status, reason = judge(tiny, contender, device)
+        peak = None
+        if status == "right":
+            prepared = contender.prepare(case, case.inputs(device, 1)[0])
+            with prepared.context():
+                peak = measure.peak_bytes(prepared.step, device)
+            del prepared
+            status, reason = judge(case, contender, device)
+        row = new_row(case, contender, status, reason)
+        if status == "right":
+            row.status, row.peak_bytes = "weighed", peak
+        rows.append(row)
+    return rows
 
 
 def judge(case: Case, contender: Contender, device: torch.device) -> tuple[str, str]:
@@ -163,8 +189,3 @@ def first_line(error: BaseException) -> str:
     """An error in one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
-
-
-def save(made: Run, out: Path | None) -> Path:
-    """Under `out`, or under the machine's own folder of committed results."""
-    return results.save(made, out or results.FOLDER / made.machine_name)

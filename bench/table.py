@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from bench import units
 from bench.results import Row, Run
+from bench.summary import base_of, grouped
 
 HEADER = ("contender", "median", "20 % - 80 %", "x ours", "rate", "% of roof", "")
 
 
 def cells(row: Row, base: str | None) -> tuple[str, ...]:
     """One line of a table; `base` names the contender of ours that ratios refer to."""
+    if row.status == "weighed":
+        return (row.contender, units.size(row.peak_bytes or 0), "", "", "", "", "")
     if row.status != "timed":
         return (row.contender, row.status, "", "", "", "", row.reason)
     low, median, high = row.seconds
@@ -39,18 +42,13 @@ def rate(row: Row) -> str:
     return f"{flops / median / 1e9:,.0f} GFLOP/s" if flops > 8 * moved else f"{moved / median / 1e9:.1f} GB/s"
 
 
-def base_of(rows: Sequence[Row]) -> str | None:
-    """The fastest of ours that computes what the case asks."""
-    own = [row for row in rows if row.status == "timed" and row.ours and row.like_for_like]
-    return min(own, key=lambda row: row.seconds[1]).contender if own else None
-
-
-def grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows by (task, case), in their order."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+def unavailable(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Contenders that could not run, by reason."""
+    reasons: dict[str, list[str]] = {}
     for row in rows:
-        groups.setdefault((row.task, row.case), []).append(row)
-    return groups
+        if row.status == "unavailable" and row.contender not in reasons.setdefault(row.reason, []):
+            reasons[row.reason].append(row.contender)
+    return reasons
 
 
 def show(run: Run) -> None:
@@ -64,13 +62,9 @@ def show(run: Run) -> None:
             counted = [f"{work['flops'] / 1e9:.4g} GFLOP"] * (work["flops"] > 0)
             counted += [units.size(work["bytes"])] * (work["bytes"] > 0)
             title += ": " + ", ".join(counted or [f"{work['tokens']:,.0f} tokens"])
-        _print(title, [cells(row, base) for row in rows if row.status != "unavailable"])
-    reasons: dict[str, set[str]] = {}
-    for row in run.rows:
-        if row.status == "unavailable":
-            reasons.setdefault(row.reason, set()).add(row.contender)
-    for reason, names in reasons.items():
-        print(f"unavailable in some or all cases, {reason}: {'; '.join(sorted(names))}")
+        _print(title, [cells(row, base.contender if base else None) for row in rows if row.status != "unavailable"])
+    for reason, names in unavailable(run.rows).items():
+        print(f"unavailable, {reason}: {'; '.join(names)}")
 
 
 def _print(title: str, lines: Sequence[tuple[str, ...]]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import contenders, machine, measure, runner
+from bench import check, contenders, machine, measure, runner
 from bench.cases import AttentionCase
 from bench.contenders import Contender, Prepared, differentiated
 from bench.contenders.sdpa import attend, concatenated
@@ -41,7 +41,7 @@ def test_every_contender_is_right(case):
 @pytest.mark.parametrize("task", ["forward", "training", "decode"])
 def test_the_contender_that_is_broken_on_purpose_is_refused(task):
     case = AttentionCase(task, Shape(1 if task == "decode" else 5, 7, "fp32", 2, 4, 16))
-    rows = runner.run_case(case, runner.Settings(CPU, contenders=("broken",), limits=measure.QUICK), PEAKS, 2**20)
+    rows = runner.time_case(case, runner.Settings(CPU, contenders=("broken",), limits=measure.QUICK), PEAKS, 2**20)
     assert [(row.contender, row.status, row.seconds) for row in rows] == [("broken on purpose", "wrong", [])]
     assert "off by" in rows[0].reason
 
@@ -86,6 +86,25 @@ def test_a_wrong_gradient_is_wrong():
     status, reason = judge(prepare, AttentionCase("training", Shape(5, 7, "fp32", 2, 2, 16)))
     assert status == "wrong"
     assert reason.startswith("dk")
+
+
+def test_of_a_large_case_the_last_head_of_the_last_lane_is_looked_at():
+    shape = Shape(64, 8192, "fp32", 4, 4, 8, lanes=3)
+    case = AttentionCase("forward", shape)
+    assert shape.lanes * shape.heads * sum(shape.pairs()) > check.LARGE
+
+    def spoiled(case, inputs):
+        step = right(case, inputs).step
+
+        def off():
+            o = step().clone()
+            o[-1, -1, -1, -1] += 1
+            return o
+
+        return Prepared(off)
+
+    assert judge(right, case) == ("right", "")
+    assert judge(spoiled, case)[0] == "wrong"
 
 
 def test_missing_gradients_are_wrong():
@@ -139,7 +158,7 @@ def test_names_are_unique_and_subtracted_ones_exist():
 def test_a_row_carries_ratios_differences_and_the_roofline():
     case = AttentionCase("append", Shape(3, 8, "fp32", 2, 2, 16))
     rows = {
-        row.contender: row for row in runner.run_case(case, runner.Settings(CPU, limits=measure.QUICK), PEAKS, 2**16)
+        row.contender: row for row in runner.time_case(case, runner.Settings(CPU, limits=measure.QUICK), PEAKS, 2**16)
     }
     ours, without = rows["ours eager, append"], rows["ours eager, append=False"]
     assert ours.status == without.status == "timed"

@@ -1,0 +1,156 @@
+"""`python -m bench report`: README's table and plot, docs/benchmarks.md and plots, from committed results alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import results, summary, table, units
+from bench.results import Row, Run
+from bench.summary import Duel
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+# README shows one size a task, type and number of KV heads: these.
+HEADLINES = re.compile(
+    r"(training|forward) B\d+-T(512|1024)-H(8-Hkv8|16-Hkv16)-D64-M4096-(fp32|bf16)"
+    r"|decode B[18]-T1-H\d+-Hkv\d+-D\d+-M4096-(fp32|bf16)(-graph)?"
+)
+
+
+def write(root: Path, folder: Path) -> list[Path]:
+    """Write everything under `root` from the machines' folders in `folder`; the paths written."""
+    machines = {path.name: results.load_machine(path.glob("*.jsonl")) for path in sorted(folder.iterdir())}
+    machines = {name: runs for name, runs in machines.items() if runs}
+    if not machines:
+        raise ValueError(f"results: expected folders of .jsonl files in {folder}, got none")
+    written = []
+    for name, runs in machines.items():
+        written += _plots(root, name, runs)
+    docs = root / "docs" / "benchmarks.md"
+    docs.write_text(_document(folder, machines))
+    readme = root / "README.md"
+    readme.write_text(between_markers(readme.read_text(), _readme_block(machines)))
+    return [*written, docs, readme]
+
+
+def between_markers(text: str, block: str) -> str:
+    """`text` with what stands between the markers replaced. ValueError if they are not there exactly once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"README.md: expected one {BEGIN} and one {END} after it")
+    return text[: text.index(BEGIN) + len(BEGIN)] + "\n" + block + text[text.index(END) :]
+
+
+def _plots(root: Path, name: str, runs: Sequence[Run]) -> list[Path]:
+    from bench import plots  # needs matplotlib
+
+    return plots.draw(runs, root / "docs" / "images", f"bench-{name}")
+
+
+def _document(folder: Path, machines: dict[str, list[Run]]) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python -m bench report` from `bench/results/`. How it was measured: "
+        "[METHOD.md](../bench/METHOD.md). Each machine stands for itself: times of different machines are never "
+        "compared. `lead` is the best peer's time over ours, the median over rounds of the ratio within a round "
+        "(20 % - 80 %); below 1 we lose.",
+        "",
+    ]
+    for name, runs in machines.items():
+        comments = folder / name / "comments.md"
+        lines += section(runs, comments.read_text() if comments.exists() else "", name)
+    return "\n".join(lines)
+
+
+def section(runs: Sequence[Run], comments: str, name: str) -> list[str]:
+    """Everything about one machine."""
+    lines = [f"## {_machine_title(runs[0])}", "", *_conditions(runs), ""]
+    found = summary.duels(runs)
+    lines += [*_losses(found), *([comments.rstrip(), ""] if comments else [])]
+    lines += [f"![Speed](images/bench-{name}-speed.png)", "", f"![Roofline, scaling](images/bench-{name}-more.png)", ""]
+    for run in runs:
+        lines += [f"### {run.title[0].upper()}{run.title[1:]}", "", *_run_tables(run)]
+    return lines
+
+
+def _machine_title(run: Run) -> str:
+    machine = run.machine
+    if machine["gpu"]:
+        return str(machine["gpu"])
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['instructions']}"
+
+
+def _conditions(runs: Sequence[Run]) -> list[str]:
+    """Versions, commits and peaks."""
+    versions = ", ".join(f"{name} {version}" for name, version in runs[0].versions.items())
+    commits = ", ".join(dict.fromkeys(run.commit for run in runs))
+    lines = [
+        f"{versions}; commit {commits}.",
+        "",
+        "| peaks measured | matrix product, GFLOP/s | read | copy |",
+        "|---|---|---|---|",
+    ]
+    for run in {run.threads if run.device == "cpu" else 0: run for run in runs}.values():
+        flops = ", ".join(f"{dtype} {value / 1e9:,.0f}" for dtype, value in run.peaks["flops"].items())
+        what = run.title.partition(", ")[2] or run.device
+        read, copy = (f"{run.peaks[kind] / 1e9:,.1f} GB/s" for kind in ("read", "copy"))
+        lines.append(f"| {what} | {flops} | {read} | {copy} |")
+    return lines
+
+
+def _losses(found: Sequence[Duel]) -> list[str]:
+    if not found:
+        return []
+    lost = sum(one.lead[1] < 1 for one in found)
+    lines = [f"Of {len(found)} cases with a peer that computes the same, {lost} are lost. The three worst:", ""]
+    for one in summary.worst(found):
+        verb = "loses to" if one.lead[1] < 1 else "is ahead of"
+        lines.append(f"- {one.name}: {one.ours.contender} {verb} {one.peer.contender}, {_interval(one.lead)}.")
+    return [*lines, ""]
+
+
+def _interval(values: Sequence[float]) -> str:
+    low, median, high = values
+    return f"{median:.2f}x ({low:.2f} - {high:.2f})"
+
+
+def _run_tables(run: Run) -> list[str]:
+    """The duels of a run in one table, then every row of it, folded."""
+    lines = []
+    found = summary.duels([run])
+    if found:
+        lines += ["| case | ours | median | % of roof | best peer | median | lead |", "|---|---|---|---|---|---|---|"]
+        lines += [_duel_line(one, f"{one.ours.task} {one.ours.case}") for one in found]
+        lines.append("")
+    lines += ["<details><summary>Every contender</summary>", ""]
+    for (task, case), rows in summary.grouped(run.rows).items():
+        base = summary.base_of(rows)
+        header = table.HEADER
+        lines += [f"**{task} {case}**", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        shown = [row for row in rows if row.status != "unavailable"]
+        lines += [f"| {' | '.join(table.cells(row, base.contender if base else None))} |" for row in shown]
+        lines.append("")
+    return [*lines, *_unavailable(run.rows), "", "</details>", ""]
+
+
+def _unavailable(rows: Sequence[Row]) -> list[str]:
+    return [f"- Unavailable ({reason}): {', '.join(names)}." for reason, names in table.unavailable(rows).items()]
+
+
+def _duel_line(one: Duel, name: str) -> str:
+    roof = f"{100 * one.ours.roofline:.0f}" if one.ours.roofline is not None else ""
+    ours, peer = one.ours, one.peer
+    own, other = (units.seconds(row.seconds[1]) for row in (ours, peer))
+    return f"| {name} | {ours.contender} | {own} | {roof} | {peer.contender} | {other} | {_interval(one.lead)} |"
+
+
+def _readme_block(machines: dict[str, list[Run]]) -> str:
+    lines = []
+    for name, runs in machines.items():
+        found = summary.duels(runs)
+        lines += ["", f"{_machine_title(runs[0])}, torch {runs[0].versions['torch']}:", ""]
+        lines += ["| case | ours | median | % of roof | best peer | median | lead |", "|---|---|---|---|---|---|---|"]
+        lines += [_duel_line(one, one.name) for one in found if HEADLINES.fullmatch(f"{one.ours.task} {one.ours.case}")]
+        lines += ["", *_losses(found), f"![Speed against memory](docs/images/bench-{name}-speed.png)"]
+    return "\n".join([*lines, "", "All cases: [docs/benchmarks.md](docs/benchmarks.md).", ""])
