@@ -18,6 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "report":
         return _report(arguments.results)
+    if arguments.command == "gpu":
+        return _gpu(arguments)
     if arguments.device == "cpu":
         environments = {n: _environment(arguments.command, n) for n in arguments.threads}
         if len(environments) > 1 or not all(_started_so(n, given) for n, given in environments.items()):
@@ -38,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quick", action="store_true", help="tiny shapes and three rounds: shows that it runs")
         command.add_argument("--seconds", type=float, default=3.0, help="measuring time a case")
         command.add_argument("--out", type=Path, help="folder of the results (default: the machine's own)")
+    gpu = commands.add_parser("gpu", help="everything a GPU can say in 8 minutes")
+    gpu.add_argument("--device", default="cuda", help="cuda, or cpu to see it run")
+    gpu.add_argument("--quick", action="store_true", help="tiny shapes and three rounds")
+    gpu.add_argument("--contenders", nargs="+", default=[], metavar="NAME", help="parts of their names")
+    gpu.add_argument("--out", type=Path, help="folder of gpu.jsonl and gpu.md (default: the machine's own)")
     report = commands.add_parser("report", help="write README's table, docs/benchmarks.md and plots from results")
     report.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="a folder a machine")
     return parser
@@ -85,6 +92,16 @@ def _report(folder: Path) -> int:
     for path in report.write(Path(__file__).parent.parent, folder):
         print(f"written: {path}")
     return 0
+
+
+def _gpu(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from bench import gpu, measure, runner
+
+    limits = measure.QUICK if arguments.quick else measure.Limits()
+    device, names = torch.device(arguments.device), tuple(arguments.contenders)
+    return gpu.main(runner.Settings(device, arguments.quick, (), names, limits), arguments.out)
 
 
 def _measure(arguments: argparse.Namespace) -> int:

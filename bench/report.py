@@ -63,12 +63,13 @@ def _document(folder: Path, machines: dict[str, list[Run]]) -> str:
     return "\n".join(lines)
 
 
-def section(runs: Sequence[Run], comments: str, name: str) -> list[str]:
-    """Everything about one machine."""
+def section(runs: Sequence[Run], comments: str, name: str | None) -> list[str]:
+    """Everything about one machine; `name`: that of its plots, None if there are none."""
     lines = [f"## {_machine_title(runs[0])}", "", *_conditions(runs), ""]
     found = summary.duels(runs)
     lines += [*_losses(found), *([comments.rstrip(), ""] if comments else [])]
-    lines += [f"![Speed](images/bench-{name}-speed.png)", "", f"![Roofline, scaling](images/bench-{name}-more.png)", ""]
+    if name:
+        lines += [f"![Speed](images/bench-{name}-speed.png)", "", f"![More](images/bench-{name}-more.png)", ""]
     for run in runs:
         lines += [f"### {run.title[0].upper()}{run.title[1:]}", "", *_run_tables(run)]
     return lines

@@ -1,0 +1,81 @@
+"""`python -m bench gpu`: everything a GPU can say in 8 minutes, from the source tree, with nothing installed.
+
+Sections follow each other, each with a share of the time. What a section leaves over goes to the next ones; a case
+that would begin after its section's end is reported as skipped. Results are written after each section, so that a run
+that is cut off has said something. `--device cpu --quick` goes the same way on any machine.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import machine, report, results, runner, table
+from bench.measure import Limits
+from bench.results import Run
+
+TESTS = 90.0  # seconds at most for the tests of the GPU's back ends
+SECTIONS = {"decode": 100.0, "attention": 190.0, "append": 15.0, "memory": 40.0, "overhead": 10.0}  # 345 seconds
+LIMITS = Limits(seconds=0.6, least=5, most=50)
+
+
+class Tests(NamedTuple):
+    """What became of `pytest -m gpu`."""
+
+    passed: bool
+    summary: str
+
+
+def main(settings: runner.Settings, out: Path | None) -> int:
+    """Test, measure, write `gpu.jsonl` and `gpu.md`; 1 if a test failed or a contender is wrong."""
+    begin = time.monotonic()
+    tests = run_tests(settings, TESTS)
+    print(f"tests: {tests.summary}", flush=True)
+    described = machine.describe(settings.device)
+    folder = out or results.FOLDER / described.name
+    peaks = machine.measure_peaks(settings.device, described.cache_bytes, settings.quick)
+    limits = settings.limits if settings.quick else LIMITS
+    runs: list[Run] = []
+    end = time.monotonic()
+    for command, share in SECTIONS.items():
+        end += share
+        section = replace(settings, limits=limits, seconds=end - time.monotonic())
+        made = runner.run(command, section, lambda row: None, peaks)
+        runs.append(made)
+        results.save(runs, folder / "gpu.jsonl")
+        (folder / "gpu.md").write_text(markdown(runs, tests))
+        table.show(made)
+        print(f"{command}: {time.monotonic() - begin:.0f} s since the beginning", flush=True)
+    print(f"written: {folder / 'gpu.jsonl'}, {folder / 'gpu.md'}")
+    wrong = any(row.status == "wrong" for run in runs for row in run.rows)
+    return 1 if wrong or not tests.passed else 0
+
+
+def markdown(runs: list[Run], tests: Tests) -> str:
+    """The Markdown of `python -m bench report` for these runs alone, and the tests' summary."""
+    return "\n".join([f"Tests of the back ends on this device: {tests.summary}", "", *report.section(runs, "", None)])
+
+
+def run_tests(settings: runner.Settings, seconds: float) -> Tests:
+    """The laws of the operator on the device's back ends: the tests marked `gpu`, stopped after `seconds`."""
+    if settings.device.type != "cuda":
+        return Tests(True, "not on this device")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "tests/dsmr_kernels"]
+    try:
+        done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return Tests(False, f"not finished after {seconds:.0f} s")
+    return judged(done.returncode, done.stdout + done.stderr)
+
+
+def judged(code: int, output: str) -> Tests:
+    """Pytest's exit status and last line. 5: there is no such test."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    failures = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
+    summary = "; ".join([*failures[:5], lines[-1].strip("= ") if lines else "no output"])
+    return Tests(code in (0, 5), summary)
