@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import results, summary, table, units
+from bench import models, results, summary, table, units
+from bench.models.summary import lines as model_lines
 from bench.results import Row, Run
 from bench.summary import Duel
 
@@ -118,7 +119,7 @@ def _interval(values: Sequence[float]) -> str:
 
 def _run_tables(run: Run) -> list[str]:
     """The duels of a run in one table, then every row of it, folded."""
-    lines = []
+    lines = [*model_lines(run), ""] if run.command in models.COMMANDS else []
     found = summary.duels([run])
     if found:
         lines += ["| case | ours | median | % of roof | best peer | median | lead |", "|---|---|---|---|---|---|---|"]

@@ -68,7 +68,10 @@ def _parts(command: str, settings: Settings, peaks: machine.Peaks, cache_bytes: 
         return importlib.import_module(f"bench.models.{command}").parts(settings, peaks)
     listed = cases(command, settings.device, settings.quick, settings.shapes)
     return [
-        (case, partial(weigh, case, settings) if case.memory else partial(time_case, case, settings, peaks, cache_bytes))
+        (
+            case,
+            partial(weigh, case, settings) if case.memory else partial(time_case, case, settings, peaks, cache_bytes),
+        )
         for case in listed
     ]
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench import cases, results
+from bench import cases, models, results
 from bench.__main__ import MEASURED, main
 
 NOTHING_OPTIONAL = """
@@ -74,4 +74,4 @@ def test_bad_arguments_are_refused(arguments, capsys):
 
 
 def test_every_command_of_the_registry_can_be_asked_for():
-    assert set(MEASURED) == set(cases.COMMANDS)
+    assert set(MEASURED) == {*cases.COMMANDS, *models.COMMANDS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import cases, gpu, measure, results, runner
+from bench import cases, gpu, measure, models, results, runner
 from bench.__main__ import main
 
 
@@ -22,7 +22,7 @@ def test_it_runs_through_on_a_cpu_and_writes_two_files(tmp_path, capsys):
 
 def test_its_sections_take_less_than_eight_minutes_and_are_all_there():
     assert gpu.TESTS + sum(gpu.SECTIONS.values()) <= 8 * 60 - 30  # the rest is for starting and the peaks
-    assert set(gpu.SECTIONS) == set(cases.COMMANDS)
+    assert set(gpu.SECTIONS) == {*cases.COMMANDS, *models.COMMANDS}
 
 
 def test_a_wrong_contender_fails_it(tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_peak_memory_counts_what_is_held_at_once():
 def test_a_quick_run_of_train_compares_schedules(tmp_path):
     done = bench("train", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    rows = results.load(tmp_path / "train-cpu-1.jsonl").rows
+    rows = results.load(tmp_path / "train-cpu-1.jsonl")[0].rows
     timed = [row for row in rows if row.status == "timed"]
     assert {row.fields["schedule"] for row in timed} == {"full", "two_scale", "full, 1 of 2 KV heads"}
     assert all(row.extra["tokens_per_second"][1] > 0 and row.peak_bytes > row.extra["state_bytes"] > 0 for row in timed)
@@ -132,7 +132,7 @@ def test_a_quick_run_of_train_compares_schedules(tmp_path):
 def test_a_broken_peer_fails_the_run_and_has_no_time(tmp_path):
     done = bench("train", "--quick", "--contenders", "broken", "--out", str(tmp_path))
     assert done.returncode == 1, done.stderr
-    rows = results.load(tmp_path / "train-cpu-1.jsonl").rows
+    rows = results.load(tmp_path / "train-cpu-1.jsonl")[0].rows
     assert rows
     assert all(row.status == "wrong" and not row.seconds and row.peak_bytes is None for row in rows)
 
