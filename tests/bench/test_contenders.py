@@ -164,5 +164,5 @@ def test_a_row_carries_ratios_differences_and_the_roofline():
     assert ours.status == without.status == "timed"
     assert len(ours.beyond) == 3
     assert not without.beyond
-    assert set(rows["torch.cat"].against) == {"ours eager, append", "ours eager, append=False"}
+    assert {"ours eager, append", "ours eager, append=False"} <= rows["torch.cat"].against.keys()
     assert rows["torch.cat"].roofline == pytest.approx(case.work(None).bytes / 1e9 / rows["torch.cat"].seconds[1], 1e-3)
