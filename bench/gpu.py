@@ -21,9 +21,10 @@ from bench.results import Run
 
 TESTS = 90.0  # seconds at most for the tests of the GPU's back ends
 SECTIONS = {  # seconds
-    "decode": 80.0,
-    "attention": 140.0,
-    "train": 90.0,
+    "decode": 70.0,
+    "attention": 130.0,
+    "train": 80.0,
+    "generate": 30.0,
     "append": 10.0,
     "memory": 30.0,
     "overhead": 5.0,

@@ -43,9 +43,11 @@ def between_markers(text: str, block: str) -> str:
 
 
 def _plots(root: Path, name: str, runs: Sequence[Run]) -> list[Path]:
-    from bench import plots  # needs matplotlib
+    from bench import plots  # both need matplotlib
+    from bench.models import plots as model_plots
 
-    return plots.draw(runs, root / "docs" / "images", f"bench-{name}")
+    images = root / "docs" / "images"
+    return [*plots.draw(runs, images, f"bench-{name}"), *model_plots.draw(runs, images, f"bench-{name}")]
 
 
 def _document(folder: Path, machines: dict[str, list[Run]]) -> str:
@@ -70,7 +72,8 @@ def section(runs: Sequence[Run], comments: str, name: str | None) -> list[str]:
     found = summary.duels(runs)
     lines += [*_losses(found), *([comments.rstrip(), ""] if comments else [])]
     if name:
-        lines += [f"![Speed](images/bench-{name}-speed.png)", "", f"![More](images/bench-{name}-more.png)", ""]
+        names = ["speed", "more"] + ["models"] * any(run.command == "train" for run in runs)
+        lines += [f"![{what}](images/bench-{name}-{what}.png)\n" for what in names]
     for run in runs:
         lines += [f"### {run.title[0].upper()}{run.title[1:]}", "", *_run_tables(run)]
     return lines

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from bench import cases, models, results
 from bench.__main__ import MEASURED, main
 
-NOTHING_OPTIONAL = """
-import importlib.util, runpy, sys
-hidden = {"rich", "typer", "matplotlib", "pytest", "symusic", "safetensors"}
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in hidden:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hide())
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in hidden else find(name, package)
-sys.argv = ["bench", *sys.argv[1:]]
-runpy.run_module("bench", run_name="__main__")
-"""
 
-
-def bench(*arguments, script=None):
-    command = [sys.executable, *(["-c", script] if script else ["-m", "bench"]), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
-
-
-def test_a_quick_run_writes_results_and_a_table(tmp_path):
+def test_a_quick_run_writes_results_and_a_table(bench, tmp_path):
     done = bench("decode", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (made,) = results.load(tmp_path / "decode-cpu-1.jsonl")
@@ -42,8 +20,8 @@ def test_a_quick_run_writes_results_and_a_table(tmp_path):
     assert "GFLOP" in done.stdout
 
 
-def test_without_rich_the_table_is_plain_text(tmp_path):
-    done = bench("overhead", "--quick", "--out", str(tmp_path), script=NOTHING_OPTIONAL)
+def test_without_rich_the_table_is_plain_text(bench, tmp_path):
+    done = bench("overhead", "--quick", "--out", str(tmp_path), bare=True)
     assert done.returncode == 0, done.stderr
     assert "recurrent_attention, eager" in done.stdout
     assert "│" not in done.stdout
@@ -52,13 +30,13 @@ def test_without_rich_the_table_is_plain_text(tmp_path):
 @pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores to pin to"
 )
-def test_each_thread_count_has_a_process_and_a_file_of_its_own(tmp_path):
+def test_each_thread_count_has_a_process_and_a_file_of_its_own(bench, tmp_path):
     done = bench("append", "--quick", "--threads", "1,2", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [results.load(tmp_path / f"append-cpu-{n}.jsonl")[0].threads for n in (1, 2)] == [1, 2]
 
 
-def test_a_wrong_contender_fails_the_run_and_has_no_time(tmp_path):
+def test_a_wrong_contender_fails_the_run_and_has_no_time(bench, tmp_path):
     done = bench("attention", "--quick", "--contenders", "broken", "ours", "--out", str(tmp_path))
     assert done.returncode == 1, done.stderr
     rows = [r for r in results.load(tmp_path / "attention-cpu-1.jsonl")[0].rows if r.contender == "broken on purpose"]

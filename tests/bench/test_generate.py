@@ -52,7 +52,7 @@ def test_a_quick_run_gives_latencies_and_watches_memory(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    full, empty = results.load(tmp_path / "generate-cpu-1.jsonl").rows
+    full, empty = results.load(tmp_path / "generate-cpu-1.jsonl")[0].rows
     assert full.extra["latency"]["50"] <= full.extra["latency"]["95"]
     assert "99" not in full.extra["latency"]  # of 48 steps it would be the maximum
     assert full.extra["real_time_factor"] == pytest.approx(full.extra["tokens_per_second"][1] / 42, rel=1e-2)

@@ -151,7 +151,7 @@ def test_preparation_that_loses_a_piece_is_wrong(case):
 def test_a_quick_run_of_prepare_counts_pieces_and_tokens(tmp_path):
     done = bench("prepare", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    rows = {(row.case, row.contender): row for row in results.load(tmp_path / "prepare-cpu-1.jsonl").rows}
+    rows = {(row.case, row.contender): row for row in results.load(tmp_path / "prepare-cpu-1.jsonl")[0].rows}
     stored = rows["MIDI files to a token store", "1 process"]
     assert stored.fields["pieces"] == len(prepare.TRANSPOSITIONS)
     assert stored.extra["tokens_per_second"][1] > stored.extra["pieces_per_second"][1] > 0
