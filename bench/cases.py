@@ -186,7 +186,7 @@ def _append(device: torch.device, quick: bool) -> list[Case]:
 def _memory(device: torch.device, quick: bool) -> list[Case]:
     if quick:
         return [AttentionCase("training", Shape(64, 512, "fp32", 2, 2, 64), memory=True)]
-    base = Shape(512, 4096, "bf16") if device.type == "cpu" else Shape(1024, 4096, "bf16", 16, 16, 128, lanes=8)
+    base = Shape(256, 4096, "bf16") if device.type == "cpu" else Shape(1024, 4096, "bf16", 16, 16, 128, lanes=8)
     shapes = [replace(base, horizon=m) for m in (0, 1024, 4096, 16384)]
     return [AttentionCase(task, shape, memory=True) for task in ("training", "forward") for shape in shapes]
 

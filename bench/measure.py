@@ -21,9 +21,10 @@ class Limits:
     """How long one case may be measured. A round times every contender once."""
 
     seconds: float = 3.0  # no new round after this, once there are `least`
+    patience: float = 15.0  # nor after this, once there are 3
     least: int = 5
     most: int = 100
-    slow_factor: float = 4.0  # a contender this much slower than the fastest ...
+    slow_factor: float = 3.0  # a contender this much slower than the fastest ...
     slow_rounds: int = 3  # ... takes part in so many rounds only
 
 
@@ -80,10 +81,7 @@ def rounds(trials: Sequence[Trial], device: torch.device, hot: bool, limits: Lim
     the gaps that a slow host leaves between kernels.
     """
     samples: dict[str, list[float]] = {trial.name: [] for trial in trials}
-    warm_up = {}
-    for trial in trials:
-        for index in (0, 1):  # the first call may compile or allocate
-            warm_up[trial.name] = _timed(trial, index, device)()
+    warm_up = {trial.name: _timed(trial, 0, device)() for trial in trials}  # not the first call: they were checked
     slow = {name for name, t in warm_up.items() if t > limits.slow_factor * min(warm_up.values())}
     collecting = gc.isenabled()
     gc.disable()
@@ -100,7 +98,10 @@ def rounds(trials: Sequence[Trial], device: torch.device, hot: bool, limits: Lim
                 pending.append((trial.name, _timed(trial, number, device)))
             for name, elapsed in pending:
                 samples[name].append(elapsed())
-            if number + 1 >= limits.least and time.monotonic() - begin > limits.seconds:
+            elapsed_in_all, done = time.monotonic() - begin, number + 1
+            if (done >= limits.least and elapsed_in_all > limits.seconds) or (
+                done >= 3 and elapsed_in_all > limits.patience
+            ):
                 break
     finally:
         if collecting:

@@ -20,14 +20,15 @@ QUERY_CHUNK = 256  # with one KV head at a time: logits of 256 x (M + T), some M
 
 def contenders(device: torch.device) -> list[Contender]:
     """Chunked over queries and heads; not chunked; not chunked and the memory's keys stored transposed."""
+    both, forward = frozenset({"forward", "training"}), frozenset({"forward"})
     variants = {
-        "matmul, chunked": partial(_prepare, chunk=QUERY_CHUNK, transposed=False),
-        "matmul": partial(_prepare, chunk=None, transposed=False),
-        "matmul, K stored transposed": partial(_prepare, chunk=None, transposed=True),
+        "matmul, chunked": (both, partial(_prepare, chunk=QUERY_CHUNK, transposed=False)),
+        "matmul": (both, partial(_prepare, chunk=None, transposed=False)),
+        "matmul, K stored transposed": (forward, partial(_prepare, chunk=None, transposed=True)),
     }
     return [
-        Contender(name, frozenset({"forward", "training"}), f"torch {torch.__version__}", prepare, _unavailable)
-        for name, prepare in variants.items()
+        Contender(name, tasks, f"torch {torch.__version__}", prepare, _unavailable)
+        for name, (tasks, prepare) in variants.items()
     ]
 
 

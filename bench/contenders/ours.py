@@ -40,7 +40,7 @@ def _attention(impl: str) -> Iterator[Contender]:
             unavailable=partial(_unavailable, impl=impl, storage=storage),
             ours=True,
             storage=storage,
-            on_request=storage == "float8_e4m3",
+            on_request=storage == "float8_e4m3" or (storage is not None and impl == "eager"),
         )
 
 

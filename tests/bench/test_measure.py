@@ -55,23 +55,29 @@ def trial(name, calls, copies=2):
 
 def test_contenders_take_turns_in_beginning_and_inputs_rotate(monkeypatch):
     clock, calls = Clock(monkeypatch, {"a": 1.0, "b": 1.0, "c": 1.0}), []
-    samples = measure.rounds([trial(name, calls) for name in "abc"], CPU, False, Limits(0, 3, 3))
+    samples = measure.rounds([trial(name, calls) for name in "abc"], CPU, False, Limits(0, least=3, most=3))
     assert {name: len(times) for name, times in samples.items()} == {"a": 3, "b": 3, "c": 3}
-    assert [name for name, _ in clock.log[6:]] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]  # 6 warm-up calls
-    assert [copy for _, copy in calls[6:]] == [0] * 3 + [1] * 3 + [0] * 3
+    assert [name for name, _ in clock.log[3:]] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]  # 3 warm-up calls
+    assert [copy for _, copy in calls[3:]] == [0] * 3 + [1] * 3 + [0] * 3
 
 
 def test_hot_calls_the_same_inputs_untimed_first(monkeypatch):
     clock, calls = Clock(monkeypatch, {"a": 1.0}), []
-    samples = measure.rounds([trial("a", calls)], CPU, True, Limits(0, 2, 2))
+    samples = measure.rounds([trial("a", calls)], CPU, True, Limits(0, least=2, most=2))
     assert len(samples["a"]) == 2
-    assert clock.log[2:] == [("a", 0), ("a", 0), ("a", 1), ("a", 1)]
+    assert clock.log[1:] == [("a", 0), ("a", 0), ("a", 1), ("a", 1)]
 
 
 def test_a_slow_contender_is_measured_in_few_rounds(monkeypatch):
-    Clock(monkeypatch, {"fast": 1.0, "slow": 4.5})
-    samples = measure.rounds([trial("fast", []), trial("slow", [])], CPU, False, Limits(0, 6, 6))
+    Clock(monkeypatch, {"fast": 1.0, "slow": 3.5})
+    samples = measure.rounds([trial("fast", []), trial("slow", [])], CPU, False, Limits(0, least=6, most=6))
     assert (len(samples["fast"]), len(samples["slow"])) == (6, 3)
+
+
+@pytest.mark.parametrize(("limits", "expected"), [(Limits(0.0, 100.0, 5, 9), 5), (Limits(0.0, 0.0, 5, 9), 3)])
+def test_it_stops_after_enough_rounds_or_when_patience_ends(monkeypatch, limits, expected):
+    Clock(monkeypatch, {"a": 1.0})
+    assert len(measure.rounds([trial("a", [])], CPU, False, limits)["a"]) == expected
 
 
 def test_the_real_clock_counts_the_step_and_not_its_context():
@@ -86,7 +92,7 @@ def test_the_real_clock_counts_the_step_and_not_its_context():
 
     seen = []
     one = Trial("a", [lambda: seen.append(list(entered))], Context)
-    samples = measure.rounds([one], CPU, False, Limits(0, 1, 1))
+    samples = measure.rounds([one], CPU, False, Limits(0, least=1, most=1))
     assert seen[0] == ["in"]
-    assert entered == ["in", "out"] * 3
+    assert entered == ["in", "out"] * 2
     assert samples["a"][0] > 0
