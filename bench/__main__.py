@@ -125,7 +125,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         print("\n" + "\n".join(summary.lines(made)))
     folder = arguments.out or results.FOLDER / made.machine_name
     print(f"\nwritten: {results.save([made], folder / made.file)}")
-    return 1 if any(row.status == "wrong" for row in made.rows) else 0
+    return 1 if results.faults(made) else 0
 
 
 if __name__ == "__main__":

@@ -136,6 +136,9 @@ class AttentionCase:
         return replace(self, shape=replace(self.shape, tokens=min(self.shape.tokens, 8), horizon=16, lanes=1))
 
 
+MAIN_CUDA = Shape(1024, 4096, "bf16", 16, 16, 64, lanes=8)  # the shape that sweeps on a GPU start from
+
+
 def _attention(device: torch.device, quick: bool) -> list[Case]:
     if quick:
         shapes = [Shape(16, 64, dtype, 2, 4, 32) for dtype in ("fp32", "bf16")]
@@ -155,7 +158,7 @@ def _attention_shapes(device: torch.device) -> list[tuple[Shape, tuple[str, ...]
         by_width = [replace(base, lanes=4), replace(base, heads=2, kv_heads=2), replace(base, heads=16, kv_heads=16)]
         others = [replace(base, kv_heads=2), replace(base, head_dim=128), replace(base, window="token")]
         return [(s, both) for s in main + large] + [(s, forward) for s in by_horizon + by_tokens + by_width + others]
-    base = Shape(1024, 4096, "bf16", 16, 16, 64, lanes=8)
+    base = MAIN_CUDA
     main = [base, replace(base, horizon=1024), replace(base, horizon=16384), replace(base, head_dim=128)]
     wide = [replace(base, kv_heads=4), replace(base, window="token"), replace(base, lanes=1), replace(base, lanes=32)]
     others = [replace(base, horizon=0), replace(base, tokens=256), replace(base, heads=8, kv_heads=8)]

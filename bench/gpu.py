@@ -7,6 +7,7 @@ that is cut off has said something. `--device cpu --quick` goes the same way on 
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class Tests(NamedTuple):
 
 
 def main(settings: runner.Settings, out: Path | None) -> int:
-    """Test, measure, write `gpu.jsonl` and `gpu.md`; 1 if a test failed or a contender is wrong."""
+    """Test, measure, write `gpu.jsonl` and `gpu.md`; 1 if a test failed or results have faults."""
     begin = time.monotonic()
     tests = run_tests(settings, TESTS)
     print(f"tests: {tests.summary}", flush=True)
@@ -60,8 +61,7 @@ def main(settings: runner.Settings, out: Path | None) -> int:
         table.show(made)
         print(f"{command}: {time.monotonic() - begin:.0f} s since the beginning", flush=True)
     print(f"written: {folder / 'gpu.jsonl'}, {folder / 'gpu.md'}")
-    wrong = any(row.status == "wrong" for run in runs for row in run.rows)
-    return 1 if wrong or not tests.passed else 0
+    return 1 if not tests.passed or any(results.faults(run) for run in runs) else 0
 
 
 def markdown(runs: list[Run], tests: Tests) -> str:
@@ -73,6 +73,9 @@ def run_tests(settings: runner.Settings, seconds: float) -> Tests:
     """The laws of the operator on the device's back ends: the tests marked `gpu`, stopped after `seconds`."""
     if settings.device.type != "cuda":
         return Tests(True, "not on this device")
+    missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Tests(True, f"not run: they need {', '.join(missing)}, which this machine lacks")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "tests/dsmr_kernels"]
     try:
         done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, timeout=seconds, check=False)

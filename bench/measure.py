@@ -81,7 +81,7 @@ def rounds(trials: Sequence[Trial], device: torch.device, hot: bool, limits: Lim
     the gaps that a slow host leaves between kernels.
     """
     samples: dict[str, list[float]] = {trial.name: [] for trial in trials}
-    warm_up = {trial.name: _timed(trial, 0, device)() for trial in trials}  # not the first call: they were checked
+    warm_up = {trial.name: _timed(trial, 0, device)() for trial in trials}
     slow = {name for name, t in warm_up.items() if t > limits.slow_factor * min(warm_up.values())}
     collecting = gc.isenabled()
     gc.disable()
@@ -107,6 +107,11 @@ def rounds(trials: Sequence[Trial], device: torch.device, hot: bool, limits: Lim
         if collecting:
             gc.enable()
     return samples
+
+
+def once(trial: Trial, device: torch.device) -> None:
+    """Run the last copy's step, to its end: what fails, fails here."""
+    _timed(trial, len(trial.steps) - 1, device)()
 
 
 def _timed(trial: Trial, number: int, device: torch.device) -> Callable[[], float]:

@@ -61,6 +61,11 @@ class Run:
         return self.command + (f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else "")
 
 
+def faults(run: Run) -> list[Row]:
+    """What must not be: a wrong contender, or one of ours that failed."""
+    return [row for row in run.rows if row.status == "wrong" or (row.status == "failed" and row.ours)]
+
+
 def save(runs: Sequence[Run], path: Path) -> Path:
     """Write runs to a `.jsonl` file, replacing an older one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,9 @@ def time_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes:
     trials = []
     for contender in right:
         try:
-            trials.append(_trial(case, contender, inputs))
+            trial = _trial(case, contender, inputs)
+            measure.once(trial, device)
+            trials.append(trial)
         except RuntimeError as error:  # a step that cannot be captured, or too little memory for all copies
             rows[contender.name].status, rows[contender.name].reason = "failed", first_line(error)
     samples = measure.rounds(trials, device, case.hot, settings.limits) if trials else {}
@@ -131,7 +133,7 @@ def judge(case: Case, contender: Contender, device: torch.device) -> tuple[str, 
         return "unavailable", reason
     try:
         reason = case.wrong(contender, device)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # reported, and never timed
+    except Exception as error:  # whatever a library, its compiler or its absence raises: reported, and never timed
         return "failed", first_line(error)
     finally:
         if device.type == "cuda":

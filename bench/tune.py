@@ -109,16 +109,6 @@ def step(kernel: Kernel, shape: Shape, storage: str | None, inputs: Inputs) -> C
     return gradients
 
 
-def wrong(results: dict[str, Tensor], shape: Shape, storage: str | None, device: torch.device) -> str:
-    """What the oracle says against results, or nothing."""
-    for name, result in results.items():
-        exact, allowed = check.oracle(shape, True, storage, True, device)[name]
-        error = float((result.double() - exact).abs().max())
-        if not error <= allowed:  # NaN is wrong, too
-            return f"{name}: off by {error:.2g}, allowed {allowed:.2g}"
-    return ""
-
-
 def measure(
     architecture: str, kernel: Kernel, kind: Kind, shape: Shape, found: Sequence[Config], device: torch.device
 ) -> Iterator[Measurement]:
@@ -129,7 +119,7 @@ def measure(
     trials = []
     for config in found:
         with gate.using(architecture, kernel, config):
-            reason = wrong(steps[0](), shape, storage, device)
+            reason = check.off(steps[0](), shape, storage)
         if reason:
             yield Measurement(kernel, kind, str(shape), config, [], reason)
         else:

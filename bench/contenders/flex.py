@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from bench.cases import AttentionCase
+from bench.cases import MAIN_CUDA, AttentionCase
 from bench.contenders import Contender, Prepared, differentiated
 from bench.contenders.sdpa import concatenated
 from bench.shapes import Inputs
@@ -32,6 +33,8 @@ def contenders(device: torch.device) -> list[Contender]:
 def _unavailable(case: AttentionCase, device: torch.device) -> str | None:
     if device.type == "cpu" and case.task == "training":
         return "FlexAttention has no backward pass on CPUs"
+    if device.type == "cuda" and replace(case.shape, window="segment") != MAIN_CUDA:
+        return "it compiles for every shape anew: measured at the main one"
     return None
 
 
@@ -40,17 +43,22 @@ def _compiled():
     return torch.compile(flex_attention), torch.compile(create_block_mask)
 
 
+@cache  # one function a window: a new one would be compiled anew
+def _visible(horizon: int, window: str):
+    def visible(b, h, query, key):
+        past = key - horizon
+        if window == "segment":
+            return past <= query
+        return (past <= query) & (query - past < horizon)
+
+    return visible
+
+
 def _prepare(case: AttentionCase, inputs: Inputs, rebuild: bool) -> Prepared:
     shape = case.shape
     attend, make_mask = _compiled()
 
-    def visible(b, h, query, key):
-        past = key - shape.horizon
-        if shape.window == "segment":
-            return past <= query
-        return (past <= query) & (query - past < shape.horizon)
-
-    sizes = (visible, None, None, shape.tokens, shape.horizon + shape.tokens)
+    sizes = (_visible(shape.horizon, shape.window), None, None, shape.tokens, shape.horizon + shape.tokens)
     made_once = create_block_mask(*sizes, device=str(inputs.q.device))
 
     def forward() -> Tensor:

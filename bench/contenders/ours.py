@@ -73,6 +73,8 @@ def _overhead(impl: str) -> Iterator[Contender]:
 
 def _unavailable(case: AttentionCase, device: torch.device, impl: str, storage: str | None) -> str | None:
     """Ask the back end about the very call that would be measured."""
+    if impl == "eager" and case.graph:
+        return "it asks the device for the clock, which a CUDA graph cannot hold"
     try:
         backend = backends.load(impl)
     except ImportError as error:
