@@ -155,7 +155,12 @@ def _attention_shapes(device: torch.device) -> list[tuple[Shape, tuple[str, ...]
         base = Shape(256, 1024)
         by_horizon = [replace(base, horizon=m, dtype=d) for m in (0, 4096, 16384) for d in ("fp32", "bf16")]
         by_tokens = [replace(base, tokens=t, horizon=4096) for t in (16, 64)]
-        by_width = [replace(base, lanes=4), replace(base, heads=2, kv_heads=2), replace(base, heads=16, kv_heads=16)]
+        by_width = [
+            replace(base, lanes=2),
+            replace(base, lanes=4),
+            replace(base, heads=2, kv_heads=2),
+            replace(base, heads=16, kv_heads=16),
+        ]
         others = [replace(base, kv_heads=2), replace(base, head_dim=128), replace(base, window="token")]
         return [(s, both) for s in main + large] + [(s, forward) for s in by_horizon + by_tokens + by_width + others]
     base = MAIN_CUDA

@@ -26,12 +26,13 @@ def draw(runs: Sequence[Run], folder: Path, name: str) -> list[Path]:
     left, right = speed.subplots(1, 2)
     _speed(left, rows, "forward", threads)
     _decode(right, rows, threads)
-    more = Figure(figsize=(11, 8), layout="constrained")
-    axes = more.subplots(2, 2).flat
+    more = Figure(figsize=(15, 8), layout="constrained")
+    axes = more.subplots(2, 3).flat
     _roofline(axes[0], first, rows)
     _memory(axes[1], rows)
-    _scaling(axes[2], rows, "tokens", "T")
-    _scaling(axes[3], rows, "heads", "H")
+    _speed(axes[2], rows, "training", threads)
+    for place, (field, symbol) in zip(axes[3:], (("tokens", "T"), ("heads", "H"), ("lanes", "lanes")), strict=True):
+        _scaling(place, rows, field, symbol)
     paths = [folder / f"{name}-{what}.png" for what in ("speed", "more")]
     for figure, path in zip((speed, more), paths, strict=True):
         figure.savefig(path, dpi=110, metadata={"Software": None})  # the same results make the same bytes
@@ -118,6 +119,8 @@ def _scaling(axes: Axes, rows: Sequence[Row], field: str, symbol: str) -> None:
     timed = [row for row in _timed(rows, "forward", window="segment") if row.like_for_like]
     if field == "heads":
         timed = [row for row in timed if row.fields["heads"] == row.fields["kv_heads"]]
+    else:
+        others.append("kv_heads")
     planes: dict[tuple[Any, ...], set[Any]] = {}
     for row in timed:
         planes.setdefault(tuple(row.fields[name] for name in others), set()).add(row.fields[field])
