@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.models import COMMANDS as MODELS
 
+GPU = ("decode", "attention", "train", "generate", "append", "memory", "overhead")  # the sections of bench.gpu
 MEASURED = ("attention", "decode", "append", "memory", "overhead", *MODELS)
 
 
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, help="folder of the results (default: the machine's own)")
     gpu = commands.add_parser("gpu", help="everything a GPU can say in 8 minutes")
     gpu.add_argument("--device", default="cuda", help="cuda, or cpu to see it run")
+    gpu.add_argument("--sections", nargs="+", choices=GPU, default=GPU, help="some of them, in this order")
     gpu.add_argument("--quick", action="store_true", help="tiny shapes and three rounds")
     gpu.add_argument("--contenders", nargs="+", default=[], metavar="NAME", help="parts of their names")
     gpu.add_argument("--out", type=Path, help="folder of gpu.jsonl and gpu.md (default: the machine's own)")
@@ -101,7 +103,8 @@ def _gpu(arguments: argparse.Namespace) -> int:
 
     limits = measure.QUICK if arguments.quick else measure.Limits()
     device, names = torch.device(arguments.device), tuple(arguments.contenders)
-    return gpu.main(runner.Settings(device, arguments.quick, (), names, limits), arguments.out)
+    settings = runner.Settings(device, arguments.quick, (), names, limits)
+    return gpu.main(settings, arguments.sections, arguments.out)
 
 
 def _measure(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,7 @@ class Tests(NamedTuple):
     summary: str
 
 
-def main(settings: runner.Settings, out: Path | None) -> int:
+def main(settings: runner.Settings, sections: Sequence[str], out: Path | None) -> int:
     """Test, measure, write `gpu.jsonl` and `gpu.md`; 1 if a test failed or results have faults."""
     begin = time.monotonic()
     tests = run_tests(settings, TESTS)
@@ -51,8 +52,8 @@ def main(settings: runner.Settings, out: Path | None) -> int:
     limits = settings.limits if settings.quick else LIMITS
     runs: list[Run] = []
     end = time.monotonic()
-    for command, share in SECTIONS.items():
-        end += share
+    for command in sections:
+        end += SECTIONS[command]
         section = replace(settings, limits=limits, seconds=end - time.monotonic())
         made = runner.run(command, section, lambda row: None, peaks)
         runs.append(made)

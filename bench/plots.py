@@ -131,4 +131,4 @@ def _scaling(axes: Axes, rows: Sequence[Row], field: str, symbol: str) -> None:
     _lines(axes, shown, lambda row: row.fields[field], lambda row: row.work["flops"] / row.seconds[1] / 1e9)
     title = ", ".join(f"{name} {value}" for name, value in zip(others, plane, strict=True))
     axes.set(xlabel=symbol, ylabel="useful GFLOP/s", ylim=(0, None))
-    axes.set_title(f"forward: {title}", fontsize=8)
+    axes.set_title(f"forward: {title}", fontsize=7)

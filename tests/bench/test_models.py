@@ -164,7 +164,7 @@ def test_results_make_a_plot_and_the_same_results_the_same_plot(tmp_path):
 
     done = bench("train", "--quick", "--contenders", "SDPA", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    run = results.load(tmp_path / "train-cpu-1.jsonl")
+    (run,) = results.load(tmp_path / "train-cpu-1.jsonl")
     (first,) = plots.draw([run], tmp_path / "a", "bench")
     (again,) = plots.draw([run], tmp_path / "b", "bench")
     assert first.name == "bench-models.png"
