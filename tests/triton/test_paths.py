@@ -161,6 +161,17 @@ def test_poisoned_padding_reaches_nothing_by_descriptor(impl: str, tiles) -> Non
     check(Plan(pieces=[[100], [100]], segments=[[60, 5], [1, 33]], horizon=20))
 
 
+def test_narrow_rows_of_a_quantised_ring_do_without_descriptors(impl: str, tiles) -> None:
+    """24 bytes a row, which no descriptor can have; those of q's type could."""
+    results = []
+    for descriptors in (False, True):
+        tiles(16, 16, descriptors)
+        plan = replace(LONG, segments=LONG.segments[:2], storage="int8")
+        results.append(run(plan, Inputs.random(plan, 2, 1, 24), "triton"))
+    for x, y in zip(results[0].o + results[0].dq, results[1].o + results[1].dq, strict=True):
+        assert torch.equal(x, y)
+
+
 def test_visible_nan_is_not_swallowed(impl: str) -> None:
     q, k, v = (torch.randn(1, 20, 1, 16) for _ in range(3))
     stack = new_stack(Plan([[100]], [[20]], 8), 1, 16, torch.float32)

@@ -59,8 +59,8 @@ def launch_dq(call: Call, do: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, co
     block = config.block_n, padded_dim(call)
     arguments |= {
         **{"do_ptr": do, "lse_ptr": lse, "delta_ptr": delta, "dq_ptr": dq, **strides("do", do)},
-        **{"v_source": tile_source(call.v.transpose(1, 2), block, config)},
-        **{"ring_v_source": tile_source(arguments["ring_v_ptr"], block, config)},
+        **{"v_source": tile_source(call.v.transpose(1, 2), block, arguments["DESCRIPTOR"])},
+        **{"ring_v_source": tile_source(arguments["ring_v_ptr"], block, arguments["DESCRIPTOR"])},
     }
     return Launch(dq_kernel, (triton.cdiv(tokens, config.block_m), heads, batch), arguments)
 

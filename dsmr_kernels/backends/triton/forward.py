@@ -47,8 +47,8 @@ def launch_forward(call: Call, o: Tensor, lse: Tensor, config: Config) -> Launch
     block = config.block_n, padded_dim(call)
     arguments |= {
         **{"o_ptr": o, "lse_ptr": lse, "written_ptr": call.memory.written, "APPEND": call.append},
-        **{"k_source": tile_source(call.k.transpose(1, 2), block, config)},
-        **{"ring_k_source": tile_source(arguments["ring_k_ptr"], block, config)},
+        **{"k_source": tile_source(call.k.transpose(1, 2), block, arguments["DESCRIPTOR"])},
+        **{"ring_k_source": tile_source(arguments["ring_k_ptr"], block, arguments["DESCRIPTOR"])},
     }
     return Launch(forward_kernel, (triton.cdiv(tokens, config.block_m), heads, batch), arguments)
 

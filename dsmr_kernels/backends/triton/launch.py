@@ -71,9 +71,9 @@ def strides(name: str, x: Tensor) -> dict[str, int]:
     return {f"{name}_lane": lane // unit, f"{name}_row": row // unit, f"{name}_head": head // unit}
 
 
-def tile_source(x: Tensor, block: tuple[int, int], config: Config) -> Tensor | TensorDescriptor:
+def tile_source(x: Tensor, block: tuple[int, int], by_descriptor: bool) -> Tensor | TensorDescriptor:
     """What `tile.fetch` reads `[rows, D]` tiles of `x [B, heads, n, D]` from."""
-    if config.descriptors and x.numel():
+    if by_descriptor and x.numel():
         return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, *block])
     return x
 
@@ -85,6 +85,7 @@ def common_arguments(call: Call, config: Config) -> dict[str, Any]:
     ring_k, ring_v = (x.view(torch.uint8) if storage is FLOAT8 else x for x in (memory.k, memory.v))
     retention = geometry.retention
     keep = ALL if retention.stride == 1 else HASHED if retention.keep == "random" else LAST
+    by_descriptor = config.descriptors and q.shape[3] * memory.k.itemsize % ALIGNMENT == 0
     plain = storage is EXACT and not call.softcap and call.alibi_slopes is None and call.scale > 0
     return {
         **{"q_ptr": q, "k_ptr": k, "v_ptr": v, "ring_k_ptr": ring_k, "ring_v_ptr": ring_v},
@@ -102,7 +103,7 @@ def common_arguments(call: Call, config: Config) -> dict[str, Any]:
         **{"STARTS": call.segment_start is not None, "LENGTHS": call.segment_len is not None},
         **{"CAPPED": call.softcap > 0, "ALIBI": call.alibi_slopes is not None},
         **{"STORAGE": storage.value, "KEEP": keep.value, "MEMORY": geometry.archive > 0},
-        **{"DESCRIPTOR": config.descriptors, "PRECISION": _precision(q.dtype)},
+        **{"DESCRIPTOR": by_descriptor, "PRECISION": _precision(q.dtype)},
         **config.options,
     }
 
