@@ -226,7 +226,9 @@ TABLE["sm_89"] = TABLE["sm_86"]  # the same limits and instructions
 def lookup(kernel: Kernel, call: Call) -> Config:
     """The configuration of `kernel` for a call, on the GPU that launches go to."""
     arch = architecture()
-    if arch == INTERPRETER:  # Python's overhead is per tile; and several tiles in one test show more than one
+    if arch == INTERPRETER:  # Python's overhead is per tile, so long segments get large ones, though several
+        if call.q.shape[1] >= 128:
+            return Config(128, 128, 4, 1)
         return Config(32, 64, 4, 1) if kernel == "dkdv" else Config(64, 32, 4, 1)
     column = next(i for i, dim in enumerate(DIMS) if call.q.shape[3] <= dim)
     return TABLE[serving(arch)][kernel][kind(kernel, call)][column]
