@@ -12,6 +12,7 @@ from dsmr_kernels import MemoryStack, Retention, recurrent_attention
 from dsmr_kernels.backends import triton
 from dsmr_kernels.backends.triton import decode
 from dsmr_kernels.backends.triton.configs import Config
+from dsmr_kernels.reference import reference_attention
 from dsmr_kernels.storage import QUANTISED, quantise
 from tests.dsmr_kernels.history import Inputs, Plan, assert_as_exact, explicit, new_stack, poison_ring, run
 
@@ -21,6 +22,7 @@ LONG = Plan(
     segments=[[37, 40], [40, 40], [40, 21]],
     horizon=45,
 )
+DTYPES = (torch.float64, torch.float32)
 SHORT = Plan(pieces=[[30, 100], [3, 4, 100]], segments=[[9, 8]] * 6, horizon=40)
 
 
@@ -95,6 +97,25 @@ def test_decode_shares_a_memory(impl: str, tiles, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(decode, "join_kernel", Recorder(decode.join_kernel, joined))
     check(replace(SHORT, **change), **{name: torch.tensor(x) for name, x in options.items()})
     assert joined
+
+
+def test_decode_joins_many_shares(impl: str, tiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More programs on one memory than the joining launch takes at once."""
+    tiles(16, 16)
+    monkeypatch.setattr(decode, "processors", lambda _: 64)
+    launched = []
+    monkeypatch.setattr(decode, "decode_kernel", Recorder(decode.decode_kernel, launched))
+    stack = MemoryStack([700], 1, 1, 16, 8)
+    stack.clock.state[:2] = 1000
+    stack[0].k.normal_()
+    stack[0].v.normal_()
+    q, k, v = (torch.randn(1, 2, heads, 16) for heads in (3, 1, 1))
+    exact, peer = (reference_attention(*(x.to(dtype) for x in (q, k, v)), stack[0]) for dtype in DTYPES)
+    got = recurrent_attention(q, k, v, stack[0], return_lse=True, impl=impl)
+    assert launched[0][0] > decode.JOINED.value
+    for x, y, z in zip(got, exact, peer, strict=True):
+        allowed = 2 * float((z - y).abs().max()) + 2**-23 * (1 + float(y.abs().max()))
+        assert float((x - y).abs().max()) <= allowed
 
 
 class Recorder:

@@ -31,6 +31,7 @@ from dsmr_kernels.backends.triton.tile import (
 )
 
 JOIN = Config(0, 0, 4, 1)  # the joining launch has no tiles
+JOINED = tl.constexpr(16)  # parts that it takes at once
 MOST_TOKENS = 16
 MOST_ROWS = 64  # tokens x query heads per KV head
 
@@ -63,7 +64,7 @@ def launches_decode(call: Call, o: Tensor, lse: Tensor, config: Config) -> list[
     launches = [Launch(decode_kernel, (splits, kv_heads, batch), arguments)]
     if splits > 1:
         shared = {name: arguments[name] for name in ("T", "group", "D", "BD", "BM", "SPLITS")}
-        join = outputs | shared | {"S": _power_of_2(splits), **JOIN.options}
+        join = outputs | shared | JOIN.options
         launches.append(Launch(join_kernel, (tokens * heads // kv_heads, kv_heads, batch), join))
     return launches
 
@@ -245,25 +246,29 @@ def join_kernel(
     BD: tl.constexpr,
     BM: tl.constexpr,
     SPLITS: tl.constexpr,
-    S: tl.constexpr,
 ):
     """One program a (row of the tile, KV head, lane): the softmax over all shares from the softmax over each."""
     packed, kv_head, lane = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     kv_heads, lanes = tl.num_programs(1), tl.num_programs(2)
     heads = kv_heads * group
-    splits, dims = tl.arange(0, S), tl.arange(0, BD)
+    dims = tl.arange(0, BD)
     row, head = packed // group, kv_head * group + packed % group
     parts = lanes.to(tl.int64) * kv_heads * SPLITS * BM
-    part = ((lane * kv_heads + kv_head) * SPLITS + splits) * BM + packed
-    valid = splits < SPLITS
-    acc = tl.load(part_ptr + part[:, None] * BD + dims[None, :], mask=valid[:, None], other=0.0)  # [S, BD]
-    peak = tl.load(part_ptr + parts * BD + part, mask=valid, other=-1.0e30)  # [S]
-    total = tl.load(part_ptr + parts * (BD + 1) + part, mask=valid, other=0.0)  # [S]
-    highest = tl.max(peak, 0)
-    weight = tl.exp2(peak - highest)
-    acc = tl.sum(acc * weight[:, None], 0)[None, :]  # [1, BD]
-    total = tl.sum(total * weight, 0)
+    acc = tl.zeros([BD], tl.float32)
+    highest, total = -1.0e30, 0.0
+    for first in range(0, SPLITS, JOINED):
+        splits = first + tl.arange(0, JOINED)
+        valid = splits < SPLITS
+        part = ((lane * kv_heads + kv_head) * SPLITS + splits) * BM + packed
+        peaks = tl.load(part_ptr + parts * BD + part, mask=valid, other=-1.0e30)  # [JOINED]
+        totals = tl.load(part_ptr + parts * (BD + 1) + part, mask=valid, other=0.0)  # [JOINED]
+        accs = tl.load(part_ptr + part[:, None] * BD + dims[None, :], mask=valid[:, None], other=0.0)  # [JOINED, BD]
+        new_highest = tl.maximum(highest, tl.max(peaks, 0))
+        shrink, weights = tl.exp2(highest - new_highest), tl.exp2(peaks - new_highest)
+        acc = acc * shrink + tl.sum(accs * weights[:, None], 0)
+        total = total * shrink + tl.sum(totals * weights, 0)
+        highest = new_highest
     one = tl.arange(0, 1)
     o_ptrs = o_ptr + ((lane * T + row) * heads + head) * D + one
     lse_ptrs = lse_ptr + (lane * heads + head) * T + row + one
-    finish(acc, highest + one, total + one, o_ptrs, lse_ptrs, one == 0, D, BD)
+    finish(acc[None, :], highest + one, total + one, o_ptrs, lse_ptrs, one == 0, D, BD)
