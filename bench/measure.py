@@ -7,7 +7,7 @@ import gc
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,11 @@ class Limits:
     most: int = 100
     slow_factor: float = 3.0  # a contender this much slower than the fastest ...
     slow_rounds: int = 3  # ... takes part in so many rounds only
+
+    def for_all(self, contenders: int) -> Limits:
+        """For several contenders of several cases in one: as much time as they would have each, and no one is slow."""
+        scaled = {"seconds": contenders * self.seconds, "patience": contenders * self.patience}
+        return replace(self, **scaled, slow_factor=float("inf"))
 
 
 QUICK = Limits(seconds=0.0, least=3, most=3)

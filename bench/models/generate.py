@@ -6,7 +6,6 @@ very code that plays music, and as fast. One more case begins with empty memorie
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -220,7 +219,7 @@ def _race(case: GenerateCase, engines: list[Engine], settings: runner.Settings) 
     device = settings.device
     rows = _judged(case, engines, device)
     playing = {e.name: Playing(case, e, device) for e in engines if rows[e.name].status == "right"}
-    limits = replace(settings.limits, seconds=settings.limits.seconds * len(playing), slow_factor=math.inf)
+    limits = settings.limits.for_all(len(playing))
     trials = [Trial(name, [each.play]) for name, each in playing.items()]
     samples = measure.rounds(trials, device, False, limits) if trials else {}
     for name, own in samples.items():

@@ -6,7 +6,6 @@ Its pieces in all transpositions of two octaves stand for a corpus of recorded m
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -192,7 +191,7 @@ def _measure(case: PrepareCase, settings: runner.Settings) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         music = case.music(Path(folder))
         trials = [Trial(way.name, [partial(case.work, music, way.processes)]) for way in right]
-        limits = replace(settings.limits, slow_factor=math.inf)
+        limits = settings.limits.for_all(len(trials))
         samples = measure.rounds(trials, torch.device("cpu"), False, limits)
     for name, own in samples.items():
         row = rows[name]

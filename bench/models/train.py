@@ -6,9 +6,8 @@ on the same schedule, and against the full schedule with the same attention (wha
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -102,7 +101,7 @@ def _measure(group: list[TrainCase], chosen: list[Attention], settings: runner.S
     if trainings:
         names = {pair: f"{pair[0].name}: {pair[1].name}" for pair in trainings}
         trials = [Trial(names[pair], [training.step], pair[1].context) for pair, training in trainings.items()]
-        limits = replace(settings.limits, seconds=settings.limits.seconds * len(trials), slow_factor=math.inf)
+        limits = settings.limits.for_all(len(trials))
         samples = measure.rounds(trials, settings.device, False, limits)
         for pair, training in trainings.items():
             rows[pair].extra["state_bytes"] = training.state_bytes

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -47,10 +44,8 @@ def test_playing_keeps_the_seconds_of_every_step():
     assert playing.state_bytes == sum(2 * (horizon + 16) * 2 * 2 * 64 * 4 for horizon in case.config.schedule.horizons)
 
 
-def test_a_quick_run_gives_latencies_and_watches_memory(tmp_path):
-    command = [sys.executable, "-m", "bench", "generate", "--quick", "--contenders", "Python", "--out", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+def test_a_quick_run_gives_latencies_and_watches_memory(bench, tmp_path):
+    done = bench("generate", "--quick", "--contenders", "Python", "--out", str(tmp_path), bare=True)
     assert done.returncode == 0, done.stderr
     full, empty = results.load(tmp_path / "generate-cpu-1.jsonl")[0].rows
     assert full.extra["latency"]["50"] <= full.extra["latency"]["95"]

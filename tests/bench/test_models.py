@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from copy import deepcopy
 from dataclasses import replace
 
@@ -13,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import results, runner
+from bench.measure import Limits
 from bench.models import check, fill, memory, peers, prepare, step, train
 from bench.models.peers import Attention, Concatenation
 from dsmr.model import ModelConfig, Transformer
@@ -31,12 +29,6 @@ RIGHT = [attention for attention in ON_CPU if "broken" not in attention.name]
 def named(part):
     (attention,) = (each for each in peers.attentions(CPU) if part in each.name)
     return attention
-
-
-def bench(*arguments):
-    command = [sys.executable, "-m", "bench", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
 @pytest.mark.parametrize("config", [CONFIG, GROUPED], ids=["H4-Hkv4", "H4-Hkv2"])
@@ -116,8 +108,8 @@ def test_peak_memory_counts_what_is_held_at_once():
     assert 8 * 2**20 <= memory.peak_bytes(work, CPU) < 8.1 * 2**20
 
 
-def test_a_quick_run_of_train_compares_schedules(tmp_path):
-    done = bench("train", "--quick", "--out", str(tmp_path))
+def test_a_quick_run_of_train_compares_schedules(bench, tmp_path):
+    done = bench("train", "--quick", "--out", str(tmp_path), bare=True)
     assert done.returncode == 0, done.stderr
     rows = results.load(tmp_path / "train-cpu-1.jsonl")[0].rows
     timed = [row for row in rows if row.status == "timed"]
@@ -129,7 +121,7 @@ def test_a_quick_run_of_train_compares_schedules(tmp_path):
     assert "arXiv 2602.19816" in done.stdout
 
 
-def test_a_broken_peer_fails_the_run_and_has_no_time(tmp_path):
+def test_a_broken_peer_fails_the_run_and_has_no_time(bench, tmp_path):
     done = bench("train", "--quick", "--contenders", "broken", "--out", str(tmp_path))
     assert done.returncode == 1, done.stderr
     rows = results.load(tmp_path / "train-cpu-1.jsonl")[0].rows
@@ -148,7 +140,7 @@ def test_preparation_that_loses_a_piece_is_wrong(case):
     assert losing.wrong(way, CPU) == f"{all_of_them - 1} of {all_of_them} pieces came out right"
 
 
-def test_a_quick_run_of_prepare_counts_pieces_and_tokens(tmp_path):
+def test_a_quick_run_of_prepare_counts_pieces_and_tokens(bench, tmp_path):
     done = bench("prepare", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = {(row.case, row.contender): row for row in results.load(tmp_path / "prepare-cpu-1.jsonl")[0].rows}
@@ -158,7 +150,7 @@ def test_a_quick_run_of_prepare_counts_pieces_and_tokens(tmp_path):
     assert rows["MIDI files to a token store", "2 processes"].status == "unavailable"
 
 
-def test_results_make_a_plot_and_the_same_results_the_same_plot(tmp_path):
+def test_results_make_a_plot_and_the_same_results_the_same_plot(bench, tmp_path):
     pytest.importorskip("matplotlib")
     from bench.models import plots
 
@@ -176,3 +168,10 @@ def test_without_time_to_make_ready_everything_is_skipped():
     settings = runner.Settings(CPU, quick=True, seconds=0.0)
     ((_, measured),) = train.parts(settings, None)
     assert {row.status for row in measured()} == {"skipped"}
+
+
+def test_those_that_take_turns_have_as_much_time_as_each_would_have_alone():
+    alone = Limits(seconds=2.0, patience=5.0, slow_factor=3.0)
+    together = alone.for_all(4)
+    assert (together.seconds, together.patience, together.least) == (8.0, 20.0, alone.least)
+    assert together.slow_factor == float("inf")
