@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction
 from dsmr_kernels import MemoryStack, Retention
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends import triton as backend
+from dsmr_kernels.backends.triton import decode
 from dsmr_kernels.backends.triton.configs import DIMS, TABLE, Config, Kernel, Kind
 from dsmr_kernels.storage import Storage
 
@@ -56,7 +57,7 @@ ARCHITECTURES = {
     "sm_120": _cuda(120, 99, "mma.sync", "cp.async.cg"),  # has bulk copies, which make its mma.sync kernels spill
     "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 * 1024, "v_mfma", "buffer_load"),
 }
-PRODUCTS = ("forward_kernel", "dq_kernel", "dkdv_kernel")  # the kernels whose time is matrix products
+PRODUCTS = ("forward_kernel", "dq_kernel", "dkdv_kernel", "decode_kernel")  # the kernels whose time is matrix products
 INSTRUCTIONS = {  # name to what its mnemonics begin with; cp.async.cg is the 16-byte kind, .ca the smaller ones
     "wgmma": "wgmma.mma_async",
     "tcgen05.mma": "tcgen05.mma",
@@ -183,6 +184,10 @@ def _examine(function: JITFunction, binary: Any, log: str, architecture: str) ->
     )
 
 
+DECODED = (1, 16)  # tokens of the smallest and the largest tile of queries; one lane and head: most programs share it
+PROCESSORS = 160  # as many as any of these GPUs has, about
+
+
 class Variant(NamedTuple):
     """A call that belongs to a kind: what is compiled into its kernels."""
 
@@ -194,9 +199,9 @@ class Variant(NamedTuple):
 
     def call(self, dim: int, tokens: int) -> Call:
         """A call with sizes that are multiples of nothing helpful, on the CPU; its contents do not matter."""
-        lanes, heads, kv_heads = 2, 6, 3
+        lanes, heads, kv_heads, horizon = (1, 4, 1, 70001) if tokens in DECODED else (2, 6, 3, 1001)
         retention = Retention(4, "random") if self.special else None
-        stack = MemoryStack([1001], lanes, kv_heads, dim, 333, self.dtype, storage=self.storage, retention=retention)
+        stack = MemoryStack([horizon], lanes, kv_heads, dim, 333, self.dtype, storage=self.storage, retention=retention)
         q, k, v = (torch.zeros(lanes, tokens, n, dim, dtype=self.dtype) for n in (heads, kv_heads, kv_heads))
         return Call(
             *(q, k, v, stack[0], "token" if self.bounded else "segment"),
@@ -241,10 +246,14 @@ def compiled(architecture: str, variant: Variant, dim: int, kernels: Sequence[Ke
     before = matmul.allow_tf32
     matmul.allow_tf32 = variant.tf32
     try:
-        with compiling_for(architecture) as found:
+        with compiling_for(architecture) as found, mock.patch.object(decode, "processors", return_value=PROCESSORS):
             for kernel in kernels:
-                call = variant.call(dim, 1 if kernel == "decode" else 200)
-                if kernel in ("forward", "decode"):
+                if kernel == "decode":
+                    for tokens in DECODED:
+                        backend.forward(variant.call(dim, tokens))
+                    continue
+                call = variant.call(dim, 200)
+                if kernel == "forward":
                     backend.forward(call)
                     continue
                 o, lse = torch.zeros_like(call.q), call.q.new_zeros(*call.q.shape[:3], dtype=torch.float32)
@@ -262,8 +271,9 @@ def required(kernel: Compiled, kind: Kind) -> list[tuple[str, ...]]:
     chip, constants = ARCHITECTURES[kernel.architecture], kernel.constants
     groups = []
     if constants["UNIT"] == 8 or constants["PRECISION"] == "tf32":
-        # Tiles of less than 64 rows, which only large heads and rare calls get, are too small for wgmma and tcgen05.
-        groups.append((chip.products,) if kind == "half" and constants["BD"] < 256 else (chip.products, "mma.sync"))
+        # Tiles of less than 64 rows, which large heads, rare calls and decoding get, are no work for wgmma and tcgen05.
+        small = kind != "half" or constants["BD"] == 256 or kernel.name == "decode_kernel"
+        groups.append((chip.products, "mma.sync") if small else (chip.products,))
     if chip.target.backend == "cuda" and kernel.stages > 1 and constants["UNIT"] == 8:
         groups.append((chip.copies if constants.get("DESCRIPTOR") else "cp.async.cg",))
     return groups
