@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 from bench import gate, tune
+from bench.shapes import Shape
 from bench.tune import Measurement
+from dsmr_kernels.backends import eager
 from dsmr_kernels.backends.triton import configs
 from dsmr_kernels.backends.triton.configs import Config, Kernel
 
@@ -26,6 +29,33 @@ def test_candidates_are_many_and_differ(architecture: str, kernel: Kernel) -> No
 def test_the_sieve_keeps_what_passes_the_gate() -> None:
     good, bad = Config(64, 64, 4, 2, True), Config(128, 64, 4, 3, True)  # the second spills
     assert tune.sieve([bad, good], "sm_90", "forward", "half", 128, processes=1) == [good]
+
+
+@pytest.mark.parametrize("kernel", get_args(Kernel))
+def test_only_what_is_right_is_timed(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
+    """With PyTorch in place of the kernels; one of two configurations gives wrong results."""
+    right, wrong = Config(64, 64, 4, 2), Config(32, 32, 4, 2)
+
+    class Backend:
+        def off(self) -> float:
+            return 1e-3 * (configs.TABLE["sm_90"][kernel]["float32"][0] == wrong)
+
+        def forward(self, call):
+            o, lse = eager.forward(call)
+            return o + self.off(), lse
+
+        def backward(self, *arguments):
+            return tuple(gradient + self.off() for gradient in eager.backward(*arguments))
+
+    monkeypatch.setattr(tune, "backend", Backend())
+    shape = Shape(1 if kernel == "decode" else 16, 64, "fp32", 2, 4, 32)
+    measured = {
+        m.config: m for m in tune.measure("sm_90", kernel, "float32", shape, [right, wrong], torch.device("cpu"))
+    }
+    assert not measured[wrong].seconds
+    assert "off by" in measured[wrong].reason
+    assert len(measured[right].seconds) == 3
+    assert tune.fastest(list(measured.values())) == right
 
 
 def test_the_fastest_is_right_and_timed_on_every_shape() -> None:
