@@ -14,8 +14,8 @@ from dsmr_kernels.backends.triton.configs import DIMS, Config, Kernel, Kind
 HALF, SINGLE = torch.bfloat16, torch.float32
 CHOSEN = [
     *((architecture, 128, "half", Variant(HALF, bounded=True)) for architecture in gate.ARCHITECTURES),
-    *((architecture, 64, "half", Variant(torch.float16)) for architecture in ("sm_80", "sm_90", "sm_100", "gfx942")),
-    *((architecture, 80, "half", Variant(HALF)) for architecture in ("sm_86", "sm_90")),  # padded to 128
+    *((architecture, 64, "half", Variant(torch.float16)) for architecture in ("sm_90", "sm_100")),
+    ("sm_90", 80, "half", Variant(HALF)),  # padded to 128
     ("sm_90", 16, "half", Variant(HALF)),
     ("sm_90", 256, "half", Variant(HALF, bounded=True)),
     ("sm_80", 64, "quantised", Variant(HALF, "int8", bounded=True)),
