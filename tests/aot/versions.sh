@@ -20,6 +20,6 @@ for version in "${versions[@]}"; do
     [[ $version != 3.6.* ]] || requirements+=("numpy<2.4") # its interpreter's loops fail with a later one
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps "${requirements[@]}"
     "$python" -c 'import triton; print(f"\nTriton {triton.__version__}")'
-    TRITON_INTERPRET=1 "$python" -m pytest -q tests/dsmr_kernels/test_laws.py
+    TRITON_INTERPRET=1 "$python" -m pytest -q tests/dsmr_kernels/test_laws.py tests/triton
     "$python" -m pytest -q tests/aot
 done
