@@ -87,8 +87,8 @@ $(VENV)/.build-installed: $(VENV)/bin/python constraints.txt
 	touch $@
 
 $(VENV)/.%-installed: $(VENV)/.build-installed pyproject.toml
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-build-isolation -C wheel.cmake=false \
-		-c constraints.txt -e ".[$(EXTRAS)]"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-build-isolation \
+		-C wheel.cmake=false -C editable.mode=inplace -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
 $(VENV)/bin/python:

@@ -16,6 +16,10 @@ export UBSAN_OPTIONS=print_stacktrace=1
 ctest --test-dir build --output-on-failure
 
 # Python itself is not built that way, so the sanitizer's library comes first; what Python never frees is no leak of ours.
-runtime="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libstdc++.so)"
-LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. python -m pytest -q \
-    tests/dsmr_kernels/test_laws.py tests/dsmr/test_native.py -k "cpu or native"
+# -S: the environment's own editable installation must not come first.
+site=$(python -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])")
+export PYTHONPATH=".:$site" ASAN_OPTIONS=detect_leaks=0
+export LD_PRELOAD="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libstdc++.so)"
+python -S -c "import os; from dsmr_kernels.backends.cpu import library; assert library.load().path.is_relative_to(os.getcwd())"
+python -S -m pytest -q -k "cpu or native" \
+    tests/dsmr_kernels/test_laws.py tests/dsmr_kernels/test_cpu.py tests/dsmr/test_native.py

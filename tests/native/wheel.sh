@@ -18,7 +18,9 @@ assert not [name for name in names if "/src/" in name], "sources in the wheel"
 PYTHON
 
 python -m pip install --disable-pip-version-check --no-deps --quiet --target "$folder/packages" "$wheel"
-(cd "$folder/packages" && PYTHONPATH=. python - <<'PYTHON')
+# -S: this environment's own editable installation must not come first.
+site=$(python -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])")
+(cd "$folder/packages" && PYTHONPATH=".:$site" python -S - <<'PYTHON')
 import sys, torch, dsmr_kernels
 from pathlib import Path
 assert Path(dsmr_kernels.__file__).is_relative_to(Path.cwd()), dsmr_kernels.__file__
