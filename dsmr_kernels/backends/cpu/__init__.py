@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     o = torch.empty(call.q.shape, dtype=call.q.dtype)
     lse = torch.empty((batch, heads, tokens))
     packed = _Packed(call, o, lse)
-    packed.run(library.load().functions.dsmr_kernels_forward)
+    packed.run(_functions()[0])
     return o, lse
 
 
@@ -65,30 +66,42 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape if need else 0, dtype=x.dtype) for x, need in wanted)
     packed = _Packed(call, o.contiguous(), lse.contiguous())
     packed.add_gradients(do if do.stride(3) == 1 else do.contiguous(), dlse.contiguous(), dq, dk, dv)
-    packed.run(library.load().functions.dsmr_kernels_backward)
+    packed.run(_functions()[1])
     return dq, dk, dv
+
+
+@cache
+def _functions() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer]:
+    functions = library.load().functions
+    return functions.dsmr_kernels_forward, functions.dsmr_kernels_backward
 
 
 class _Packed:
     """A call as the kernels take it. Keeps alive what it points to."""
 
     def __init__(self, call: Call, o: Tensor, lse: Tensor) -> None:
-        start, length, slopes = call.segment_start, call.segment_len, call.alibi_slopes
-        start = None if start is None else start.contiguous()
-        length = None if length is None else length.contiguous()
-        slopes = None if slopes is None else slopes.float().contiguous()
-        q, k, v = call.q, call.k, call.v
+        q, k, v, memory, window, start, length, slopes, scale, softcap, append = call
+        ragged: tuple[int, ...] = (0, 0, 0, 0, 0)
+        self.kept = [o, lse]
+        if start is not None or length is not None or slopes is not None:
+            start = None if start is None else start.contiguous()
+            length = None if length is None else length.contiguous()
+            slopes = None if slopes is None else slopes.float().contiguous()
+            self.kept += [x for x in (start, length, slopes) if x is not None]
+            sizes = (0 if x is None else x.itemsize for x in (start, length))
+            ragged = (_address(start), _address(length), *sizes, _address(slopes))
         _, tokens, heads, _ = q.shape
-        self.data = bytearray(_ring_bytes(call.memory))
+        q_lane, q_token, q_head, _ = q.stride()
+        k_lane, k_token, k_head, _ = k.stride()
+        v_lane, v_token, v_head, _ = v.stride()
+        self.data = bytearray(_ring_bytes(memory))
         self.data += _CALL.pack(
-            *(_TYPES[q.dtype], tokens, heads),
-            *(q.data_ptr(), *q.stride()[:3], k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3]),
-            *(o.data_ptr(), lse.data_ptr(), _address(start), _address(length)),
-            *(0 if start is None else start.itemsize, 0 if length is None else length.itemsize, _address(slopes)),
-            *(call.scale, call.softcap, call.window == "token", call.append, torch.get_num_threads()),
+            *(_TYPES[q.dtype], tokens, heads, q.data_ptr(), q_lane, q_token, q_head),
+            *(k.data_ptr(), k_lane, k_token, k_head, v.data_ptr(), v_lane, v_token, v_head),
+            *(o.data_ptr(), lse.data_ptr(), *ragged),
+            *(scale, softcap, window == "token", append, torch.get_num_threads()),
         )
         self.data += _NO_GRADIENTS
-        self.kept: list[Tensor | None] = [o, lse, start, length, slopes]
 
     def add_gradients(self, do: Tensor, dlse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
         """Where the backward pass reads and writes gradients; an empty tensor is not wanted."""
@@ -115,10 +128,15 @@ class _Packed:
 
 def _ring_bytes(memory: RingMemory) -> bytes:
     """The ring's part of the struct. A ring remembers it, together with the addresses that it was made from."""
-    ring, scales = (memory.k, memory.v), (memory.k_scale, memory.v_scale)
+    k_scale, v_scale = memory.k_scale, memory.v_scale
     addresses = (
-        *(memory.k.data_ptr(), memory.v.data_ptr(), _address(memory.k_scale), _address(memory.v_scale)),
-        *(memory.written.data_ptr(), memory.clock.state.data_ptr(), memory.horizon.data_ptr()),
+        memory.k.data_ptr(),
+        memory.v.data_ptr(),
+        0 if k_scale is None else k_scale.data_ptr(),
+        0 if v_scale is None else v_scale.data_ptr(),
+        memory.written.data_ptr(),
+        memory.clock.state.data_ptr(),
+        memory.horizon.data_ptr(),
     )
     remembered: tuple[tuple[int, ...], bytes] | None = memory.__dict__.get("_packed_for_cpu")
     if remembered is not None and remembered[0] == addresses:
@@ -126,7 +144,7 @@ def _ring_bytes(memory: RingMemory) -> bytes:
     geometry = memory.geometry
     batch, kv_heads, _, dim = memory.k.shape
     values: list[int] = []
-    for x, scale in zip(ring, scales, strict=True):
+    for x, scale in ((memory.k, k_scale), (memory.v, v_scale)):
         values += [x.data_ptr(), *x.stride()[:3], _address(scale)]
         values += [0, 0] if scale is None else scale.stride()[:2]
     packed = _RING.pack(
