@@ -23,6 +23,9 @@ def write(root: Path, folder: Path) -> list[Path]:
     """Write everything under `root` from the machines' folders in `folder`; the paths written."""
     machines = {path.name: results.load_machine(path.glob("*.jsonl")) for path in sorted(folder.iterdir())}
     machines = {name: runs for name, runs in machines.items() if runs}
+    quick = [f"{name}/{run.file}" for name, runs in machines.items() for run in runs if run.quick]
+    if quick:
+        raise ValueError(f"results: expected none made with --quick, which only shows that the suite runs, got {quick}")
     if not machines:
         raise ValueError(f"results: expected folders of .jsonl files in {folder}, got none")
     written = []

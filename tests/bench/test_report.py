@@ -122,6 +122,12 @@ def test_it_refuses_results_of_two_machines_in_one_folder(machine):
         report.write(machine, machine / "results")
 
 
+def test_it_refuses_quick_results(machine):
+    results.save([replace(RUN, quick=True)], machine / "results" / "a" / "quick.jsonl")
+    with pytest.raises(ValueError, match="--quick"):
+        report.write(machine, machine / "results")
+
+
 @pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.END}{report.BEGIN}", f"{report.BEGIN * 2}{report.END}"])
 def test_it_refuses_a_readme_without_its_markers(text):
     with pytest.raises(ValueError, match=r"README\.md"):
