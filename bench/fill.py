@@ -12,16 +12,7 @@ from dsmr_kernels.storage import QUANTISED, quantise
 
 def stack(shape: Shape, inputs: Inputs, storage: str | None) -> MemoryStack:
     """A stack of one layer whose full memory is `inputs.past_k, past_v`, wrapped a third of the way round the ring."""
-    made = MemoryStack(
-        [shape.horizon],
-        inputs.q.shape[0],
-        shape.kv_heads,
-        shape.head_dim,
-        max_segment=shape.tokens,
-        dtype=shape.torch_dtype,
-        device=inputs.q.device,
-        storage=storage,  # type: ignore[arg-type]
-    )
+    made = empty(shape, inputs.q.device, storage)
     ring = made[0]
     capacity = ring.geometry.capacity
     position = capacity + shape.horizon // 3
@@ -35,6 +26,20 @@ def stack(shape: Shape, inputs: Inputs, storage: str | None) -> MemoryStack:
     made.clock.position.fill_(position)
     made.clock.length.fill_(shape.horizon)
     return made
+
+
+def empty(shape: Shape, device: torch.device, storage: str | None) -> MemoryStack:
+    """A stack of one layer for calls of this shape, with nothing in its memory."""
+    return MemoryStack(
+        [shape.horizon],
+        shape.lanes,
+        shape.kv_heads,
+        shape.head_dim,
+        max_segment=shape.tokens,
+        dtype=shape.torch_dtype,
+        device=device,
+        storage=storage,  # type: ignore[arg-type]
+    )
 
 
 def exported(stack: MemoryStack) -> tuple[Tensor, Tensor]:

@@ -75,6 +75,36 @@ def commit() -> str:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """CPU seconds so far of all cores together: at work, at work for this process, stolen by other machines."""
+
+    wall: float
+    busy: float
+    own: float
+    steal: float
+
+    @classmethod
+    def now(cls) -> Moment | None:
+        """None where the system does not tell (it does on Linux)."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
+        tick = os.sysconf("SC_CLK_TCK")
+        own = sum(os.times()[:4])
+        return cls(time.monotonic(), (user + nice + system + irq + softirq) / tick, own, steal / tick)
+
+    def shares(self) -> tuple[float, float]:
+        """Shares of all cores' time since then, taken by other processes and by other machines."""
+        now = Moment.now()
+        if now is None:
+            raise RuntimeError("/proc/stat: expected it to stay, and it is gone")
+        whole = max(now.wall - self.wall, 1e-9) * (os.cpu_count() or 1)
+        others = (now.busy - self.busy) - (now.own - self.own)
+        return tuple(round(min(max(x / whole, 0.0), 1.0), 4) for x in (others, now.steal - self.steal))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
 class Peaks:
     """The best this machine was seen to do with these threads: roofs for every other number."""
 

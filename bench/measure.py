@@ -86,8 +86,9 @@ def rounds(trials: Sequence[Trial], device: torch.device, hot: bool, limits: Lim
     the gaps that a slow host leaves between kernels.
     """
     samples: dict[str, list[float]] = {trial.name: [] for trial in trials}
-    warm_up = {trial.name: _timed(trial, 0, device)() for trial in trials}
-    slow = {name for name, t in warm_up.items() if t > limits.slow_factor * min(warm_up.values())}
+    for trial in trials:
+        _timed(trial, 0, device)()  # warm-up
+    slow: set[str] = set()
     collecting = gc.isenabled()
     gc.disable()
     begin = time.monotonic()
@@ -96,13 +97,16 @@ def rounds(trials: Sequence[Trial], device: torch.device, hot: bool, limits: Lim
             pending = []
             shift = number % len(trials)
             for trial in (*trials[shift:], *trials[:shift]):
-                if trial.name in slow and number >= limits.slow_rounds:
+                if trial.name in slow:
                     continue
                 if hot:
                     _timed(trial, number, device)
                 pending.append((trial.name, _timed(trial, number, device)))
             for name, elapsed in pending:
                 samples[name].append(elapsed())
+            if number + 1 == limits.slow_rounds:
+                best = {name: min(times) for name, times in samples.items()}
+                slow = {name for name, t in best.items() if t > limits.slow_factor * min(best.values())}
             elapsed_in_all, done = time.monotonic() - begin, number + 1
             if (done >= limits.least and elapsed_in_all > limits.seconds) or (
                 done >= 3 and elapsed_in_all > limits.patience

@@ -126,6 +126,8 @@ def _interval(values: Sequence[float]) -> str:
 def _run_tables(run: Run) -> list[str]:
     """The duels of a run in one table, then every row of it, folded."""
     lines = [*model_lines(run), ""] if run.command in models.COMMANDS else []
+    if run.others is not None and run.steal is not None:
+        lines += [f"Other processes took {run.others:.1%} of the cores' time, other machines {run.steal:.1%}.", ""]
     found = summary.duels([run])
     if found:
         lines += ["| case | ours | median | % of roof | best peer | median | lead |", "|---|---|---|---|---|---|---|"]

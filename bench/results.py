@@ -35,6 +35,9 @@ class Row:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+REQUIRED = ("task", "case", "fields", "contender", "version", "ours", "like_for_like", "status")
+
+
 @dataclass
 class Run:
     """What a file's rows have in common: they were measured in one process."""
@@ -48,6 +51,8 @@ class Run:
     commit: str
     peaks: dict[str, Any]
     quick: bool
+    others: float | None = None  # share of the cores' time that other processes took during the run
+    steal: float | None = None  # share that other virtual machines took
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -72,9 +77,14 @@ def save(runs: Sequence[Run], path: Path) -> Path:
     lines = []
     for run in runs:
         lines.append(json.dumps({key: value for key, value in vars(run).items() if key != "rows"}))
-        lines += [json.dumps(vars(row)) for row in run.rows]
+        lines += [json.dumps(_telling(row)) for row in run.rows]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def _telling(row: Row) -> dict[str, Any]:
+    """A row's values but those that say nothing."""
+    return {name: value for name, value in vars(row).items() if value not in (None, "", [], {}) or name in REQUIRED}
 
 
 def load(path: Path) -> list[Run]:

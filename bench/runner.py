@@ -36,7 +36,7 @@ class Settings:
 
 def run(command: str, settings: Settings, show: Callable[[Row], None], peaks: machine.Peaks | None = None) -> Run:
     """Measure every case of `command`; `show` is called with each row as it is ready."""
-    begin = time.monotonic()
+    begin, moment = time.monotonic(), machine.Moment.now()
     device = settings.device
     described = machine.describe(device)
     peaks = peaks or machine.measure_peaks(device, described.cache_bytes, settings.quick)
@@ -57,6 +57,8 @@ def run(command: str, settings: Settings, show: Callable[[Row], None], peaks: ma
         for row in rows:
             made.rows.append(row)
             show(row)
+    if moment is not None:
+        made.others, made.steal = moment.shares()
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -82,12 +83,17 @@ class Inputs:
     @classmethod
     def random(cls, shape: Shape, device: torch.device, seed: int, gradients: bool) -> Inputs:
         """Standard normal, the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
-        segment = (shape.lanes, shape.tokens, shape.heads, shape.head_dim)
-        segment_kv = (shape.lanes, shape.tokens, shape.kv_heads, shape.head_dim)
-        past = (shape.lanes, shape.kv_heads, shape.horizon, shape.head_dim)
-        sizes = (segment, segment_kv, segment_kv, segment, past, past)
-        tensors = [torch.randn(size, generator=generator).to(device, shape.torch_dtype) for size in sizes]
+        tensors = [x.to(device, copy=True) for x in _drawn(shape, seed)]
         for x in tensors[:3]:
             x.requires_grad_(gradients)
         return cls(*tensors)
+
+
+@lru_cache(maxsize=1)  # all contenders are checked on the same
+def _drawn(shape: Shape, seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    segment = (shape.lanes, shape.tokens, shape.heads, shape.head_dim)
+    segment_kv = (shape.lanes, shape.tokens, shape.kv_heads, shape.head_dim)
+    past = (shape.lanes, shape.kv_heads, shape.horizon, shape.head_dim)
+    sizes = (segment, segment_kv, segment_kv, segment, past, past)
+    return tuple(torch.randn(size, generator=generator).to(shape.torch_dtype) for size in sizes)

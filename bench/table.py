@@ -54,6 +54,8 @@ def unavailable(rows: Sequence[Row]) -> dict[str, list[str]]:
 def show(run: Run) -> None:
     """Print every case as a table."""
     print(f"{run.title}: {run.machine['cpu'] if run.device == 'cpu' else run.machine['gpu']}, commit {run.commit}")
+    if run.others is not None and run.steal is not None:
+        print(f"other processes took {run.others:.1%} of the cores' time, other machines {run.steal:.1%}")
     for (task, case), rows in grouped(run.rows).items():
         base = base_of(rows)
         work = next((row.work for row in rows if row.work and row.storage is None), {})

@@ -14,7 +14,7 @@ from bench.cases import AttentionCase
 from bench.contenders import Contender, Prepared, differentiated
 from bench.machine import commit
 from bench.shapes import Inputs
-from dsmr_kernels import backends, ops, recurrent_attention
+from dsmr_kernels import MemoryStack, backends, ops, recurrent_attention
 from dsmr_kernels.backends import Call
 
 VERSION = f"commit {commit()}"
@@ -79,27 +79,20 @@ def _unavailable(case: AttentionCase, device: torch.device, impl: str, storage: 
         backend = backends.load(impl)
     except ImportError as error:
         return f"not built: {error}"
+    shape = case.shape
+    q, k = (
+        torch.zeros(shape.lanes, shape.tokens, heads, shape.head_dim, dtype=shape.torch_dtype, device=device)
+        for heads in (shape.heads, shape.kv_heads)
+    )
+    inputs = Inputs(q, k, k, q, k, k)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of is the reason that it returns
-        return backend.unsupported(_call(case, Inputs.random(case.shape, device, 0, False), storage, append=True))
+        return backend.unsupported(_call(case, inputs, fill.empty(case.shape, device, storage)))
 
 
-def _call(case: AttentionCase, inputs: Inputs, storage: str | None, append: bool) -> Call:
-    memory = fill.stack(case.shape, inputs, storage)[0]
-    scale = case.shape.head_dim**-0.5
-    return Call(
-        inputs.q,
-        inputs.k,
-        inputs.v,
-        memory,
-        case.shape.window,
-        None,
-        None,
-        None,
-        scale,
-        0.0,
-        append,  # type: ignore[arg-type]
-    )
+def _call(case: AttentionCase, inputs: Inputs, stack: MemoryStack) -> Call:
+    window, scale = case.shape.window, case.shape.head_dim**-0.5
+    return Call(inputs.q, inputs.k, inputs.v, stack[0], window, None, None, None, scale, 0.0, True)  # type: ignore[arg-type]
 
 
 def _prepare(case: AttentionCase, inputs: Inputs, impl: str, storage: str | None, append: bool) -> Prepared:
@@ -148,5 +141,5 @@ WAYS: dict[str, Callable[[Call, str], Tensor]] = {
 
 
 def _prepare_way(case: AttentionCase, inputs: Inputs, impl: str, way: Callable[[Call, str], Tensor]) -> Prepared:
-    call = _call(case, inputs, None, append=True)
+    call = _call(case, inputs, fill.stack(case.shape, inputs, None))
     return Prepared(differentiated(case, inputs, lambda: way(call, impl)))

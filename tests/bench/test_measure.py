@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from bench import measure
+from bench import machine, measure
 from bench.measure import Limits, Quantiles, Trial
 
 CPU = torch.device("cpu")
@@ -74,6 +76,18 @@ def test_a_slow_contender_is_measured_in_few_rounds(monkeypatch):
     assert (len(samples["fast"]), len(samples["slow"])) == (6, 3)
 
 
+def test_one_slow_call_is_no_slow_contender(monkeypatch):
+    clock = Clock(monkeypatch, {"a": 1.0, "b": 1.0})
+
+    def timed(trial, number, device):
+        return lambda: 50.0 if (trial.name, number) == ("b", 0) else 1.0
+
+    monkeypatch.setattr(measure, "_timed", timed)
+    samples = measure.rounds([trial("a", []), trial("b", [])], CPU, False, Limits(0, least=6, most=6))
+    assert not clock.log
+    assert len(samples["b"]) == 6
+
+
 @pytest.mark.parametrize(("limits", "expected"), [(Limits(0.0, 100.0, 5, 9), 5), (Limits(0.0, 0.0, 5, 9), 3)])
 def test_it_stops_after_enough_rounds_or_when_patience_ends(monkeypatch, limits, expected):
     Clock(monkeypatch, {"a": 1.0})
@@ -96,3 +110,11 @@ def test_the_real_clock_counts_the_step_and_not_its_context():
     assert seen[0] == ["in"]
     assert entered == ["in", "out"] * 2
     assert samples["a"][0] > 0
+
+
+@pytest.mark.skipif(machine.Moment.now() is None, reason="needs /proc/stat")
+def test_shares_are_those_of_others(monkeypatch):
+    cores = os.cpu_count()
+    then, now = machine.Moment(10.0, 5.0, 1.0, 0.5), machine.Moment(20.0, 5.0 + 4.0 * cores, 1.0 + 3.0 * cores, 1.5)
+    monkeypatch.setattr(machine.Moment, "now", lambda: now)
+    assert then.shares() == (0.1, pytest.approx(0.1 / cores))

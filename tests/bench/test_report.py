@@ -23,6 +23,8 @@ RUN = Run(
     commit="abc",
     peaks={"flops": {"fp32": 1e11, "bf16": 2e11}, "read": 2e10, "copy": 1e10},
     quick=False,
+    others=0.021,
+    steal=0.004,
 )
 
 
@@ -101,6 +103,7 @@ def test_wrong_and_unavailable_contenders_are_listed_without_a_time(machine):
     report.write(machine, machine / "results")
     text = (machine / "docs" / "benchmarks.md").read_text()
     assert "| liar | wrong |" in text
+    assert "Other processes took 2.1% of the cores' time, other machines 0.4%." in text
     assert "- Unavailable (not here): absent." in text
 
 
