@@ -1,12 +1,14 @@
 """Tile sizes, warps and pipeline depth of every kernel: a table by architecture, kind of call and head dimension.
 
-Where the numbers come from: a sweep without a GPU (Triton 3.7.1, sm_90 also 3.6.0). An entry is the first of a list of
-candidates, large tiles before small ones, that compiles without spilled registers, without serialised tensor-core
-instructions and within the architecture's shared memory, for every call of its kind. Swept were, at 64, 128 and 256:
-all lines "half"; of sm_90 also "quantised" and "special"; of sm_80, sm_90 and sm_100 also "float32". The columns 16 and
-32 and the other lines are the same or smaller tiles by analogy. `tests/aot` compiles a sample by default and all with
-`-m aot_full`; `python -m bench.gate` prints what each entry costs. No entry has been timed yet: `python -m bench.tune`
-does that on a GPU and prints the lines to put here.
+Where the numbers come from: a sweep without a GPU (Triton 3.7.1). An entry is the first of a list of candidates, large
+tiles before small ones, that compiles without spilled registers, without serialised tensor-core instructions and within
+the architecture's shared memory, for every call of its kind. Swept were, at 64, 128 and 256: the lines "half" of sm_80,
+sm_86, sm_90, sm_100 and gfx942; of sm_90 also "quantised" and "special"; of sm_90 and sm_100 also "float32", of sm_80
+that at 64 and 128. Four entries of sm_90 were then made smaller, because the first choice spills with Triton 3.6.0.
+The columns 16 and 32 and all other lines, most of "decode" among them, are the same or smaller tiles by analogy; sm_89
+and sm_120 follow sm_86. `tests/aot` compiles a sample by default and all with `-m aot_full`; `python -m bench.gate`
+prints what each entry costs. No entry has been timed yet: `python -m bench.tune` does that on a GPU and prints the
+lines to put here.
 """
 
 from __future__ import annotations
