@@ -9,7 +9,9 @@ import sys
 import pytest
 
 NOTHING_OPTIONAL = """
-import importlib.util, runpy, sys
+import importlib.util, os, runpy, sys
+if hasattr(os, "sched_setaffinity"):  # already pinned, it starts no process of its own, where nothing would be hidden
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 hidden = {"rich", "typer", "matplotlib", "pytest", "symusic", "safetensors", "pretty_midi", "tensorboard"}
 class Hide:
     def find_spec(self, name, path=None, target=None):
@@ -29,7 +31,7 @@ def bench():
 
     def run(*arguments, bare=False):
         command = [sys.executable, *(["-c", NOTHING_OPTIONAL] if bare else ["-m", "bench"]), *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
     return run
