@@ -1,7 +1,9 @@
 """Is a contender right? Asked before its time counts, of the oracle in float64, with derived tolerances.
 
 A result may be off by twice the error of the oracle computed in the case's own precision, plus rounding. Rounding: once
-to the result's type, and once more in float32 where constants are folded into the logits (as in the kernels' tests).
+to the result's type, once more in float32 where constants are folded into the logits (as in the kernels' tests), and by
+the order of summation: adding n keys one after the other comes to about sqrt(n) roundings of the result in float32,
+where the oracle's matrix products add them in blocks.
 After a step that appends, the memory must hold the newest M entries, bit for bit if it is not quantised.
 
 Lanes and KV heads do not depend on each other, so in a large case the oracle looks at the first and the last of each.
@@ -104,7 +106,8 @@ def oracle(
     exact, lse = function(few, chosen, storage, torch.float64, gradients)
     rough, _ = function(few, chosen, storage, shape.torch_dtype, gradients)
     folding = torch.finfo(torch.float32).eps * (1 + float(lse.abs().max()))
-    rounding = torch.finfo(shape.torch_dtype).eps + folding
+    summing = torch.finfo(torch.float32).eps * (shape.horizon + shape.tokens) ** 0.5
+    rounding = torch.finfo(shape.torch_dtype).eps + folding + summing
     _known[key] = {
         name: Expected(x, 2 * float((rough[name].double() - x).abs().max()) + rounding * float(x.abs().max()))
         for name, x in exact.items()
