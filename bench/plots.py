@@ -99,7 +99,9 @@ def _roofline(axes: Axes, run: Run, rows: Sequence[Row]) -> None:
         roof = [min(peak, x * bandwidth) / 1e9 for x in intensities]
         axes.plot(intensities, roof, color=COLOURS[i], lw=1, label=f"{dtype} roof")
         own = [base_of(group) for group in grouped(rows).values()]
-        points = [row for row in own if row and row.roofline is not None and row.fields.get("dtype") == dtype]
+        rated = [row for row in own if row and row.roofline is not None]
+        points = [row for row in rated if row.work["bytes"]]  # whole models count none
+        points = [row for row in points if row.fields.get("dtype") == dtype]
         x = [row.work["flops"] / row.work["bytes"] for row in points]
         axes.plot(x, [row.work["flops"] / row.seconds[1] / 1e9 for row in points], "o", ms=4, color=COLOURS[i])
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte", ylabel="GFLOP/s")

@@ -81,6 +81,14 @@ def test_writing_it_again_changes_no_byte(machine):
     assert {path: path.read_bytes() for path in written} == first
 
 
+def test_rows_that_count_no_bytes_have_no_place_in_the_roofline(machine):
+    models = rows("training", Shape(512, 1024), 1e-2, 2e-2)
+    for row in models:
+        row.work = {**row.work, "bytes": 0}
+    results.save([replace(RUN, rows=models)], machine / "results" / "a" / RUN.file)
+    assert report.write(machine, machine / "results")
+
+
 def test_readme_changes_between_the_markers_only(machine):
     report.write(machine, machine / "results")
     text = (machine / "README.md").read_text()
