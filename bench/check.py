@@ -129,7 +129,7 @@ def _reference(
 ) -> tuple[dict[str, Tensor], Tensor]:
     stack = fill.stack(shape, inputs, storage)
     q, k, v = (x.to(dtype).requires_grad_(gradients) for x in (inputs.q, inputs.k, inputs.v))
-    o, lse = reference_attention(q, k, v, stack[0], window=shape.window)  # type: ignore[arg-type]
+    o, lse = reference_attention(q, k, v, stack[0], window=shape.window)
     return _with_gradients(o, (q, k, v), inputs, gradients), lse.detach()
 
 

@@ -38,7 +38,7 @@ def empty(shape: Shape, device: torch.device, storage: str | None) -> MemoryStac
         max_segment=shape.tokens,
         dtype=shape.torch_dtype,
         device=device,
-        storage=storage,  # type: ignore[arg-type]
+        storage=storage,
     )
 
 

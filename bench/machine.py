@@ -101,7 +101,7 @@ class Moment:
             raise RuntimeError("/proc/stat: expected it to stay, and it is gone")
         whole = max(now.wall - self.wall, 1e-9) * (os.cpu_count() or 1)
         others = (now.busy - self.busy) - (now.own - self.own)
-        return tuple(round(min(max(x / whole, 0.0), 1.0), 4) for x in (others, now.steal - self.steal))  # type: ignore[return-value]
+        return tuple(round(min(max(x / whole, 0.0), 1.0), 4) for x in (others, now.steal - self.steal))
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,10 @@ def _prepare(
 
     horizon = case.shape.horizon
     step = differentiated(case, inputs, forward)
-    memory = lambda: (keys.newest(horizon), values.newest(horizon))  # noqa: E731
+
+    def memory() -> tuple[Tensor, Tensor]:
+        return keys.newest(horizon), values.newest(horizon)
+
     return Prepared(step, memory, chosen(backend)) if backend else Prepared(step, memory)
 
 

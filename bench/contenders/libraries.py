@@ -102,7 +102,7 @@ def _prepare_ring(case: AttentionCase, inputs: Inputs, library: Library) -> Prep
 
 def _first(result: Any) -> Tensor:
     """Some versions return `(o, lse)`."""
-    return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
+    return result[0] if isinstance(result, tuple) else result
 
 
 def _flash_segment(module: Any, case: AttentionCase, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

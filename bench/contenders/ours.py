@@ -92,7 +92,7 @@ def _unavailable(case: AttentionCase, device: torch.device, impl: str, storage: 
 
 def _call(case: AttentionCase, inputs: Inputs, stack: MemoryStack) -> Call:
     window, scale = case.shape.window, case.shape.head_dim**-0.5
-    return Call(inputs.q, inputs.k, inputs.v, stack[0], window, None, None, None, scale, 0.0, True)  # type: ignore[arg-type]
+    return Call(inputs.q, inputs.k, inputs.v, stack[0], window, None, None, None, scale, 0.0, True)
 
 
 def _prepare(case: AttentionCase, inputs: Inputs, impl: str, storage: str | None, append: bool) -> Prepared:
@@ -106,7 +106,7 @@ def _prepare(case: AttentionCase, inputs: Inputs, impl: str, storage: str | None
             stack[0],
             window=case.shape.window,
             append=append,
-            impl=impl,  # type: ignore[arg-type]
+            impl=impl,
         )
         assert isinstance(o, Tensor)
         return o
@@ -130,7 +130,7 @@ def _public(call: Call, impl: str) -> Tensor:
 
 def _operator(call: Call, impl: str) -> Tensor:
     """Through PyTorch's dispatcher: what a compiled graph contains."""
-    return torch.ops.dsmr_kernels.attend_(*ops._flatten(call, impl))[0]  # type: ignore[no-any-return]
+    return torch.ops.dsmr_kernels.attend_(*ops._flatten(call, impl))[0]
 
 
 WAYS: dict[str, Callable[[Call, str], Tensor]] = {

@@ -218,7 +218,7 @@ class Playing:
     @property
     def state_bytes(self) -> int:
         """Of the recurrent state, all lanes."""
-        return state_bytes(self._model.last_state)  # type: ignore[arg-type]
+        return state_bytes(self._model.last_state)
 
     def play(self, count: int = STEPS) -> None:
         """Sample `count` tokens in every lane."""

@@ -118,7 +118,7 @@ class Attention:
     def full_state(self, model: Transformer, lanes: int, dtype: torch.dtype) -> MemoryStack | Concatenation:
         """A state with full memories; equal, but for rounding to `dtype` and `storage`, for every contender."""
         if self.ours:
-            state = model.new_state(lanes, dtype=dtype, storage=self.storage)  # type: ignore[arg-type]
+            state = model.new_state(lanes, dtype=dtype, storage=self.storage)
             fill.fill(state, model.config)
             return state
         peer = Concatenation(model.config, lanes, dtype, model.embedding.weight.device)
@@ -178,7 +178,7 @@ def chosen(device: torch.device, names: Sequence[str]) -> list[Attention]:
 def _unavailable(case: object, device: torch.device, impl: str, storage: str | None) -> str | None:
     """Ask the back end about a call with a preset's head dimension and the training's type."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    memory = MemoryStack([8], 1, 2, 64, 8, dtype, device, storage)[0]  # type: ignore[arg-type]
+    memory = MemoryStack([8], 1, 2, 64, 8, dtype, device, storage)[0]
     x = torch.zeros(1, 8, 2, 64, dtype=dtype, device=device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of is the reason that it returns

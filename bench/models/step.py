@@ -91,7 +91,7 @@ class Training:
 
     def step(self) -> float:
         """The loss, nats per token. Needs the attention's `context`."""
-        loss = accumulate_gradients(self._model, self._state, [next(self._batches)], self._precision)  # type: ignore[arg-type]
+        loss = accumulate_gradients(self._model, self._state, [next(self._batches)], self._precision)
         float(nn.utils.clip_grad_norm_(self._model.parameters(), TRAINING.clip))  # training looks at it, too
         self._optimizer.step()
         self._optimizer.zero_grad()
