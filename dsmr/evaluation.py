@@ -140,6 +140,8 @@ def evaluate_pieces(
     max_tokens: int | None = None,
     reset_every: int | None = None,
     progress: Progress | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Evaluation:
     """Stream each piece once, left to right, with memory, and score every token but BEGIN.
 
@@ -158,9 +160,11 @@ def evaluate_pieces(
             on crops of 2,048 tokens are scored like this. Every token is still scored: the first of a crop is predicted
             from the one token before it.
         progress: called after each step.
+        rank, world_size: score this rank's share of the pieces, perhaps none; ranks share them out by length.
 
     Returns:
-        An `Evaluation` of the pieces in the order of `indices` (those that `max_tokens` left out are missing).
+        An `Evaluation` of the pieces in the order of `indices` (those that `max_tokens` left out, and those of other
+        ranks, are missing).
 
     Raises:
         ValueError: an argument out of its range, or no pieces.
@@ -174,11 +178,15 @@ def evaluate_pieces(
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank: expected 0 to {world_size - 1} (world_size {world_size}), got {rank}")
     pieces = _choose(store, indices, max_tokens)
+    own = set(sorted(pieces, key=lambda index: -pieces[index])[rank::world_size])
+    pieces = {index: count for index, count in pieces.items() if index in own}
     scores = {index: np.full(count, np.nan, dtype=np.float32) for index, count in pieces.items()}
     total, done = sum(pieces.values()), 0
     crops = _crops(pieces, reset_every)
-    lanes = min(lanes, len(crops))
+    lanes = max(1, min(lanes, len(crops)))
     was_training = model.training
     model.eval()
     try:

@@ -116,6 +116,17 @@ def test_max_tokens_scores_the_same_part_of_the_same_pieces_in_each_call(store: 
         assert cut <= 1
 
 
+@pytest.mark.parametrize(("max_tokens", "sizes"), [(None, [2, 2, 1]), (60, [1, 1, 0])], ids=["all", "some"])
+def test_ranks_share_the_pieces_out(store: TokenStore, max_tokens: int | None, sizes: list[int]) -> None:
+    model = make_model()
+    whole = evaluate_pieces(model, store, ALL, max_tokens=max_tokens)
+    parts = [evaluate_pieces(model, store, ALL, max_tokens=max_tokens, rank=rank, world_size=3) for rank in range(3)]
+    assert [len(part.pieces) for part in parts] == sizes
+    assert sorted(index for part in parts for index in part.pieces) == sorted(whole.pieces)
+    assert sum(part.tokens for part in parts) == whole.tokens
+    assert sum(part.nll_sum for part in parts) == pytest.approx(whole.nll_sum, rel=FLOAT32)
+
+
 def test_another_segment_length_scores_the_same_under_a_token_window(store: TokenStore) -> None:
     model = make_model("token")
     usual, other = (evaluate_pieces(model, store, ALL, segment=segment) for segment in (None, 7))
@@ -161,6 +172,7 @@ def test_training_goes_on_after_an_evaluation(store: TokenStore) -> None:
         ({"indices": [1, 1]}, "at most once"),
         ({"lanes": 0}, "lanes: expected at least 1, got 0"),
         ({"segment": -1}, "segment"),
+        ({"rank": 2, "world_size": 2}, r"rank: expected 0 to 1 \(world_size 2\), got 2"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"reset_every": 0}, "reset_every"),
     ],
