@@ -7,7 +7,7 @@ be called from any thread, with or without a display.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator
 from numpy.typing import ArrayLike, NDArray
 
+from dsmr.distributions import FEATURES, Counts
 from dsmr.schedules import Schedule
 from dsmr.tokens import Performance
 
@@ -155,6 +156,36 @@ def training_curve(curves: Sequence[Curve], path: Path, title: str | None = None
         title: printed above.
     """
     _loss_figure(curves, path, title, "tokens seen")
+
+
+def histograms(corpus: Mapping[str, Counts], music: Mapping[str, Mapping[str, Counts]], path: Path) -> None:
+    """Draw the histograms of music as lines over those of a corpus, as grey bars: the share of each bin.
+
+    Args:
+        corpus: a histogram for each of `dsmr.distributions.FEATURES`.
+        music: the same for each piece of music, by name.
+        path: the file to write; its ending decides the format.
+    """
+    figure = Figure(figsize=(11.0, 6.2), dpi=DPI, layout="constrained")
+    for (name, feature), axes in zip(FEATURES.items(), figure.subplots(2, 3).flat, strict=True):
+        _style(axes, grid="")
+        bins = np.arange(len(feature.labels))
+        axes.bar(bins, _shares(corpus[name]), width=1.0, color=FAINT, label="corpus")
+        for number, (label, counts) in enumerate(music.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            axes.step(bins, _shares(counts[name]), where="mid", color=colour, linewidth=1.2, label=label)
+        every = -(-len(bins) // 13)
+        axes.set_xticks(bins[::every], feature.labels[::every])
+        axes.tick_params(axis="x", labelsize=7)
+        axes.set_yticks([])
+        axes.set_title(feature.title, loc="left", color=INK, fontsize=9)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK, fontsize=9)
+    figure.savefig(path)
+
+
+def _shares(counts: Counts) -> Counts:
+    return np.asarray(counts / max(counts.sum(), 1e-12))
 
 
 def _loss_figure(curves: Sequence[Curve], path: Path, title: str | None, xlabel: str) -> None:

@@ -100,8 +100,7 @@ def usual(
 ) -> dict[str, tuple[float, float]]:
     """What is usual in excerpts of a corpus: the two percentiles of every single number of `Statistics`.
 
-    Numbers such as the range grow with the length of what is looked at, so pieces are cut into excerpts, end to end.
-    What remains of a piece counts if it is at least half as long, or all there is.
+    Numbers such as the range grow with the length of what is looked at, so pieces are cut into `excerpts`.
 
     Args:
         store, indices: the pieces, e.g. `store.indices("train")`.
@@ -112,11 +111,15 @@ def usual(
         ValueError: a length that is not above 0, or no pieces with notes.
     """
     _check_seconds(seconds)
-    excerpts = [excerpt for index in indices for excerpt in _excerpts(decode(store.piece(index)).notes, seconds)]
-    if not excerpts:
+    counted = [
+        _count(notes, length)
+        for index in indices
+        for notes, length in excerpts(decode(store.piece(index)).notes, seconds)
+    ]
+    if not counted:
         raise ValueError("indices: expected pieces with notes, got none")
     names = [name for name in Statistics.__dataclass_fields__ if name != "pitch_classes"]
-    table = np.array([[getattr(excerpt, name) for name in names] for excerpt in excerpts], dtype=np.float64)
+    table = np.array([[getattr(excerpt, name) for name in names] for excerpt in counted], dtype=np.float64)
     low, high = np.nanpercentile(table, percentiles, axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
 
@@ -128,8 +131,14 @@ def compare(
     return [Comparison(name, getattr(statistics, name), *ranges[name]) for name in names]
 
 
-def _excerpts(notes: NDArray[np.void], seconds: float) -> Iterator[Statistics]:
-    """Cut folded notes by their onsets; what rings on past an excerpt's end is cut there."""
+def excerpts(notes: NDArray[np.void], seconds: float) -> Iterator[tuple[NDArray[np.void], float]]:
+    """Cut folded notes by their onsets into excerpts, end to end.
+
+    What remains counts if it is at least half as long as an excerpt, or all there is.
+
+    Yields:
+        Each excerpt's notes, with times from its own beginning on, and its length in seconds.
+    """
     end = float(notes["offset"].max(initial=0.0))
     start = 0.0
     while start < end and (start == 0 or end - start >= seconds / 2):
@@ -137,22 +146,22 @@ def _excerpts(notes: NDArray[np.void], seconds: float) -> Iterator[Statistics]:
         inside = notes[(notes["onset"] >= start) & (notes["onset"] < start + length)].copy()
         inside["onset"] -= start
         inside["offset"] -= start
-        yield _count(inside, length)
+        yield inside, length
         start += seconds
 
 
 def _count(notes: NDArray[np.void], seconds: float) -> Statistics:
     """Statistics of folded notes with onsets in `[0, seconds)`."""
     pitch, velocity = notes["pitch"].astype(np.float64), notes["velocity"].astype(np.float64)
-    offset = np.minimum(notes["offset"], seconds)
     windows = max(1, int(seconds // WINDOW_SECONDS))
     width = min(WINDOW_SECONDS, seconds)
     window = (notes["onset"] // width).astype(np.int64)
     density = np.bincount(window[window < windows], minlength=windows) / width
     classes = np.bincount(notes["pitch"] % 12, minlength=12) / max(len(notes), 1)
     low, p10, median, p90, high = _quantiles(pitch, [0, 0.1, 0.5, 0.9, 1])
-    span, sounding = _sounding(notes["onset"], offset, seconds)
+    span, sounding = spans(notes, seconds)
     silent, some = span[sounding == 0], len(notes) > 0
+    lengths = np.minimum(notes["offset"], seconds) - notes["onset"]
     return Statistics(
         notes=len(notes),
         seconds=seconds,
@@ -172,15 +181,17 @@ def _count(notes: NDArray[np.void], seconds: float) -> Statistics:
         polyphony_max=int(sounding.max()),
         velocity_mean=float(velocity.mean()) if some else math.nan,
         velocity_deviation=float(velocity.std()) if some else math.nan,
-        note_seconds_median=_quantiles(offset - notes["onset"], [0.5])[0],
+        note_seconds_median=_quantiles(lengths, [0.5])[0],
         pitch_classes=tuple(classes.tolist()),
     )
 
 
-def _sounding(
-    onset: NDArray[np.float64], offset: NDArray[np.float64], seconds: float
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Cut `[0, seconds]` where notes begin and end: the lengths of the spans, and how many notes sound in each."""
+def spans(notes: NDArray[np.void], seconds: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Cut `[0, seconds]` where folded notes begin and end: the lengths of the spans, and how many notes sound in each.
+
+    Notes begin before `seconds`; what rings on longer is cut there.
+    """
+    onset, offset = notes["onset"], np.minimum(notes["offset"], seconds)
     edges = np.unique(np.concatenate([[0.0, seconds], onset, offset]))
     begun, over = (np.searchsorted(np.sort(times), edges[:-1], side="right") for times in (onset, offset))
     return np.diff(edges), begun - over

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from dsmr.cli import demo, doctor, evaluate, generate, prepare, schedule, train
+from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, train
 from dsmr.cli.terminal import CommandError, stderr
 from dsmr.version import __version__
 
@@ -17,7 +17,7 @@ class InOrderOfUse(TyperGroup):
 
     def list_commands(self, ctx: object) -> list[str]:
         """Their names."""
-        return ["demo", "prepare", "train", "evaluate", "generate", "schedule", "doctor"]
+        return ["demo", "prepare", "train", "evaluate", "generate", "compare", "schedule", "doctor"]
 
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.add_typer(prepare.app, name="prepare", rich_help_panel=MUSIC)
 app.command("train", rich_help_panel=MUSIC)(train.train)
 app.command("evaluate", rich_help_panel=MUSIC)(evaluate.evaluate)
 app.command("generate", rich_help_panel=MUSIC)(generate.generate)
+app.command("compare", rich_help_panel=MUSIC)(compare.compare)
 app.command("demo", rich_help_panel=MUSIC)(demo.demo)
 app.command("schedule", rich_help_panel=TOOLS)(schedule.schedule)
 app.command("doctor", rich_help_panel=TOOLS)(doctor.doctor)

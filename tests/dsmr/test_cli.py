@@ -37,7 +37,7 @@ from dsmr_kernels.backends.cpu import library
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-COMMANDS = ["demo", "prepare", "train", "evaluate", "generate", "schedule", "doctor"]
+COMMANDS = ["demo", "prepare", "train", "evaluate", "generate", "compare", "schedule", "doctor"]
 SMALL_MODEL = ["--layers", 2, "--width", 32, "--heads", 2, "--kv-heads", 2, "--segment", 64]
 SMALL_MODEL += ["--schedule", "two_scale", "--budget", 256]
 

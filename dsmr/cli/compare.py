@@ -1,0 +1,124 @@
+"""`dsmr compare`: music by numbers, beside a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dsmr.cli.terminal import (
+    ForceOption,
+    JsonOption,
+    check_free,
+    open_store,
+    print_json,
+    reading_input,
+    stdout,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from dsmr.comparison import Group
+    from dsmr.corpus.store import TokenStore
+    from dsmr.statistics import Comparison
+
+
+def compare(
+    music: Annotated[list[Path], typer.Argument(metavar="MUSIC.mid...", help="MIDI files, e.g. what a model made.")],
+    data: Annotated[Path, typer.Option("--data", metavar="STORE", help="The token store to compare with.")],
+    split: Annotated[str, typer.Option(metavar="NAME", help="Whose pieces: train, validation or test.")] = "train",
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the histograms into this file.")] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Set music beside a corpus: density, histograms, self-similarity, and whether it quotes.
+
+    Every number stands beside those of excerpts of the corpus that are as long. Quotations stand beside what pieces of
+    the other splits have in common with this one: music in one style shares figures without copying.
+    """
+    from dsmr.comparison import compare_music
+    from dsmr.midi import read_midi
+
+    if png is not None:
+        check_free(png, force)
+    store = open_store(data, split)
+    with reading_input():
+        names = [path.name for path in music]
+        if len(set(names)) < len(names):
+            names = [str(path) for path in music]
+        groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), store, split=split)
+    if as_json:
+        print_json({"store": store.digest, "groups": [group.to_dict(store) for group in groups]})
+    else:
+        for group in groups:
+            print_group(group, store)
+    if png is not None:
+        from dsmr.plots import histograms
+
+        with writing(png):
+            drawn = {each.name: each.histograms for group in groups for each in group.music}
+            histograms(groups[0].reference.profile.counts, drawn, png)
+
+
+def print_group(group: Group, store: TokenStore) -> None:
+    """Four tables: single numbers, distances of histograms, self-similarity, quotations."""
+    reference = group.reference
+    corpus = f"{reference.profile.excerpts:,} excerpts of {reference.seconds:.0f} s, {reference.split} split"
+    table = _table(f"numbers, beside {corpus}", *(each.name.replace("_", " ") for each in group.music[0].numbers))
+    table.add_row("corpus, 1st to 99th percentile", *map(_range, group.music[0].numbers))
+    for each in group.music:
+        table.add_row(each.name, *map(_value, each.numbers))
+    stdout.print(table)
+
+    first = group.music[0].distances
+    table = _table("histograms: distance from the corpus, in bits", *(d.feature.replace("_", " ") for d in first))
+    table.add_row("corpus, median and 95th percentile", *(f"{d.median:.3f}, {d.high:.3f}" for d in first))
+    for each in group.music:
+        table.add_row(each.name, *(f"{d.value:.3f}" + " (far)" * (d.further < 0.05) for d in each.distances))
+    stdout.print(table)
+
+    similar = [
+        (own.distance, c)
+        for own, cs in zip(group.music[0].self_similarity, group.music[0].similar, strict=True)
+        for c in cs
+    ]
+    table = _table("self-similarity, at so many tokens", *(f"{c.name} {d:,}" for d, c in similar))
+    table.add_row(f"corpus, {reference.tokens:,} tokens, 1st to 99th", *(_range(c) for _, c in similar))
+    for each in group.music:
+        table.add_row(each.name, *(_value(c) for compared in each.similar for c in compared))
+    stdout.print(table)
+
+    table = Table("", "equal are", "longest", "at", "also in", title=f"passages found in the {reference.split} split")
+    for equality, (median, most) in (reference.quoted or {}).items():
+        table.add_row(f"{reference.held_out:,} held-out excerpts", equality, f"{median:.0f}, at most {most}")
+    for each in group.music:
+        for q in each.quotations:
+            unit = "tokens" if q.equality == "tokens" else "notes"
+            where = (
+                "" if q.piece is None else f"{store.pieces[q.piece].title}, {_clock(q.piece_seconds)}, {q.semitones:+d}"
+            )
+            table.add_row(each.name, q.equality, f"{q.length} {unit}", _clock(q.seconds[0]), where)
+    stdout.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table("", title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _range(each: Comparison) -> str:
+    return "" if each.low != each.low else f"{each.low:.2g} .. {each.high:.2g}"
+
+
+def _value(each: Comparison) -> str:
+    if each.value != each.value or each.low != each.low:
+        return "too short"
+    return f"{each.value:.3g}" + ("" if each.within else " (outside)")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
