@@ -125,9 +125,11 @@ class LaneStream(Iterator[Batch]):
         self._identity = {
             "store": store.digest,
             "pieces": zlib.crc32(np.asarray(pieces, dtype=np.int64).tobytes()),
-            "lanes": world_size * lanes,
+            "lanes": lanes,
             "epochs": epochs,
             "seed": seed,
+            "rank": rank,
+            "world_size": world_size,
         }
 
     @property
@@ -175,21 +177,8 @@ class LaneStream(Iterator[Batch]):
         self._all_positions += segment_len.size * self.segment
         return Batch(*(torch.from_numpy(a) for a in (tokens, targets, segment_start, segment_len, reset, piece)))
 
-    @property
-    def dealt(self) -> tuple[int, int]:
-        """How far this rank has followed the deal: the epoch and the number of its pieces that are dealt."""
-        return self._deal.epoch, self._deal.cursor
-
-    def deal_until(self, dealt: tuple[int, int]) -> None:
-        """Follow the deal up to there, if it is ahead: what falls to this rank's lanes waits for them."""
-        while self.dealt < dealt and self._deal_one():
-            pass
-
     def state_dict(self) -> dict[str, Any]:
-        """Where every lane of this rank stands, as plain JSON values, under 100 bytes a lane.
-
-        With one rank that is the state of the whole stream; with several see `join_states`.
-        """
+        """Where every lane stands, as plain JSON values, under 100 bytes a lane; every rank has its own."""
         return {
             "stream": dict(self._identity),
             "deal": {"epoch": self._deal.epoch, "cursor": self._deal.cursor, "dealt": self._deal.dealt()},
@@ -206,23 +195,17 @@ class LaneStream(Iterator[Batch]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where the whole stream that gave `state` stood, on any number of ranks.
-
-        Only `segment` and how the lanes are spread over ranks may differ from that stream's.
+        """Continue exactly where the stream that gave `state` stood; only `segment` may differ from that stream's.
 
         Raises:
-            ValueError: if `state` is of another stream (store, pieces, number of lanes, epochs, seed) or of one rank's
-                lanes alone, or if `transform` is not the one it was saved under and this can be seen by a piece's
-                length.
+            ValueError: if `state` is of another stream (store, pieces, lanes, epochs, seed, rank or world size), or if
+                `transform` is not the one it was saved under and this can be seen by a piece's length.
         """
         for key, mine in self._identity.items():
             if (theirs := state["stream"][key]) != mine:
                 raise ValueError(f"the saved stream is another one: its {key} is {theirs!r}, here {mine!r}")
-        if (count := len(state["lanes"])) != self._identity["lanes"]:
-            raise ValueError(f"the saved stream must have all {self._identity['lanes']} lanes, got {count} of them")
-        own = state["lanes"][self._first_lane : self._first_lane + self.lanes]
-        lanes = [_Lane(waiting=deque((epoch, piece) for epoch, piece in saved["waiting"])) for saved in own]
-        for lane, saved in zip(lanes, own, strict=True):
+        lanes = [_Lane(waiting=deque((epoch, piece) for epoch, piece in saved["waiting"])) for saved in state["lanes"]]
+        for lane, saved in zip(lanes, state["lanes"], strict=True):
             if saved["piece"] < 0:
                 continue
             lane.begin(saved["epoch"], saved["piece"], self._read(saved["epoch"], saved["piece"]))
@@ -235,26 +218,20 @@ class LaneStream(Iterator[Batch]):
             lane.offset = saved["offset"]
         self._deal.resume(**state["deal"])
         self._lanes = lanes
-        # The first rank counts on from all ranks' positions, so that they are in the sum once.
-        self._real_positions, self._all_positions = state["positions"] if self._first_lane == 0 else (0, 0)
+        self._real_positions, self._all_positions = state["positions"]
 
     def _begin_piece(self, b: int) -> bool:
         """Lane b begins the next piece dealt to it; False when the one pass is over for it."""
         lane = self._lanes[b]
         while not lane.waiting:
-            if not self._deal_one():
+            hand = self._deal.next()
+            if hand is None:
                 return False
+            owner, epoch, piece = hand
+            if 0 <= owner - self._first_lane < self.lanes:
+                self._lanes[owner - self._first_lane].waiting.append((epoch, piece))
         epoch, piece = lane.waiting.popleft()
         lane.begin(epoch, piece, self._read(epoch, piece))
-        return True
-
-    def _deal_one(self) -> bool:
-        """Follow the deal by one piece, which waits if it is for a lane of this rank; False after the only pass."""
-        if (hand := self._deal.next()) is None:
-            return False
-        owner, epoch, piece = hand
-        if 0 <= owner - self._first_lane < self.lanes:
-            self._lanes[owner - self._first_lane].waiting.append((epoch, piece))
         return True
 
     def _read(self, epoch: int, piece: int) -> NDArray[np.uint16]:
@@ -264,26 +241,6 @@ class LaneStream(Iterator[Batch]):
             if len(ids) < 2:
                 raise ValueError(f"transform must return at least BEGIN and END, got {len(ids)} ids for piece {piece}")
         return ids
-
-
-def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The state of a whole stream from those of all its ranks, in the order of ranks.
-
-    It is the very state that one rank with all lanes would have. The ranks must have given out equally many
-    segments and followed the deal equally far: `stream.deal_until(max(...))` of all their `dealt`.
-
-    Raises:
-        ValueError: the states are of different streams or places in the deal.
-    """
-    for state in states:
-        for key in ("stream", "deal"):
-            if state[key] != states[0][key]:
-                raise ValueError(f"states must agree in their {key}, got {states[0][key]} and {state[key]}")
-    return {
-        **states[0],
-        "lanes": [lane for state in states for lane in state["lanes"]],
-        "positions": [sum(state["positions"][i] for state in states) for i in range(2)],
-    }
 
 
 @dataclass
