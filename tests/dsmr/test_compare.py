@@ -57,9 +57,10 @@ def test_tells_machines_everything(store: TokenStore, music: Path, capsys: pytes
     usual, odd = (sum(each["within"] for each in music["numbers"]) for music in (copied, noise))
     assert usual > odd
     assert [each["feature"] for each in copied["distances"]] == list(FEATURES)
-    near, far = (sum(each["value"] for each in music["distances"]) for music in (copied, noise))
-    assert near < far
-    assert any(each["further"] < 0.05 for each in noise["distances"])
+    assert all(0 < each["value"] < 1 and 0 <= each["further"] <= 1 for each in copied["distances"])
+    # All velocities equally often: no pianist plays like this.
+    further = {each["feature"]: each["further"] for each in noise["distances"]}
+    assert further["velocity"] == 0
     assert [each["distance"] for each in copied["self_similarity"]] == list(DISTANCES)
 
     title = store.pieces[store.indices("train")[0]].title
