@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from dsmr.bootstrap import CONFIDENCE, RESAMPLES, Interval, PieceSums, interval
 from dsmr.corpus.store import TokenStore
 from dsmr.model import Transformer
 from dsmr.tokens import PAD
@@ -50,6 +51,11 @@ class Evaluation:
         return np.array([len(nll) for nll in self.token_nll], dtype=np.int64)
 
     @property
+    def sums(self) -> PieceSums:
+        """The NLL of each piece in one bin, for the bootstrap."""
+        return PieceSums(self.piece_nll[:, None], self.piece_tokens[:, None])
+
+    @property
     def nll_sum(self) -> float:
         """Nats, all tokens together."""
         return float(self.piece_nll.sum())
@@ -70,40 +76,27 @@ class Evaluation:
         return math.exp(self.nll)
 
     def ppl_interval(
-        self, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-    ) -> tuple[float, float] | None:
-        """Percentile bootstrap interval of the perplexity over pieces (Efron 1979); None for fewer than two pieces.
-
-        Pieces, not tokens, are drawn: tokens of one piece are far from independent.
+        self, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+    ) -> Interval | None:
+        """Percentile interval of the perplexity, from the bootstrap over pieces; None for fewer than two pieces.
 
         Args:
             confidence: coverage, between 0 and 1.
             resamples: how many corpora of as many pieces are drawn with replacement.
             seed: equal seeds give equal intervals.
         """
-        if not 0 < confidence < 1 or resamples < 1:
-            raise ValueError(
-                f"confidence, resamples: expected between 0 and 1, and >= 1, got {confidence}, {resamples}"
-            )
-        count = len(self.pieces)
-        if count < 2:
+        if len(self.pieces) < 2:
             return None
-        drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
-        ppl = np.exp(self.piece_nll[drawn].sum(1) / self.piece_tokens[drawn].sum(1))
-        low, high = np.quantile(ppl, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return float(low), float(high)
+        return interval(np.exp(self.sums.resampled(resamples=resamples, seed=seed)[:, 0]), confidence)
 
     def by_position(self, width: int = POSITION_BIN) -> list[PositionBin]:
-        """Mean NLL of the tokens at each stretch of `width` positions, counted from the beginning of their piece."""
+        """Mean NLL of each `width` positions, counted from the beginning of the piece, with its bootstrap interval."""
         if width < 1:
             raise ValueError(f"width: expected at least 1 token, got {width}")
         bins = -(-int(self.piece_tokens.max(initial=0)) // width)
-        total, count = np.zeros(bins), np.zeros(bins, dtype=np.int64)
-        for nll in self.token_nll:
-            at = np.arange(len(nll)) // width
-            total += np.bincount(at, weights=nll, minlength=bins)
-            count += np.bincount(at, minlength=bins)
-        return [PositionBin(i * width, int(count[i]), float(total[i] / count[i])) for i in range(bins)]
+        sums = PieceSums.of([(np.arange(len(nll)) // width, nll) for nll in self.token_nll], bins)
+        rows = zip(sums.tokens.tolist(), sums.mean.tolist(), sums.intervals(), strict=True)
+        return [PositionBin(i * width, *row) for i, row in enumerate(rows)]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the single tokens, as plain values for JSON."""
@@ -117,17 +110,24 @@ class Evaluation:
                 {"index": index, "tokens": int(tokens), "nll_sum": float(nll)}
                 for index, tokens, nll in zip(self.pieces, self.piece_tokens, self.piece_nll, strict=True)
             ],
-            "by_position": [{"start": b.start, "tokens": b.tokens, "nll": b.nll} for b in self.by_position()],
+            "by_position": [
+                {"start": b.start, "tokens": b.tokens, "nll": b.nll, "interval_95": b.interval}
+                for b in self.by_position()
+            ],
         }
 
 
 @dataclass(frozen=True)
 class PositionBin:
-    """Tokens at positions `start ...` of their pieces: how many, and their mean NLL in nats."""
+    """Tokens at positions `start ...` of their pieces: how many, and their mean NLL in nats.
+
+    `interval` is its 95 % bootstrap interval over pieces; None for fewer than two pieces.
+    """
 
     start: int
     tokens: int
     nll: float
+    interval: Interval | None = None
 
 
 def evaluate_pieces(
