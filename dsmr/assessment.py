@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dsmr.bigram import Bigram
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation import Evaluation, Progress, evaluate_pieces
@@ -50,11 +52,12 @@ class Assessment:
 
     def curves(self) -> list[Curve]:
         """The NLL by position of each score, for `dsmr.plots.nll_by_position`."""
-        from dsmr.plots import Curve
+        from dsmr.plots import Curve, band
 
+        named = ((name, score.by_position()) for name, score in self._named())
         return [
-            Curve(name, [each.start for each in bins], [each.nll for each in bins])
-            for name, bins in ((name, score.by_position()) for name, score in self._named())
+            Curve(name, [b.start for b in bins], [b.nll for b in bins], *band([b.interval for b in bins]))
+            for name, bins in named
         ]
 
     def _named(self) -> Iterator[tuple[str, Evaluation]]:
@@ -70,6 +73,7 @@ def assess(
     store: TokenStore,
     split: str,
     *,
+    pieces: int | None = None,
     reset_every: int | None = RESET_EVERY,
     lanes: int = 4,
     progress: Progress | None = None,
@@ -80,6 +84,7 @@ def assess(
         model: scores the pieces, on its own device.
         store: its split "train" is what the bigram is fitted to.
         split: "train", "validation" or "test".
+        pieces: score a sample of so many, which is the same in each call; None, or more than there are: all.
         reset_every: see `evaluate_pieces`; None leaves that score out.
         lanes: pieces streamed side by side.
         progress: called with the tokens scored so far and in all, both passes together.
@@ -90,6 +95,10 @@ def assess(
     indices = store.indices(split)
     if not indices:
         raise ValueError(f"split: expected one with pieces, got {split!r}, which has none in {store.path}")
+    if pieces is not None:
+        if pieces < 1:
+            raise ValueError(f"pieces: expected at least 1, got {pieces}")
+        indices = sorted(np.random.default_rng(0).permutation(indices)[:pieces].tolist())
     passes = 1 if reset_every is None else 2
 
     def of_pass(number: int) -> Progress | None:

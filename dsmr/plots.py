@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, Multiple
 from numpy.typing import ArrayLike, NDArray
 
 from dsmr.distributions import FEATURES, Counts
-from dsmr.schedules import Schedule
+from dsmr.schedules import Schedule, format_tokens
 from dsmr.tokens import Performance
 
 Path = str | os.PathLike[str]
@@ -65,6 +65,21 @@ class Curve:
             value = getattr(self, name)
             if value is not None and (np.ndim(value) != 1 or np.shape(value) != np.shape(self.x)):
                 raise ValueError(f"{name}: expected x's shape [N] = {np.shape(self.x)}, got {np.shape(value)}")
+
+
+def band(intervals: Sequence[tuple[float, float] | None]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A curve's `low` and `high` from one interval a point; NaN, which is not drawn, where there is None."""
+    low, high = np.array([each or (np.nan, np.nan) for each in intervals]).reshape(-1, 2).T
+    return low, high
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line, e.g. where a model's memory ends; `curve` is the number of the curve whose colour it takes."""
+
+    x: float
+    curve: int
+    style: str = ":"
 
 
 def piano_roll(performance: Performance, path: Path, title: str | None = None) -> None:
@@ -188,6 +203,78 @@ def _shares(counts: Counts) -> Counts:
     return np.asarray(counts / max(counts.sum(), 1e-12))
 
 
+def difference_panels(
+    panels: Mapping[str, Sequence[Curve]],
+    path: Path,
+    title: str | None = None,
+    *,
+    xlabel: str,
+    ylabel: str,
+    xlim: tuple[float, float],
+    marks: Sequence[Mark] = (),
+    mark_names: Mapping[str, str] | None = None,
+    log: bool = False,
+) -> None:
+    """Draw differences of the NLL around the line of no difference: panels side by side, on the same scales.
+
+    Args:
+        panels: each panel's title and curves; `y`, `low` and `high` in nats per token, the last two drawn as error
+            bars, NaN where they are unknown. Curves of equal number have equal colours in all panels.
+        path: the file to write; its ending decides the format.
+        title: printed above.
+        xlabel, ylabel: what the axes show.
+        xlim: where the horizontal axis begins and ends.
+        marks: vertical lines, drawn in every panel if they lie within the axis.
+        mark_names: what a mark's style means, for the legend.
+        log: show x on a logarithmic scale.
+    """
+    if not any(panels.values()):
+        raise ValueError("panels: expected at least one curve, got none")
+    figure = Figure(
+        figsize=(1.2 + (6.3 if len(panels) == 1 else 4.6 * len(panels)), 4.2), dpi=DPI, layout="constrained"
+    )
+    row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (name, curves) in zip(row, panels.items(), strict=True):
+        _style(axes, grid="both")
+        axes.axhline(0, color=INK, linewidth=0.9)
+        for number, curve in enumerate(curves):
+            _draw_bars(axes, curve, COLOURS[number % len(COLOURS)])
+        if name:
+            axes.set_title(name, loc="left", color=INK, fontsize=10)
+        axes.set_xlabel(xlabel, color=INK)
+    row[0].set_ylabel(ylabel, color=INK)
+    if log:
+        row[0].set_xscale("log", base=2)
+    row[0].xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: format_tokens(tokens)))
+    for axes in row:
+        for mark in marks:
+            if xlim[0] <= mark.x <= xlim[1]:
+                axes.axvline(mark.x, color=COLOURS[mark.curve % len(COLOURS)], linestyle=mark.style, linewidth=1.2)
+    for style, name in (mark_names or {}).items():
+        row[0].plot([], [], color=INK, linestyle=style, linewidth=1.2, label=name)
+    row[0].set_xlim(xlim)
+    row[0].legend(frameon=False, labelcolor=INK, fontsize=8)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", color=INK, fontweight="bold")
+    figure.savefig(path)
+
+
+def _draw_bars(axes: Axes, curve: Curve, colour: str) -> None:
+    x = np.asarray(curve.x)
+    axes.plot(x, np.asarray(curve.y), label=curve.label, color=colour, linewidth=1.6, marker="o", markersize=3.5)
+    if curve.low is not None and curve.high is not None:
+        axes.vlines(x, np.asarray(curve.low), np.asarray(curve.high), color=colour, linewidth=1.0, alpha=0.7)
+
+
+def _draw_curve(axes: Axes, curve: Curve, colour: str) -> None:
+    x, y = np.asarray(curve.x), np.asarray(curve.y)
+    marker = "o" if len(x) <= 30 else ""
+    linewidth = 1.6 if len(x) <= 300 else 0.7  # many points are many ups and downs
+    axes.plot(x, y, label=curve.label, color=colour, linewidth=linewidth, marker=marker, markersize=3.5)
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(x, np.asarray(curve.low), np.asarray(curve.high), color=colour, alpha=0.18, linewidth=0)
+
+
 def _loss_figure(curves: Sequence[Curve], path: Path, title: str | None, xlabel: str) -> None:
     if not curves:
         raise ValueError("curves: expected at least one, got none")
@@ -195,13 +282,7 @@ def _loss_figure(curves: Sequence[Curve], path: Path, title: str | None, xlabel:
     axes = figure.subplots()
     _style(axes, grid="both")
     for number, curve in enumerate(curves):
-        colour = COLOURS[number % len(COLOURS)]
-        x, y = np.asarray(curve.x), np.asarray(curve.y)
-        marker = "o" if len(x) <= 30 else ""
-        linewidth = 1.6 if len(x) <= 300 else 0.7  # many points are many ups and downs
-        axes.plot(x, y, label=curve.label, color=colour, linewidth=linewidth, marker=marker, markersize=3.5)
-        if curve.low is not None and curve.high is not None:
-            axes.fill_between(x, np.asarray(curve.low), np.asarray(curve.high), color=colour, alpha=0.18, linewidth=0)
+        _draw_curve(axes, curve, COLOURS[number % len(COLOURS)])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel("NLL (nats per token)", color=INK)

@@ -283,6 +283,11 @@ def draw(schedule: Schedule, *, memory: MemoryFormat, segment: int, longest: int
     return table
 
 
+def format_tokens(tokens: float) -> str:
+    """A number of tokens in few characters: 512, 8k (8,192), 1.5k (1,536)."""
+    return f"{tokens / 1024:.3g}k" if tokens >= 1024 else f"{tokens:.3g}"
+
+
 def format_bytes(count: int) -> str:
     """`count` bytes in the largest binary unit that leaves at least 1: `9.5 MiB`."""
     if count < 1024:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from dsmr.cli.evaluate import print_assessment
+from dsmr.cli.scores import print_assessment
 from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, stderr, stdout
 
 if TYPE_CHECKING:

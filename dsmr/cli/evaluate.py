@@ -1,20 +1,22 @@
-"""`dsmr evaluate`: how well a checkpoint predicts whole pieces."""
+"""`dsmr evaluate`: how well checkpoints predict whole pieces, and what they do with their memory."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from dsmr.cli.scores import print_probed
 from dsmr.cli.terminal import (
+    BadInput,
     DeviceOption,
     ForceOption,
     JsonOption,
     check_free,
     choose_device,
+    json_text,
     open_store,
     print_json,
     progress_bar,
@@ -23,16 +25,21 @@ from dsmr.cli.terminal import (
     writing,
 )
 
-if TYPE_CHECKING:
-    from dsmr.assessment import Assessment
+RESULTS = "evaluation.json"
+PROBES = "Probes of memory"
 
 
 def evaluate(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Its folder, or owner/name on the Hugging Face Hub.")
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(metavar="CHECKPOINT...", help="Their folders, or owner/name on the Hugging Face Hub."),
     ],
     data: Annotated[Path, typer.Option("--data", metavar="STORE", help="The token store with the pieces.")],
     split: Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")] = "test",
+    pieces: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Score a sample of N pieces, the same each time, instead of all."),
+    ] = None,
     reset_every: Annotated[
         int,
         typer.Option(
@@ -41,6 +48,23 @@ def evaluate(
             help="Score once more with the context cleared so often, as models trained on crops are; 0: do not.",
         ),
     ] = 2048,
+    returns: Annotated[
+        bool,
+        typer.Option(
+            "--returns",
+            help="How much better themes are predicted when they come back; for stores of the built-in pianist.",
+            rich_help_panel=PROBES,
+        ),
+    ] = False,
+    skip: Annotated[
+        int,
+        typer.Option(
+            metavar="TOKENS",
+            min=0,
+            help="Leave out so many tokens of each return, by which it is first recognised.",
+            rich_help_panel=PROBES,
+        ),
+    ] = 16,
     lanes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Pieces read side by side: more memory, less time.")
     ] = 4,
@@ -48,57 +72,57 @@ def evaluate(
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the loss by position in the piece into this file.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Write the numbers (JSON) and a figure of each kind there."),
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score every token of a split's pieces, read whole, and print the perplexity.
 
     With a 95 % bootstrap interval over pieces, and beside it what the model makes of short contexts and what a bigram
-    model fitted to the store's training split makes of the same tokens.
+    model fitted to the store's training split makes of the same tokens. Several checkpoints are compared: in one table
+    and one figure of each kind, with paired bootstrap tests over pieces.
     """
-    from dsmr.assessment import assess
     from dsmr.checkpoint import load_checkpoint
+    from dsmr.probes.comparison import Plan, labels, probe, to_dict
+    from dsmr.probes.figures import draw, draw_positions
 
-    if png is not None:
-        check_free(png, force)
+    for path in (png, out):
+        if path is not None:
+            check_free(path, force)
+    if len(set(checkpoints)) != len(checkpoints):
+        raise BadInput(f"CHECKPOINT: expected every one once, got {' '.join(checkpoints)}")
     where = choose_device(device)
     with reading_input():
         store = open_store(data, split)
-        model, info = load_checkpoint(checkpoint, where)
+    plan = Plan(pieces, reset_every or None, lanes, returns, skip)
     begun = time.monotonic()
-    with progress_bar("scoring tokens") as progress:
-        found = assess(model, store, split, reset_every=reset_every or None, lanes=lanes, progress=progress)
+    found = []
+    for checkpoint, label in zip(checkpoints, labels(checkpoints), strict=True):
+        with reading_input():
+            model, info = load_checkpoint(checkpoint, where)
+        with progress_bar(f"scoring tokens: {label}") as progress, reading_input():
+            found.append(
+                probe(
+                    model, store, split, plan, label=label, checkpoint=checkpoint, digest=info.digest, progress=progress
+                )
+            )
     seconds = time.monotonic() - begun
+    values = to_dict(found, store)
     if as_json:
-        print_json({"checkpoint": checkpoint, "weights": info.digest, "store": store.digest, **found.to_dict()})
+        print_json(values)
     else:
-        print_assessment(found)
-        scored = found.whole.tokens + (found.reset.tokens if found.reset else 0)
+        print_probed(found)
+        scored = sum(model.scored for model in found)
         stdout.print(f"{scored:,} tokens scored in {seconds:.1f} s, {scored / seconds:,.0f} tokens/s")
+    title = f"{', '.join(model.label for model in found)}: {split} split"
     if png is not None:
-        from dsmr.plots import nll_by_position
-
         with writing(png):
-            nll_by_position(found.curves(), png, f"{checkpoint}, {split} split")
-
-
-def print_assessment(found: Assessment) -> None:
-    """Two tables: perplexities with their intervals, and the loss by position in the piece."""
-    table = Table(title=f"{len(found.whole.pieces):,} {found.split} pieces, {found.whole.tokens:,} tokens")
-    table.add_column("score", no_wrap=True)
-    for heading in ("PPL", "95 % interval", "nats / token"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, score in found.scores.items():
-        interval = score.ppl_interval()
-        between = "" if interval is None else f"{interval[0]:.2f} - {interval[1]:.2f}"
-        table.add_row(name, f"{score.ppl:.2f}", between, f"{score.nll:.4f}")
-    stdout.print(table)
-
-    table = Table(title="nats per token by position in the piece")
-    table.add_column("from token", justify="right")
-    for name in found.scores:
-        table.add_column(name, justify="right")
-    table.add_column("tokens", justify="right")
-    for bins in zip(*(score.by_position() for score in found.scores.values()), strict=True):
-        table.add_row(f"{bins[0].start:,}", *(f"{each.nll:.4f}" for each in bins), f"{bins[0].tokens:,}")
-    stdout.print(table)
+            draw_positions(found, png, title)
+    if out is not None:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            (out / RESULTS).write_text(f"{json_text(values)}\n", encoding="utf-8")
+            draw(found, out, title)

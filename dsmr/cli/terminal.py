@@ -129,6 +129,11 @@ def progress_bar(what: str, *columns: ProgressColumn) -> Iterator[Bar]:
         yield report
 
 
+def json_text(values: dict[str, Any]) -> str:
+    """One JSON object as text; ValueError for a number that is not finite."""
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)
+
+
 def print_json(values: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    print(json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2))
+    print(json_text(values))

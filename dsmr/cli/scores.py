@@ -1,0 +1,115 @@
+"""Tables for the terminal: the scores of one model or several, and what the probes found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from dsmr.cli.terminal import stdout
+
+if TYPE_CHECKING:
+    from dsmr.assessment import Assessment
+    from dsmr.bootstrap import Interval
+    from dsmr.probes.comparison import Compared, Probed
+
+
+def print_assessment(found: Assessment) -> None:
+    """Two tables: perplexities with their intervals, and the loss by position in the piece."""
+    table = Table(title=f"{len(found.whole.pieces):,} {found.split} pieces, {found.whole.tokens:,} tokens")
+    table.add_column("score", no_wrap=True)
+    for heading in ("PPL", "95 % interval", "nats / token"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, score in found.scores.items():
+        table.add_row(name, f"{score.ppl:.2f}", _between(score.ppl_interval(), 2), f"{score.nll:.4f}")
+    stdout.print(table)
+
+    table = Table(title="nats per token by position in the piece")
+    table.add_column("from token", justify="right")
+    for name in found.scores:
+        table.add_column(name, justify="right")
+    table.add_column("tokens", justify="right")
+    for bins in zip(*(score.by_position() for score in found.scores.values()), strict=True):
+        table.add_row(f"{bins[0].start:,}", *(f"{each.nll:.4f}" for each in bins), f"{bins[0].tokens:,}")
+    stdout.print(table)
+
+
+def print_probed(models: Sequence[Probed]) -> None:
+    """One model's scores, or those of several side by side with paired tests; then a table of each probe."""
+    if len(models) == 1:
+        print_assessment(models[0].assessment)
+    else:
+        print_models(models)
+    if models[0].returns is not None:
+        print_returns(models)
+    if len(models) > 1:
+        from dsmr.probes.comparison import differences
+
+        print_differences(differences(models))
+
+
+def print_models(models: Sequence[Probed]) -> None:
+    """A row a model: its memory, its perplexity whole and with the context cleared."""
+    first = models[0].assessment
+    table = Table(title=f"{len(first.whole.pieces):,} {first.split} pieces, {first.whole.tokens:,} tokens")
+    table.add_column("model", no_wrap=True)
+    for heading in ("horizons", "reach", "PPL", "95 % interval", "nats / token"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if first.reset is not None:
+        table.add_column(f"PPL, reset every {first.reset.reset_every:,}", justify="right")
+    for model in models:
+        whole, reset = model.assessment.whole, model.assessment.reset
+        row = [", ".join(f"{horizon:,}" for horizon in model.span.horizons), f"{model.span.reach:,}"]
+        row += [f"{whole.ppl:.2f}", _between(whole.ppl_interval(), 2), f"{whole.nll:.4f}"]
+        table.add_row(model.label, *row, *([f"{reset.ppl:.2f}"] if reset else []))
+    stdout.print(table)
+    if first.bigram is not None:
+        stdout.print(f"a bigram model on the same tokens: PPL {first.bigram.ppl:.2f}")
+
+
+def print_returns(models: Sequence[Probed]) -> None:
+    """The return gain by distance: rows are kinds and distances, columns are models."""
+    from dsmr.probes.returns import KINDS
+
+    gains = [model.returns for model in models if model.returns is not None]
+    table = Table(
+        title="return gain: NLL at the first statement - NLL at the return, nats per token (95 % interval)\n"
+        f"positive: memory helps; the first {gains[0].skip} tokens of each return left out"
+    )
+    table.add_column("returns", no_wrap=True)
+    table.add_column("distance", justify="right", no_wrap=True)
+    for model in models:
+        table.add_column(model.label, justify="right", no_wrap=True)
+    for heading in ("tokens", "pieces"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for kind in KINDS:
+        for row in zip(*(gain.distance_bins(kind) for gain in gains), strict=True):
+            cells = [_with_interval(each.gain, each.interval) for each in row]
+            table.add_row(kind, row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
+        table.add_section()
+    stdout.print(table)
+
+
+def print_differences(found: Sequence[Compared]) -> None:
+    """The paired tests, a row each."""
+    table = Table(title="differences between models, paired bootstrap over pieces")
+    for heading in ("quantity", "first - second"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("nats (95 % interval)", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in found:
+        by = each.difference
+        p = "" if by.p is None else f"{by.p:.4f}"
+        table.add_row(each.quantity, f"{each.first} - {each.second}", _with_interval(by.value, by.interval), p)
+    stdout.print(table)
+
+
+def _between(interval: Interval | None, digits: int) -> str:
+    """An interval as text; nothing where there is none."""
+    return "" if interval is None else f"{interval[0]:.{digits}f} - {interval[1]:.{digits}f}"
+
+
+def _with_interval(value: float, interval: Interval | None) -> str:
+    """A difference in nats as text: +0.045 [+0.018, +0.076]."""
+    return f"{value:+.3f}" + ("" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]")

@@ -1,0 +1,200 @@
+"""Several models beside each other, on the same tokens: their numbers, and paired tests of the differences."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from dsmr.assessment import RESET_EVERY, Assessment, assess
+from dsmr.bootstrap import Difference, PieceSums, compare
+from dsmr.corpus.store import TokenStore
+from dsmr.evaluation import Progress
+from dsmr.model import ModelConfig, Transformer
+from dsmr.probes.returns import KINDS, SKIP, ReturnGain, return_gain
+
+
+@dataclass(frozen=True)
+class Span:
+    """How far a model's memory goes, in tokens.
+
+    Args:
+        horizons: what the layers remember by themselves, each value once, ascending.
+        reach: what the last token of a segment can depend on, over all layers; see `Schedule.reach`.
+    """
+
+    horizons: tuple[int, ...]
+    reach: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Span:
+        """The span of a model's schedule; an entry of a memory that keeps one token in s stands for s."""
+        schedule = config.schedule
+        stride = schedule.retention.stride if schedule.retention else 1
+        horizons = sorted({horizon * stride for horizon in schedule.horizons})
+        return cls(tuple(horizons), schedule.receptive_field(config.segment, config.window))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to find out about every model.
+
+    Args:
+        pieces, reset_every, lanes: see `assess`.
+        returns: whether to look at returns, which only the built-in pianist's stores label.
+        skip: see `dsmr.probes.returns.SKIP`.
+    """
+
+    pieces: int | None = None
+    reset_every: int | None = RESET_EVERY
+    lanes: int = 4
+    returns: bool = False
+    skip: int = SKIP
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What was found out about one model.
+
+    Args:
+        label: its name in tables and figures.
+        checkpoint: where it was loaded from.
+        digest: of its weights.
+        span: how far its memory goes.
+        assessment: its scores over whole pieces, and its baselines.
+        returns: its return gain; None if that was not asked for.
+    """
+
+    label: str
+    checkpoint: str
+    digest: str
+    span: Span
+    assessment: Assessment
+    returns: ReturnGain | None = None
+
+    @property
+    def scored(self) -> int:
+        """How many tokens the model was given, all passes together."""
+        reset = self.assessment.reset
+        return self.assessment.whole.tokens + (reset.tokens if reset else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; probes that were not asked for are left out."""
+        found: dict[str, Any] = {
+            "checkpoint": self.checkpoint,
+            "label": self.label,
+            "weights": self.digest,
+            "memory": {"horizons": list(self.span.horizons), "reach": self.span.reach},
+            **self.assessment.to_dict(),
+        }
+        if self.returns is not None:
+            found["returns"] = self.returns.to_dict()
+        return found
+
+    def quantities(self) -> Iterator[tuple[str, PieceSums]]:
+        """What models are compared by, each a name and sums in one bin."""
+        yield "NLL", self.assessment.whole.sums
+        if self.returns is not None:
+            for kind in KINDS:
+                sums = self.returns.by_distance(kind)
+                yield f"gain, {kind}", sums.pooled
+                for bin_ in self.returns.distance_bins(kind):
+                    at = self.returns.distances.index(bin_.start)
+                    one = PieceSums(sums.total[:, at : at + 1], sums.count[:, at : at + 1])
+                    yield f"gain, {kind}, {bin_.name}", one
+
+
+def probe(
+    model: Transformer,
+    store: TokenStore,
+    split: str,
+    plan: Plan,
+    *,
+    label: str,
+    checkpoint: str,
+    digest: str,
+    progress: Progress | None = None,
+) -> Probed:
+    """Find out about one model what `plan` asks for.
+
+    Args:
+        model: on its own device.
+        store, split: the pieces.
+        label, checkpoint, digest: what the model is called, and where it comes from.
+        progress: called with the tokens scored so far and in all.
+
+    Raises:
+        ValueError: a split without pieces, a number out of its range, or a probe for which the pieces do not do.
+    """
+    if plan.returns and not any(store.pieces[index].returns for index in store.indices(split)):
+        raise ValueError(f"{store.path}: expected labelled returns, got none; `dsmr prepare pianist` makes such stores")
+    assessment = assess(
+        model, store, split, pieces=plan.pieces, reset_every=plan.reset_every, lanes=plan.lanes, progress=progress
+    )
+    return Probed(
+        label,
+        checkpoint,
+        digest,
+        Span.of(model.config),
+        assessment,
+        return_gain(store, assessment.whole, skip=plan.skip) if plan.returns else None,
+    )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A quantity's difference `first - second` between two models, by their labels."""
+
+    quantity: str
+    first: str
+    second: str
+    difference: Difference
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "quantity": self.quantity,
+            "first": self.first,
+            "second": self.second,
+            "difference": self.difference.value,
+            "interval_95": self.difference.interval,
+            "p": self.difference.p,
+        }
+
+
+def differences(models: Sequence[Probed]) -> list[Compared]:
+    """The paired bootstrap over pieces for every pair of models, quantity by quantity; empty ones are left out."""
+    found = []
+    for first, second in itertools.combinations(models, 2):
+        for (name, ours), (_, theirs) in zip(first.quantities(), second.quantities(), strict=True):
+            if ours.tokens[0]:
+                found.append(Compared(name, first.label, second.label, compare(ours, theirs)[0]))
+    return found
+
+
+def to_dict(models: Sequence[Probed], store: TokenStore) -> dict[str, Any]:
+    """Plain values for JSON: one model's own, or those of several and their differences."""
+    if len(models) == 1:
+        return {"store": store.digest, **models[0].to_dict()}
+    return {
+        "store": store.digest,
+        "models": [model.to_dict() for model in models],
+        "differences": [each.to_dict() for each in differences(models)],
+    }
+
+
+def labels(checkpoints: Sequence[str]) -> list[str]:
+    """Short names: the parts of the paths in which they differ, numbered where they do not (runs/a/best: a)."""
+    paths = [PurePath(checkpoint).parts for checkpoint in checkpoints]
+    if len(paths) == 1:
+        return [checkpoints[0]]
+    first = next((i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), 0)
+    ends = zip(*(reversed(parts[first:]) for parts in paths), strict=False)
+    last = next((i for i, parts in enumerate(ends) if len(set(parts)) > 1), 0)
+    names = [
+        "/".join(parts[first : len(parts) - last]) or checkpoint
+        for parts, checkpoint in zip(paths, checkpoints, strict=True)
+    ]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]

@@ -1,0 +1,153 @@
+"""Several models beside each other: paired differences that are known, names, and the command."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dsmr.checkpoint import save_checkpoint
+from dsmr.cli import app
+from dsmr.corpus.store import TokenStore
+from dsmr.model import ModelConfig, Transformer
+from dsmr.probes.comparison import Plan, Probed, Span, differences, labels, probe
+from dsmr.probes.figures import POSITION_FIGURE, RETURNS_FIGURE, draw
+from dsmr.schedules import make_schedule
+from dsmr_kernels import Retention
+from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
+
+NEAR, FAR, LONG, FAR_LONG = 60, 200, 40, 30
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    writer = Writer(tmp_path_factory.mktemp("store") / "corpus.tokens")
+    for events in (420, 430, 440):
+        writer.piece(events, (10 + NEAR, 10, LONG, 0), (160 + FAR, 160, FAR_LONG, 0))
+    return writer.store()
+
+
+@pytest.fixture(scope="module")
+def models(store: TokenStore) -> list[Probed]:
+    """Copiers that remember the far theme, the near one, and none."""
+    plan = Plan(returns=True, reset_every=None)
+    return [
+        probe(Copier(memory), store, "test", plan, label=str(memory), checkpoint=f"runs/{memory}", digest="")
+        for memory in (FAR + CONTEXT, FAR + CONTEXT - 1, 1)
+    ]
+
+
+def test_models_differ_where_their_memories_do(models: list[Probed]) -> None:
+    found = {(each.quantity, each.first, each.second): each.difference for each in differences(models)}
+    copied = GUESSED - COPIED
+    far, near, none = (model.label for model in models)
+    assert found["gain, exact, 0-128", far, near].value == 0
+    assert found["gain, exact, 0-128", far, near].p == 1
+    for pair in ((far, near), (far, none)):
+        assert found["gain, exact, 128-256", *pair].value == pytest.approx(copied, abs=2 * FLOAT32)
+        assert found["gain, exact, 128-256", *pair].p == 2 / 2001
+    assert found["gain, exact, 0-128", near, none].value == pytest.approx(copied, abs=2 * FLOAT32)
+    # Both returns pooled, without the first 16 tokens of each.
+    share = (FAR_LONG - 16) / (FAR_LONG - 16 + LONG - 16)
+    assert found["gain, exact", far, near].value == pytest.approx(share * copied, abs=2 * FLOAT32)
+    # The NLL differs by the far theme alone: its tokens and the one after it, which the far copier gets wrong.
+    nll = {model.label: model.assessment.whole.nll for model in models}
+    assert found["NLL", far, near].value == pytest.approx(nll[far] - nll[near], abs=1e-12)
+    assert not any("transposed" in quantity for quantity, _, _ in found)  # there are none
+
+
+def test_figures_are_drawn_also_where_a_kind_of_return_is_missing(models: list[Probed], tmp_path: Path) -> None:
+    draw(models, tmp_path, "three copiers")
+    for name in (POSITION_FIGURE, RETURNS_FIGURE):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_span_counts_tokens_not_entries() -> None:
+    schedule = make_schedule("explicit", 3, horizons=[8, 4, 8], retention=Retention(stride=4))
+    span = Span.of(ModelConfig(8, 1, 1, schedule, segment=4))
+    assert span.horizons == (16, 32)
+    assert span.reach == schedule.receptive_field(4)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "expected"),
+    [
+        (["runs/a/best"], ["runs/a/best"]),
+        (["runs/a/best", "runs/b/best"], ["a", "b"]),
+        (["runs/a/best", "runs/a/last"], ["best", "last"]),
+        (["x/best", "y/z/best"], ["x", "y/z"]),
+        (["a", "a/b"], ["a", "a/b"]),
+        (["x/a/1", "x/b/2"], ["a/1", "b/2"]),
+        (["owner/one", "owner/two"], ["one", "two"]),
+    ],
+    ids=lambda x: "-".join(x).replace("/", "."),
+)
+def test_names_are_what_the_paths_differ_in(checkpoints: list[str], expected: list[str]) -> None:
+    assert labels(checkpoints) == expected
+
+
+def run(*arguments: object, exits: int = 0) -> str:
+    """Run `dsmr evaluate`; returns its stdout, or its stderr where it has to fail."""
+    out, error = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(error):
+        code = app.run(["evaluate", *map(str, arguments)])
+    assert code == exits, out.getvalue() + error.getvalue()
+    return error.getvalue() if exits else out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two untrained models, of other horizons and segments."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, horizons, segment in (("long", [64, 32], 32), ("short", [8, 8], 16)):
+        torch.manual_seed(0)
+        schedule = make_schedule("explicit", 2, horizons=horizons)
+        save_checkpoint(folder / name / "best", Transformer(ModelConfig(16, 2, 1, schedule, segment=segment)))
+    return [folder / name / "best" for name in ("long", "short")]
+
+
+def test_the_command_compares_checkpoints(
+    store: TokenStore, checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    arguments = [*checkpoints, "--data", store.path, "--reset-every", 0, "--returns"]
+    text = run(*arguments, "--out", tmp_path / "figures")
+    assert "│ long " in text
+    assert "│ gain, exact, 128-256 │ long - short " in text
+    written = json.loads((tmp_path / "figures" / "evaluation.json").read_text())
+    assert json.loads(run(*arguments, "--json")) == written
+    assert [model["label"] for model in written["models"]] == ["long", "short"]
+    assert written["models"][1]["memory"] == {"horizons": [8], "reach": 40}
+    assert {each["quantity"] for each in written["differences"]} >= {"NLL", "gain, exact", "gain, exact, 0-128"}
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {"evaluation.json", POSITION_FIGURE, RETURNS_FIGURE}
+
+
+def test_a_sample_of_pieces_is_the_same_each_time(store: TokenStore, checkpoints: list[Path]) -> None:
+    arguments = [checkpoints[0], "--data", store.path, "--reset-every", 0, "--pieces", 2, "--json"]
+    first, again = (json.loads(run(*arguments)) for _ in range(2))
+    assert first == again
+    assert len(first["whole"]["pieces"]) == 2
+    assert "returns" not in first
+
+
+def test_the_command_explains_what_is_wrong(store: TokenStore, checkpoints: list[Path], tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "plain.tokens")
+    writer.piece(40)
+    plain = writer.store()
+    long = checkpoints[0]
+    assert "expected labelled returns, got none" in run(long, "--data", plain.path, "--returns", exits=2)
+    assert "expected every one once" in run(long, long, "--data", store.path, exits=2)
+    assert "exists already" in run(long, "--data", store.path, "--out", tmp_path, exits=2)
+
+
+def test_interval_of_a_position_is_drawn_and_written(store: TokenStore, checkpoints: list[Path]) -> None:
+    found = json.loads(run(checkpoints[0], "--data", store.path, "--reset-every", 0, "--json"))
+    (only,) = found["whole"]["by_position"]
+    assert only["interval_95"][0] < only["nll"] < only["interval_95"][1]
+    assert np.isfinite(only["interval_95"]).all()
