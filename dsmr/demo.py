@@ -23,11 +23,14 @@ import torch
 
 from dsmr.assessment import Assessment, assess
 from dsmr.checkpoint import load_checkpoint
+from dsmr.comparison import Group, compare_music
 from dsmr.corpus.prepare import PrepareReport, prepare_pianist
 from dsmr.corpus.store import TokenStore
+from dsmr.demo_page import demo_page
 from dsmr.generation import Sampling, Take, generate
 from dsmr.midi import write_midi, write_wav
 from dsmr.model import Transformer, preset
+from dsmr.page import write_page
 from dsmr.plots import Curve, nll_by_position, piano_roll, training_curve
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, compare, measure, usual
 from dsmr.training import BEST, METRICS_FILE, Run, TrainingConfig, train
@@ -38,8 +41,8 @@ if TYPE_CHECKING:
 
 CORPUS, RUN, METRICS = "corpus.tokens", "run", "metrics.json"
 MUSIC, SOUND, ROLL = "music.mid", "music.wav", "music.png"
-BY_POSITION, CURVE, TAKES = "nll_by_position.png", "training.png", "takes"
-FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, BY_POSITION, CURVE, TAKES)
+BY_POSITION, CURVE, HISTOGRAMS, TAKES, PAGE = "nll_by_position.png", "training.png", "music-histograms.png", "takes", "index.html"
+FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, BY_POSITION, CURVE, HISTOGRAMS, TAKES, PAGE)
 """All that a demonstration leaves in its folder."""
 
 
@@ -95,6 +98,7 @@ class Outcome:
         takes: numbers of every take, in order.
         music: the numbers of `ESSENTIAL` of every take, beside what is usual in excerpts of the corpus that are as
             long: between the 1st and the 99th percentile.
+        group: the takes beside the corpus in more numbers, histograms, self-similarity and quotations.
         chosen: the take that was kept: the most typical one.
         beats_bigram: see `Plan`.
         seconds: what each stage took.
@@ -105,6 +109,7 @@ class Outcome:
     assessment: Assessment
     takes: tuple[Statistics, ...]
     music: tuple[tuple[Comparison, ...], ...]
+    group: Group
     chosen: int
     beats_bigram: bool
     seconds: dict[str, float]
@@ -141,6 +146,7 @@ class Outcome:
                 {**numbers.to_dict(), "compared": [{**asdict(each), "within": each.within} for each in compared]}
                 for numbers, compared in zip(self.takes, self.music, strict=True)
             ],
+            "music": self.group.to_dict(self.titles),
             "chosen": self.chosen,
             "failures": self.failures,
         }
