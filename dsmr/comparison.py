@@ -76,7 +76,7 @@ class Compared:
     similar: list[list[Comparison]]
     quotations: list[Quotation]
 
-    def to_dict(self, store: TokenStore) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None stands for NaN."""
         return {
             "name": self.name,
@@ -88,10 +88,7 @@ class Compared:
                 {"distance": own.distance, **{c.name: {**_plain(asdict(c)), "within": c.within} for c in compared}}
                 for own, compared in zip(self.self_similarity, self.similar, strict=True)
             ],
-            "quotations": [
-                {**asdict(each), "title": "" if each.piece is None else store.pieces[each.piece].title}
-                for each in self.quotations
-            ],
+            "quotations": [asdict(each) for each in self.quotations],
         }
 
 
@@ -102,7 +99,7 @@ class Group:
     reference: Reference
     music: list[Compared]
 
-    def to_dict(self, store: TokenStore) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None stands for NaN."""
         reference = self.reference
         return {
@@ -114,7 +111,7 @@ class Group:
             "held_out": reference.held_out,
             "quoted_by_held_out": reference.quoted
             and {name: {"median": median, "longest": most} for name, (median, most) in reference.quoted.items()},
-            "music": [each.to_dict(store) for each in self.music],
+            "music": [each.to_dict() for each in self.music],
         }
 
 

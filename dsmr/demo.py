@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dsmr.assessment import Assessment, assess
+from dsmr.assessment import Assessment
 from dsmr.checkpoint import load_checkpoint
 from dsmr.comparison import Group, compare_music
 from dsmr.corpus.prepare import PrepareReport, prepare_pianist
@@ -31,7 +31,9 @@ from dsmr.generation import Sampling, Take, generate
 from dsmr.midi import write_midi, write_wav
 from dsmr.model import Transformer, preset
 from dsmr.page import write_page
-from dsmr.plots import Curve, nll_by_position, piano_roll, training_curve
+from dsmr.plots import Curve, histograms, piano_roll, training_curve
+from dsmr.probes import comparison as probes
+from dsmr.probes import figures
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, compare, measure, usual
 from dsmr.training import BEST, METRICS_FILE, Run, TrainingConfig, train
 from dsmr.version import __version__
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 
 CORPUS, RUN, METRICS = "corpus.tokens", "run", "metrics.json"
 MUSIC, SOUND, ROLL = "music.mid", "music.wav", "music.png"
-BY_POSITION, CURVE, HISTOGRAMS, TAKES, PAGE = "nll_by_position.png", "training.png", "music-histograms.png", "takes", "index.html"
-FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, BY_POSITION, CURVE, HISTOGRAMS, TAKES, PAGE)
+CURVE, HISTOGRAMS, PROBES, TAKES, PAGE = "training.png", "histograms.png", "probes", "takes", "index.html"
+FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, CURVE, HISTOGRAMS, PROBES, TAKES, PAGE)
 """All that a demonstration leaves in its folder."""
 
 
@@ -94,7 +96,7 @@ class Outcome:
     Args:
         corpus: what was prepared.
         run: how training went.
-        assessment: of the best checkpoint, on the validation split.
+        probed: the best checkpoint on the validation split: its scores, and what its memory does.
         takes: numbers of every take, in order.
         music: the numbers of `ESSENTIAL` of every take, beside what is usual in excerpts of the corpus that are as
             long: between the 1st and the 99th percentile.
@@ -106,13 +108,18 @@ class Outcome:
 
     corpus: PrepareReport
     run: Run
-    assessment: Assessment
+    probed: probes.Probed
     takes: tuple[Statistics, ...]
     music: tuple[tuple[Comparison, ...], ...]
     group: Group
     chosen: int
     beats_bigram: bool
     seconds: dict[str, float]
+
+    @property
+    def assessment(self) -> Assessment:
+        """The best checkpoint's scores on the validation split."""
+        return self.probed.assessment
 
     @property
     def failures(self) -> list[str]:
@@ -141,12 +148,12 @@ class Outcome:
             "seconds": self.seconds,
             "corpus": {"pieces": self.corpus.pieces, "tokens": self.corpus.tokens, "seconds": self.corpus.seconds},
             "training": {**asdict(self.run), "tokens_per_second": self.run.tokens_per_second},
-            "validation": self.assessment.to_dict(),
+            "validation": self.probed.to_dict(),
             "takes": [
                 {**numbers.to_dict(), "compared": [{**asdict(each), "within": each.within} for each in compared]}
                 for numbers, compared in zip(self.takes, self.music, strict=True)
             ],
-            "music": self.group.to_dict(self.titles),
+            "music": self.group.to_dict(),
             "chosen": self.chosen,
             "failures": self.failures,
         }
@@ -194,11 +201,16 @@ def run_demo(
         run = train(Transformer(MODEL), store, plan.training, folder / RUN, console=console)
         if run.interrupted:
             raise KeyboardInterrupt
-        _draw_training(folder)
-    with stage("evaluate", "whole validation pieces, the context reset, a bigram"):
-        model, _ = load_checkpoint(folder / RUN / BEST)
-        assessment = assess(model, store, "validation")
-        nll_by_position(assessment.curves(), folder / BY_POSITION, "What a model gains from having heard more")
+        losses = _losses(folder / RUN / METRICS_FILE)
+        training_curve(losses, folder / CURVE, "The model 'tiny' on the built-in pianist")
+    with stage("evaluate", "whole validation pieces, the context reset, a bigram; what memory is worth"):
+        model, info = load_checkpoint(folder / RUN / BEST)
+        wanted = probes.Plan(returns=any(store.pieces[index].returns for index in store.indices("validation")))
+        probed = probes.probe(
+            model, store, "validation", wanted, label="this model", checkpoint=f"{RUN}/{BEST}", digest=info.digest
+        )
+        (folder / PROBES).mkdir()
+        figures.draw([probed], folder / PROBES, "The model 'tiny' on the built-in pianist")
     with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing"):
         made = generate(model, [None] * plan.takes, seconds=plan.seconds, at_end="forbid", sampling=SAMPLING, seed=seed)
     with stage("choose", f"the take that is most like {plan.seconds:.0f} s of the corpus"):
@@ -206,18 +218,26 @@ def run_demo(
         takes = tuple(measure(take.performance, plan.seconds) for take in made)
         chosen = min(range(len(takes)), key=lambda i: _strangeness(takes[i], ranges))
         _write_music(folder, made, chosen)
+    with stage("compare", "the takes beside the corpus: histograms, self-similarity, quotations"):
+        named = {f"take {number + 1}": take.performance for number, take in enumerate(made)}
+        (group,) = compare_music(named, store, seconds=plan.seconds)
+        drawn = {each.name: each.histograms for each in group.music}
+        histograms(group.reference.profile.counts, drawn, folder / HISTOGRAMS)
     outcome = Outcome(
         corpus,
         run,
-        assessment,
+        probed,
         takes,
         tuple(tuple(compare(take, ranges)) for take in takes),
+        group,
         chosen,
         plan.beats_bigram,
         seconds,
     )
     text = json.dumps(outcome.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)
     (folder / METRICS).write_text(f"{text}\n", encoding="utf-8")
+    page = demo_page(outcome, made[chosen].performance, plan.seconds, losses)
+    write_page(page, folder / SOUND, folder / PAGE)
     return outcome
 
 
@@ -236,9 +256,10 @@ def _make_room(folder: Path, force: bool) -> None:
             path.unlink()
 
 
-def _draw_training(folder: Path) -> None:
-    rows = [json.loads(line) for line in (folder / RUN / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
-    curves = [
+def _losses(metrics: Path) -> list[Curve]:
+    """The losses of training and validation over tokens, from a run's file of metrics."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return [
         Curve(
             label,
             [row["tokens"] for row in rows if row[key] is not None],
@@ -246,7 +267,6 @@ def _draw_training(folder: Path) -> None:
         )
         for label, key in (("training", "train_loss"), ("validation", "val_loss"))
     ]
-    training_curve(curves, folder / CURVE, "The model 'tiny' on the built-in pianist")
 
 
 def _strangeness(take: Statistics, ranges: dict[str, tuple[float, float]]) -> tuple[int, float]:

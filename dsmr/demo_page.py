@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dsmr.comparison import Compared, Group
-from dsmr.corpus.store import TokenStore
 from dsmr.page import Figure, Number, Page, Row, drawn
 from dsmr.plots import Curve, histograms, nll_by_position, training_curve
+from dsmr.probes.figures import draw_returns
 from dsmr.statistics import Comparison
 from dsmr.tokens import Performance
 from dsmr.version import __version__
@@ -42,28 +44,29 @@ EQUAL = {
 }
 
 
-def demo_page(outcome: Outcome, store: TokenStore, music: Performance, seconds: float, losses: Sequence[Curve]) -> Page:
+def demo_page(outcome: Outcome, music: Performance, seconds: float, losses: Sequence[Curve]) -> Page:
     """Tell what came of a demonstration.
 
     Args:
         outcome: its numbers.
-        store: its corpus.
         music, seconds: the take that was kept, and its length.
         losses: of training, as for `dsmr.plots.training_curve`.
     """
-    corpus, run = outcome.corpus, outcome.run
+    corpus = outcome.corpus
     pieces, hours = sum(corpus.pieces.values()), corpus.seconds / 3600
     minutes = sum(outcome.seconds.values()) / 60
     lead = (
         f"A program composed {pieces} piano pieces, {hours:.1f} hours of music. A small Transformer that reads whole "
-        f"pieces, with a memory of its own in every layer, learned from them for {outcome.seconds['train']:.0f} seconds. "
-        f"Then it played this, from nothing. All of it took {minutes:.1f} minutes on one computer's processor."
+        f"pieces, with a memory of its own in every layer, learned from them for {outcome.seconds['train']:.0f} "
+        f"seconds. Then it played this, from nothing. All of it took {minutes:.1f} minutes on one computer."
     )
     kept = outcome.group.music[outcome.chosen]
     return Page(
         title="Piano music by a model that has just learned to play",
         lead=[lead],
-        warnings=[f"This demonstration did not come out as it should: {each}." for each in outcome.failures],
+        warnings=[
+            f"This demonstration did not come out as it should: {each.replace('_', ' ')}." for each in outcome.failures
+        ],
         music=music,
         seconds=seconds,
         music_caption=(
@@ -72,8 +75,8 @@ def demo_page(outcome: Outcome, store: TokenStore, music: Performance, seconds: 
             "back and forth."
         ),
         numbers=list(_numbers(outcome)),
-        figures=list(_figures(outcome, store, kept, losses)),
-        rows=list(_rows(outcome.group, kept, store)),
+        figures=list(_figures(outcome, kept, losses)),
+        rows=list(_rows(outcome.group, kept)),
         rows_caption=(
             f"Beside {outcome.group.reference.profile.excerpts:,} excerpts of the training pieces that are as long. "
             "What 98 of 100 of them keep within is usual; of distances, what 95 of 100 stay below."
@@ -96,8 +99,8 @@ def _numbers(outcome: Outcome) -> Iterator[Number]:
         yield Number(
             "Perplexity, context cleared",
             f"{scores.reset.ppl:.1f}",
-            f"The same model on the same tokens, made to forget everything every {scores.reset.reset_every:,} tokens, as "
-            "models that read short crops do. The difference is what longer memory is worth.",
+            f"The same model on the same tokens, made to forget everything every {scores.reset.reset_every:,} tokens, "
+            "as models that read short crops do. The difference is what longer memory is worth to it.",
             _interval(scores.reset.ppl_interval()),
         )
     assert scores.bigram is not None
@@ -114,6 +117,14 @@ def _numbers(outcome: Outcome) -> Iterator[Number]:
         "Models of record see thousands of times as many.",
         f"{run.tokens_per_second:,.0f} a second",
     )
+    span = outcome.probed.span
+    yield Number(
+        "Memory of a layer",
+        f"{span.horizons[-1]:,}",
+        f"What the layers that remember longest can look up; others keep {span.horizons[0]:,}. Through all layers, "
+        f"what is played can depend on {span.reach:,} tokens. It is the same however long the music gets.",
+        "tokens",
+    )
     yield Number(
         "Time in all",
         f"{sum(outcome.seconds.values()):,.0f} s",
@@ -121,42 +132,57 @@ def _numbers(outcome: Outcome) -> Iterator[Number]:
     )
 
 
-def _figures(outcome: Outcome, store: TokenStore, kept: Compared, losses: Sequence[Curve]) -> Iterator[Figure]:
-    first, last = (float(losses[-1].y[i]) for i in (0, -1))  # type: ignore[index]
+def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Iterator[Figure]:
+    validation = np.asarray(losses[-1].y)
     yield Figure(
         "Learning",
-        "The loss while the model trained: lower means that it was less surprised by the next event. The right-hand scale "
-        "is the same as a perplexity. The validation pieces are never trained on.",
-        f"Loss over tokens seen. On validation pieces it goes from {first:.2f} to {last:.2f} nats per token.",
+        "The loss while the model trained: lower means that it was less surprised by the next event. The scale on the "
+        "right says the same as a perplexity. Validation pieces are never trained on.",
+        f"Loss over tokens seen. On validation pieces it goes from {validation[0]:.2f} to {validation[-1]:.2f} nats.",
         drawn(lambda path: training_curve(losses, path)),
     )
     by_position = outcome.assessment.whole.by_position()
     yield Figure(
         "What it gains from having heard more",
-        "The loss by position in the piece. If memory helps, the line of whole pieces lies below that of the model whose "
-        "context is cleared, from where the first clearing happens.",
+        "The loss by position in the piece, with 95 % intervals over pieces. If memory helps, the line of whole pieces "
+        "lies below that of the model whose context is cleared, from where that happens first.",
         f"Loss by position. Whole pieces: {by_position[0].nll:.2f} nats per token over the first 1,024 tokens, "
         f"{by_position[-1].nll:.2f} over the last.",
         drawn(lambda path: nll_by_position(outcome.assessment.curves(), path)),
     )
+    if outcome.probed.returns is not None:
+        exact = outcome.probed.returns.to_dict()["kinds"]["exact"]
+        yield Figure(
+            "What memory is worth when a theme comes back",
+            "The composer labelled where themes return. The gain is how much better a theme is predicted when it "
+            "returns than when it was first heard, by how long ago that was. A memory that reaches back so far "
+            "(dotted: that of a layer; dashed: of all together) can copy; a shorter one cannot, and what it still "
+            "gains comes from knowing the piece's keys and textures by then.",
+            f"Return gain by distance, with intervals. {exact['returns']} exact returns gain "
+            + (
+                f"{exact['gain']:.3f} nats per token on average."
+                if exact["gain"] is not None
+                else "nothing: there are none."
+            ),
+            drawn(lambda path: draw_returns([outcome.probed], path, "")),
+        )
     corpus = outcome.group.reference.profile.counts
     yield Figure(
         "What it plays",
-        "Histograms of the music above, as a line, over those of the corpus, in grey. Where the line leaves the grey, the "
-        "model plays what the corpus does not.",
+        "Histograms of the music above, as a line, over those of the corpus, in grey. Where the line leaves the grey, "
+        "the model plays what the corpus does not.",
         "Six histograms: pitch class, interval, time to the next note, velocity, notes at once, notes per second.",
         drawn(lambda path: histograms(corpus, {"this music": kept.histograms}, path)),
     )
 
 
-def _rows(group: Group, kept: Compared, store: TokenStore) -> Iterator[Row]:
+def _rows(group: Group, kept: Compared) -> Iterator[Row]:
     for each in kept.numbers:
         yield Row(_name(each.name), f"{each.value:.3g}", _range(each), each.within, SENTENCES[each.name])
-    for each in kept.distances:
-        if math.isfinite(each.value):
-            name = f"{_name(each.feature)}, distance"
-            usual = f"up to {each.high:.2f}"
-            yield Row(name, f"{each.value:.2f} bits", usual, each.value <= each.high, FEATURE_SENTENCES[each.feature])
+    for far in kept.distances:
+        if math.isfinite(far.value):
+            name, usual = f"{_name(far.feature)}, distance", f"up to {far.high:.2f}"
+            yield Row(name, f"{far.value:.2f} bits", usual, far.value <= far.high, FEATURE_SENTENCES[far.feature])
     for own, (harmony, recurrence) in zip(kept.self_similarity, kept.similar, strict=True):
         if math.isfinite(own.harmony) and math.isfinite(harmony.low):
             sentence = "How alike the notes in use are to those so long before: 1 is the same key."
@@ -166,32 +192,32 @@ def _rows(group: Group, kept: Compared, store: TokenStore) -> Iterator[Row]:
             sentence = "The share of notes in passages of eight whose intervals were heard so long before: returns."
             name = f"Recurrence, {own.distance:,} tokens apart"
             yield Row(name, f"{own.recurrence:.2f}", _range(recurrence), recurrence.within, sentence)
-    for each in kept.quotations:
-        unit = "tokens" if each.equality == "tokens" else "notes"
+    for found in kept.quotations:
+        unit = "tokens" if found.equality == "tokens" else "notes"
         usual, within = "", None
         if group.reference.quoted:
-            median, most = group.reference.quoted[each.equality]
-            usual, within = f"{median:.0f}, at most {most}", each.length <= most
-        where = "" if each.piece is None else f" It is in “{store.pieces[each.piece].title}”, too."
-        sentence = f"{EQUAL[each.equality]}{where} Beside it: what pieces that were held out share with the training pieces."
-        yield Row(f"Longest quotation, {each.equality}", f"{each.length} {unit}", usual, within, sentence)
+            median, most = group.reference.quoted[found.equality]
+            usual, within = f"{median:.0f}, at most {most}", found.length <= most
+        where = f" This one is in “{found.title}”, too." if found.title else ""
+        sentence = f"{EQUAL[found.equality]}{where} Beside it, what held-out pieces share with those trained on."
+        yield Row(f"Longest quotation, {found.equality}", f"{found.length} {unit}", usual, within, sentence)
 
 
 def _footer(outcome: Outcome) -> Iterator[str]:
     machine = outcome.to_dict()["machine"]
     yield (
-        f"Made by dsmr {__version__} with PyTorch {machine['torch']} and Python {machine['python']} on {machine['system']}, "
-        f"{machine['threads']} threads, without a network. All numbers are in metrics.json beside this page, the music is "
-        "in music.mid and music.wav, the other takes are in takes/."
+        f"Made by dsmr {__version__} with PyTorch {machine['torch']} and Python {machine['python']} on "
+        f"{machine['system']}, {machine['threads']} threads. The page needs no network and nothing beside it. In its "
+        "folder are all numbers (metrics.json), the music (music.mid, music.wav) and the other takes (takes)."
     )
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.1f} – {interval[1]:.1f}, 95 % of resampled pieces"
+    return "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f} (95 %)"
 
 
 def _range(each: Comparison) -> str:
-    return f"{each.low:.2g} – {each.high:.2g}"
+    return f"{each.low:.2g} to {each.high:.2g}"
 
 
 def _name(name: str) -> str:

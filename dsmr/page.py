@@ -27,6 +27,9 @@ from dsmr.tokens import Performance, fold_pedal
 SOUND_RATE = 22_050
 """Hz: half of what WAV files have, so that a minute and a half of sound is 5 MB of page."""
 
+SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "dsmr"}
+"""Text as text, and equal names for equal things: equal figures are equal bytes."""
+
 
 @dataclass(frozen=True)
 class Number:
@@ -133,7 +136,7 @@ def drawn(draw: Callable[[Path], None]) -> str:
     Args:
         draw: called with the path of the file.
     """
-    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context({"svg.fonttype": "none"}):
+    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context(SVG_STYLE):
         path = Path(folder) / "figure.svg"
         draw(path)
         svg = path.read_text(encoding="utf-8")
@@ -214,6 +217,7 @@ def _table(rows: Sequence[Row], caption: str) -> str:
     return _section(
         "music",
         "The music, beside the corpus",
-        f'<p class="quiet">{escape(caption)}</p>\n<div class="scroll" tabindex="0" role="group" aria-labelledby="music">'
+        f'<p class="quiet">{escape(caption)}</p>\n'
+        '<div class="scroll" tabindex="0" role="group" aria-labelledby="music">'
         f"<table><thead><tr>{columns}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>",
     )

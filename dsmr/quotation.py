@@ -45,7 +45,7 @@ class Quotation:
         equality: what counted as equal.
         length: of the passage: notes, or tokens under ``tokens``; 0: nothing at all.
         seconds: where the passage begins in the music, and where its last note does.
-        piece: the store's index of a piece that holds it; None if nothing was found.
+        piece, title: the store's index of a piece that holds it, and its title; None and "" if nothing was found.
         piece_seconds: where it begins there.
         semitones: how far the music's passage lies above the piece's.
     """
@@ -56,6 +56,7 @@ class Quotation:
     piece: int | None = None
     piece_seconds: float = 0.0
     semitones: int = 0
+    title: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,9 @@ def longest_quotations(
         begins, ends = (float(text.steps[i]) / STEPS_PER_SECOND for i in (at, at + length + more - 1))
         semitones = int(text.keys[at] - source.keys[piece_at])
         piece_begins = float(source.steps[piece_at]) / STEPS_PER_SECOND
-        found.append(Quotation(equality, length + more, (begins, ends), indices[piece], piece_begins, semitones))
+        index = indices[piece]
+        title = store.pieces[index].title
+        found.append(Quotation(equality, length + more, (begins, ends), index, piece_begins, semitones, title))
     return found
 
 

@@ -21,7 +21,6 @@ from dsmr.cli.terminal import (
 
 if TYPE_CHECKING:
     from dsmr.comparison import Group
-    from dsmr.corpus.store import TokenStore
     from dsmr.statistics import Comparison
 
 
@@ -50,10 +49,10 @@ def compare(
             names = [str(path) for path in music]
         groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), store, split=split)
     if as_json:
-        print_json({"store": store.digest, "groups": [group.to_dict(store) for group in groups]})
+        print_json({"store": store.digest, "groups": [group.to_dict() for group in groups]})
     else:
         for group in groups:
-            print_group(group, store)
+            print_group(group)
     if png is not None:
         from dsmr.plots import histograms
 
@@ -62,7 +61,7 @@ def compare(
             histograms(groups[0].reference.profile.counts, drawn, png)
 
 
-def print_group(group: Group, store: TokenStore) -> None:
+def print_group(group: Group) -> None:
     """Four tables: single numbers, distances of histograms, self-similarity, quotations."""
     reference = group.reference
     corpus = f"{reference.profile.excerpts:,} excerpts of {reference.seconds:.0f} s, {reference.split} split"
@@ -96,9 +95,7 @@ def print_group(group: Group, store: TokenStore) -> None:
     for each in group.music:
         for q in each.quotations:
             unit = "tokens" if q.equality == "tokens" else "notes"
-            where = (
-                "" if q.piece is None else f"{store.pieces[q.piece].title}, {_clock(q.piece_seconds)}, {q.semitones:+d}"
-            )
+            where = "" if q.piece is None else f"{q.title}, {_clock(q.piece_seconds)}, {q.semitones:+d}"
             table.add_row(each.name, q.equality, f"{q.length} {unit}", _clock(q.seconds[0]), where)
     stdout.print(table)
 

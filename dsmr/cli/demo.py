@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from dsmr.cli.scores import print_assessment
+from dsmr.cli.scores import print_probed
 from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, stderr, stdout
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def demo(
 ) -> None:
     """Compose a corpus, train a model on it, score it and let it play: about five minutes on two CPU cores.
 
-    FOLDER will hold the music (MIDI, WAV, piano roll), the curves, the numbers, the corpus and the checkpoints. The
-    exit code is 1 if the model does not beat a bigram, or if its music is not as dense, wide and silent as the corpus.
+    FOLDER will hold a page to look at and listen to (index.html), the music (MIDI, WAV, piano roll), the curves, the
+    numbers, the corpus and the checkpoints. The exit code is 1 if the model does not beat a bigram, or if its music is
+    not as dense, wide and silent as the corpus.
     """
     from dsmr.demo import FULL, QUICK, run_demo
 
@@ -42,7 +43,7 @@ def demo(
 
 
 def _print(outcome: Outcome, out: Path) -> None:
-    from dsmr.demo import METRICS, MUSIC, ROLL, SOUND
+    from dsmr.demo import METRICS, MUSIC, PAGE, SOUND
 
     run, corpus = outcome.run, outcome.corpus
     stdout.print(
@@ -53,7 +54,7 @@ def _print(outcome: Outcome, out: Path) -> None:
         f"training: {run.step:,} steps, {run.tokens:,} tokens, {run.tokens_per_second:,.0f} tokens/s, "
         f"best validation PPL {run.best_ppl:.2f} at step {run.best_step:,}"
     )
-    print_assessment(outcome.assessment)
+    print_probed([outcome.probed])
 
     usual = [f"{each.low:.3g} .. {each.high:.3g}" for each in outcome.music[0]]
     table = Table("", *(each.name.replace("_", " ") for each in outcome.music[0]), title="music by numbers")
@@ -64,4 +65,6 @@ def _print(outcome: Outcome, out: Path) -> None:
     stdout.print(table)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
     stdout.print(f"{sum(outcome.seconds.values()):.0f} s in all: {stages}")
-    stdout.print(f"listen to {out / SOUND} or {out / MUSIC}, look at {out / ROLL}; all numbers are in {out / METRICS}")
+    stdout.print(
+        f"open {out / PAGE} in a browser; listen to {out / SOUND} or {out / MUSIC}; all numbers are in {out / METRICS}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from html import escape, unescape
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from dsmr import demo
 from dsmr.assessment import Assessment
 from dsmr.checkpoint import load_checkpoint
 from dsmr.cli import app
+from dsmr.comparison import NUMBERS, Group, Reference
 from dsmr.corpus.prepare import PrepareReport
 from dsmr.demo import FILES, QUICK, Outcome, run_demo
+from dsmr.distributions import Profile
 from dsmr.evaluation import Evaluation
 from dsmr.midi import read_midi
+from dsmr.probes.comparison import Probed, Span
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, measure
 from dsmr.tokens import NOTE_DTYPE, Performance
 from dsmr.training import Run, TrainingConfig
@@ -57,8 +61,22 @@ def test_writes_down_every_number(ran: tuple[Path, Outcome]) -> None:
     assert written["validation"]["bigram"]["tokens"] == outcome.assessment.whole.tokens
     assert len(written["takes"]) == TINY.takes
     assert [each["name"] for each in written["takes"][0]["compared"]] == list(ESSENTIAL)
+    assert [each["name"] for each in written["music"]["music"]] == [f"take {i + 1}" for i in range(TINY.takes)]
+    assert [each["name"] for each in written["music"]["music"][0]["numbers"]] == list(NUMBERS)
     assert written["failures"] == outcome.failures
     assert sum(written["seconds"].values()) > 0
+
+
+def test_its_page_says_what_is_measured(ran: tuple[Path, Outcome]) -> None:
+    folder, outcome = ran
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for score in (outcome.assessment.whole, outcome.assessment.bigram):
+        assert score is not None
+        assert f'<dd class="value">{score.ppl:.1f} ' in page
+    assert all(escape(failure.replace("_", " ")) in page for failure in outcome.failures)
+    assert all(each.title in unescape(page) for each in outcome.group.music[outcome.chosen].quotations)
+    assert page.count("<figure>") == page.count('role="img" aria-label') - 1 >= 3  # the piano roll is no figure
+    assert len(page) < 10e6
 
 
 def test_finds_that_a_model_of_two_steps_makes_no_music(ran: tuple[Path, Outcome]) -> None:
@@ -86,9 +104,12 @@ def an_outcome(ppl: float, bigram: float, silence: float, beats_bigram: bool = T
     return Outcome(
         corpus=PrepareReport(Path("corpus"), {}, {}, 0.0, 0, ()),
         run=Run(),
-        assessment=Assessment("validation", score(ppl), None, score(bigram)),
+        probed=Probed(
+            "model", "run/best", "digest", Span((8,), 16), Assessment("validation", score(ppl), None, score(bigram))
+        ),
         takes=(),
         music=((Comparison("silence", 0.9, 0.0, 0.1),), (Comparison("silence", silence, 0.0, 0.1),)),
+        group=Group(Reference("train", 1.0, 1, {}, Profile(1.0, 1, {}, {}), [], 0, None), []),
         chosen=1,
         beats_bigram=beats_bigram,
         seconds={},
