@@ -27,9 +27,6 @@ from dsmr.tokens import Performance, fold_pedal
 SOUND_RATE = 22_050
 """Hz: half of what WAV files have, so that a minute and a half of sound is 5 MB of page."""
 
-SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "dsmr"}
-"""Text as text, and equal names for equal things: equal figures are equal bytes."""
-
 
 @dataclass(frozen=True)
 class Number:
@@ -136,7 +133,9 @@ def drawn(draw: Callable[[Path], None]) -> str:
     Args:
         draw: called with the path of the file.
     """
-    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context(SVG_STYLE):
+    # Text as text, and equal names for equal things: equal figures are equal bytes.
+    style = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dsmr"})
+    with tempfile.TemporaryDirectory() as folder, style:
         path = Path(folder) / "figure.svg"
         draw(path)
         svg = path.read_text(encoding="utf-8")

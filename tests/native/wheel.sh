@@ -15,6 +15,7 @@ names = zipfile.ZipFile(sys.argv[1]).namelist()
 libraries = sorted(name for name in names if name.endswith((".so", ".dylib")))
 assert [name.rpartition(".")[0] for name in libraries] == ["dsmr/native/libdsmr_native", "dsmr_kernels/backends/cpu/libdsmr_kernels"], libraries
 assert not [name for name in names if "/src/" in name], "sources in the wheel"
+assert "dsmr/page.html" in names, "no template of the demonstration's page"
 PYTHON
 
 python -m pip install --disable-pip-version-check --no-deps --quiet --target "$folder/packages" "$wheel"
