@@ -121,15 +121,12 @@ class LaneStream(Iterator[Batch]):
         )
         self._lanes = [_Lane() for _ in range(lanes)]
         self._first_lane = rank * lanes
-        self._real_positions = self._all_positions = 0
         self._identity = {
             "store": store.digest,
             "pieces": zlib.crc32(np.asarray(pieces, dtype=np.int64).tobytes()),
-            "lanes": lanes,
+            "lanes": world_size * lanes,
             "epochs": epochs,
             "seed": seed,
-            "rank": rank,
-            "world_size": world_size,
         }
 
     @property
@@ -139,15 +136,16 @@ class LaneStream(Iterator[Batch]):
 
     @property
     def waste(self) -> float:
-        """Measured: the fraction of all positions given out so far that held no real token."""
-        return 1.0 - self._real_positions / self._all_positions if self._all_positions else 0.0
+        """Measured: the fraction of all positions of this rank given out so far that held no real token."""
+        positions = sum(lane.positions for lane in self._lanes)
+        return 1.0 - sum(lane.tokens for lane in self._lanes) / positions if positions else 0.0
 
     def describe(self) -> str:
         """One line for a log: what streams how, and the waste measured so far."""
         return (
             f"{len(self._deal.pieces):,} whole pieces, {self.epoch_positions:,} tokens an epoch, "
             f"{self.lanes} lanes x {self.segment} tokens; "
-            f"{self._all_positions:,} positions so far, {self.waste:.2%} of them without a token"
+            f"{sum(lane.positions for lane in self._lanes):,} positions so far, {self.waste:.2%} of them without a token"
         )
 
     def __next__(self) -> Batch:
@@ -173,66 +171,86 @@ class LaneStream(Iterator[Batch]):
             segment_len[b] = filled
         if not segment_len.any():
             raise StopIteration
-        self._real_positions += int(segment_len.sum())
-        self._all_positions += segment_len.size * self.segment
+        for lane, tokens_read in zip(self._lanes, segment_len.tolist(), strict=True):
+            lane.tokens += tokens_read
+            lane.positions += self.segment
         return Batch(*(torch.from_numpy(a) for a in (tokens, targets, segment_start, segment_len, reset, piece)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every lane stands, as plain JSON values, under 100 bytes a lane; every rank has its own."""
+        """Where every lane of this rank stands, as plain JSON values.
+
+        `lanes` is a list of one entry a lane, and nothing else depends on the rank: the lists of all ranks, one after
+        the other in the order of ranks, are the state of the whole stream, whatever the number of ranks.
+        """
         return {
             "stream": dict(self._identity),
-            "deal": {"epoch": self._deal.epoch, "cursor": self._deal.cursor, "dealt": self._deal.dealt()},
             "lanes": [
-                {
-                    "epoch": lane.epoch,
-                    "piece": lane.piece,
-                    "offset": lane.offset,
-                    "waiting": [list(w) for w in lane.waiting],
-                }
+                {name: getattr(lane, name) for name in ("begun", "epoch", "piece", "offset", "tokens", "positions")}
                 for lane in self._lanes
             ],
-            "positions": [self._real_positions, self._all_positions],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where the stream that gave `state` stood; only `segment` may differ from that stream's.
+        """Continue exactly where the stream that gave `state` stood.
+
+        Args:
+            state: of the whole stream, see `state_dict`. It may come from any number of ranks; only `segment` and how
+                the lanes are shared out among ranks may differ from that stream's.
 
         Raises:
-            ValueError: if `state` is of another stream (store, pieces, lanes, epochs, seed, rank or world size), or if
-                `transform` is not the one it was saved under and this can be seen by a piece's length.
+            ValueError: if `state` is of another stream (store, pieces, lanes of all ranks, epochs or seed), or if
+                `transform` is not the one it was saved under and this can be seen by a piece's length. The stream then
+                stands where it stood.
         """
         for key, mine in self._identity.items():
             if (theirs := state["stream"][key]) != mine:
                 raise ValueError(f"the saved stream is another one: its {key} is {theirs!r}, here {mine!r}")
-        lanes = [_Lane(waiting=deque((epoch, piece) for epoch, piece in saved["waiting"])) for saved in state["lanes"]]
-        for lane, saved in zip(lanes, state["lanes"], strict=True):
-            if saved["piece"] < 0:
-                continue
-            lane.begin(saved["epoch"], saved["piece"], self._read(saved["epoch"], saved["piece"]))
-            assert lane.ids is not None
-            if not 0 <= saved["offset"] < len(lane.ids) - 1:
-                raise ValueError(
-                    f"the saved stream stands at token {saved['offset']} of piece {saved['piece']}, "
-                    f"which has {len(lane.ids)} ids here: was it saved under another transform?"
-                )
-            lane.offset = saved["offset"]
-        self._deal.resume(**state["deal"])
-        self._lanes = lanes
-        self._real_positions, self._all_positions = state["positions"]
+        if len(state["lanes"]) != (total := self._identity["lanes"]):
+            raise ValueError(f"the saved stream must tell of all {total} lanes of all ranks, got {len(state['lanes'])}")
+        deal, lanes = self._deal.anew(), [_Lane() for _ in self._lanes]
+        for b, lane in enumerate(lanes):
+            saved = state["lanes"][self._first_lane + b]
+            hand = None
+            for _ in range(saved["begun"]):  # the deal is a function of the identity: dealt again, it is the same
+                hand = self._next_piece(deal, lanes, b)
+            lane.begun, lane.tokens, lane.positions = saved["begun"], saved["tokens"], saved["positions"]
+            lane.epoch = saved["epoch"]
+            if saved["piece"] >= 0:
+                if hand != (saved["epoch"], saved["piece"]):
+                    raise ValueError(
+                        f"the saved stream reads piece {saved['piece']} of epoch {saved['epoch']} in lane "
+                        f"{self._first_lane + b}, here it would read (epoch, piece) {hand}"
+                    )
+                self._resume_piece(lane, saved)
+        self._deal, self._lanes = deal, lanes
+
+    def _resume_piece(self, lane: _Lane, saved: dict[str, Any]) -> None:
+        lane.piece, lane.offset = saved["piece"], saved["offset"]
+        lane.ids = self._read(lane.epoch, lane.piece)
+        if not 0 <= lane.offset < len(lane.ids) - 1:
+            raise ValueError(
+                f"the saved stream stands at token {lane.offset} of piece {lane.piece}, "
+                f"which has {len(lane.ids)} ids here: was it saved under another transform?"
+            )
 
     def _begin_piece(self, b: int) -> bool:
         """Lane b begins the next piece dealt to it; False when the one pass is over for it."""
-        lane = self._lanes[b]
-        while not lane.waiting:
-            hand = self._deal.next()
+        hand = self._next_piece(self._deal, self._lanes, b)
+        if hand is None:
+            return False
+        self._lanes[b].begin(*hand, self._read(*hand))
+        return True
+
+    def _next_piece(self, deal: _Deal, lanes: list[_Lane], b: int) -> tuple[int, int] | None:
+        """`(epoch, piece)` that lane b is to read next: dealing on until there is one for it; None after the pass."""
+        while not lanes[b].waiting:
+            hand = deal.next()
             if hand is None:
-                return False
+                return None
             owner, epoch, piece = hand
             if 0 <= owner - self._first_lane < self.lanes:
-                self._lanes[owner - self._first_lane].waiting.append((epoch, piece))
-        epoch, piece = lane.waiting.popleft()
-        lane.begin(epoch, piece, self._read(epoch, piece))
-        return True
+                lanes[owner - self._first_lane].waiting.append((epoch, piece))
+        return lanes[b].waiting.popleft()
 
     def _read(self, epoch: int, piece: int) -> NDArray[np.uint16]:
         ids = self._store.piece(piece)
@@ -245,15 +263,22 @@ class LaneStream(Iterator[Batch]):
 
 @dataclass
 class _Lane:
-    """One lane's place: the piece it is in (`ids` is None between pieces) and the pieces dealt to it that wait."""
+    """One lane's place: the piece it is in (`ids` is None between pieces) and the pieces dealt to it that wait.
 
+    `begun` counts the pieces it has begun, `positions` what it has given out, `tokens` those of them with a token.
+    """
+
+    begun: int = 0
     epoch: int = 0
     piece: int = -1
     offset: int = 0
+    tokens: int = 0
+    positions: int = 0
     ids: NDArray[np.uint16] | None = None
     waiting: deque[tuple[int, int]] = field(default_factory=deque)
 
     def begin(self, epoch: int, piece: int, ids: NDArray[np.uint16]) -> None:
+        self.begun += 1
         self.epoch, self.piece, self.offset, self.ids = epoch, piece, 0, ids
 
     def advance(self, count: int) -> None:
@@ -268,18 +293,15 @@ class _Deal:
 
     def __init__(self, *, pieces: list[int], positions: list[int], lanes: int, endless: bool, seed: int) -> None:
         self.pieces, self.positions, self.endless, self.seed = pieces, positions, endless, seed
-        self.resume(epoch=0, cursor=0, dealt=[0] * lanes)
+        self.epoch = self.cursor = 0
+        self._heap = [(0, lane) for lane in range(lanes)]  # positions dealt to each lane so far; a heap as it is
+        self._order = self._order_of(0)
 
-    def resume(self, *, epoch: int, cursor: int, dealt: list[int]) -> None:
-        """Go on from piece number `cursor` of `epoch`, `dealt[lane]` positions having been given to each lane."""
-        self.epoch, self.cursor = epoch, cursor
-        self._heap = [(positions, lane) for lane, positions in enumerate(dealt)]
-        heapq.heapify(self._heap)
-        self._order = self._order_of(epoch)
-
-    def dealt(self) -> list[int]:
-        """Positions dealt to each lane so far."""
-        return [positions for positions, _ in sorted(self._heap, key=lambda entry: entry[1])]
+    def anew(self) -> _Deal:
+        """The same deal from its beginning."""
+        return _Deal(
+            pieces=self.pieces, positions=self.positions, lanes=len(self._heap), endless=self.endless, seed=self.seed
+        )
 
     def next(self) -> tuple[int, int, int] | None:
         """`(lane, epoch, piece)`, or None after the only pass."""

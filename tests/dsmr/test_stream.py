@@ -234,7 +234,7 @@ def test_the_memory_clock_follows_the_pieces(store, epochs):
 @pytest.mark.parametrize("epochs", [None, 1], ids=["endless", "one-pass"])
 @pytest.mark.parametrize("after", [0, 1, 3, 11])
 def test_a_resumed_stream_continues_identically(store, after, epochs, transform):
-    options = {"epochs": epochs, "transform": transform, "lanes": 2, "rank": 1, "world_size": 2}
+    options = {"epochs": epochs, "transform": transform}
     stream = stream_of(store, **options)
     take(stream, after)
     state = json.dumps(stream.state_dict())
@@ -246,6 +246,53 @@ def test_a_resumed_stream_continues_identically(store, after, epochs, transform)
     assert all(map(same, rest, again))
     assert resumed.waste == stream.waste
     assert resumed.state_dict() == stream.state_dict()
+
+
+def ranks_of(store, lanes_of_each, **options):
+    ranks = 4 // lanes_of_each
+    return [stream_of(store, lanes=lanes_of_each, rank=r, world_size=ranks, **options) for r in range(ranks)]
+
+
+def whole_state(ranks):
+    states = [stream.state_dict() for stream in ranks]
+    return {**states[0], "lanes": [lane for state in states for lane in state["lanes"]]}
+
+
+@pytest.mark.parametrize("transform", [None, lengthen_some], ids=["plain", "lengths-change"])
+@pytest.mark.parametrize("after", [0, 3, 40])
+@pytest.mark.parametrize("then", [1, 2, 4], ids="then-{}-lanes-a-rank".format)
+@pytest.mark.parametrize("first", [1, 2, 4], ids="{}-lanes-a-rank".format)
+def test_lanes_resume_on_any_number_of_ranks(store, first, then, after, transform):
+    one = stream_of(store, lanes=4, transform=transform)
+    expected = take(one, after + 20)[after:]
+    before = ranks_of(store, first, transform=transform)
+    for stream in before:
+        take(stream, after)
+    resumed = ranks_of(store, then, transform=transform)
+    for stream in resumed:
+        stream.load_state_dict(json.loads(json.dumps(whole_state(before))))
+    assert whole_state(resumed) == whole_state(before)
+    for batch in expected:
+        parts = [next(stream) for stream in resumed]
+        assert same(batch, type(batch)(*(torch.cat([getattr(p, name) for p in parts]) for name in vars(batch))))
+
+
+def test_the_state_of_one_of_several_ranks_is_not_enough(store):
+    rank = ranks_of(store, 2)[1]
+    with pytest.raises(ValueError, match="must tell of all 4 lanes of all ranks, got 2"):
+        rank.load_state_dict(rank.state_dict())
+
+
+def test_a_state_that_no_deal_leads_to_is_refused_and_changes_nothing(store):
+    stream = stream_of(store)
+    take(stream, 3)
+    state = json.loads(json.dumps(stream.state_dict()))
+    before = stream.state_dict()
+    reading = next(b for b, lane in enumerate(state["lanes"]) if lane["piece"] >= 0)
+    state["lanes"][reading]["begun"] += 1
+    with pytest.raises(ValueError, match=rf"reads piece \d+ of epoch \d in lane {reading}, here it would read"):
+        stream.load_state_dict(state)
+    assert stream.state_dict() == before
 
 
 def test_a_stream_resumes_at_another_segment_length(store):
