@@ -82,12 +82,12 @@ def save_checkpoint(
     if model.config.vocab_size != VOCAB_SIZE:
         raise ValueError(f"model: expected the {VOCAB_SIZE} ids of {CODEC!r}, got vocab_size={model.config.vocab_size}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    info = CheckpointInfo(model.config, dict(training or {}), digest=_digest(weights))
+    info = CheckpointInfo(model.config, dict(training or {}), digest=digest_tensors(weights))
     document = json.dumps(info.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS_FILE, save(weights, {"format": "pt", _METADATA_KEY: document}))
-    _write(folder / CONFIG_FILE, f"{document}\n".encode())
+    write_durably(folder / WEIGHTS_FILE, save(weights, {"format": "pt", _METADATA_KEY: document}))
+    write_durably(folder / CONFIG_FILE, f"{document}\n".encode())
     return info
 
 
@@ -106,14 +106,14 @@ def load_checkpoint(
         CheckpointError: not a checkpoint, one of another format or vocabulary, or a damaged one.
     """
     file = _find(source)
-    with _opened(file) as opened:
+    with open_tensors(file) as opened:
         info = _info(file, opened)
         # Cloned, or the tensors would be windows on a file that somebody may truncate under them.
         weights = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # it is no dict
     with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
         model = Transformer(info.config)
     _check_weights(file, weights, model.state_dict())
-    if (digest := _digest(weights)) != info.digest:
+    if (digest := digest_tensors(weights)) != info.digest:
         raise CheckpointError(f"{file}: expected weights of SHA-256 {info.digest}, got {digest}: the file is damaged")
     model.load_state_dict(weights, assign=True)
     return model.to(device).eval(), info
@@ -122,7 +122,7 @@ def load_checkpoint(
 def read_info(source: str | os.PathLike[str]) -> CheckpointInfo:
     """What the checkpoint at `source` says of itself, without reading its weights; raises as `load_checkpoint`."""
     file = _find(source)
-    with _opened(file) as opened:
+    with open_tensors(file) as opened:
         return _info(file, opened)
 
 
@@ -149,7 +149,8 @@ def _from_hub(repository: str) -> Path:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def open_tensors(file: Path) -> Iterator[Any]:
+    """An open safetensors file; within, what is wrong with it is a `CheckpointError`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -201,7 +202,7 @@ def _check_weights(file: Path, weights: dict[str, Tensor], expected: dict[str, T
         raise CheckpointError(f"{file}: expected weights of one floating-point type, got {sorted(map(str, types))}")
 
 
-def _digest(weights: Mapping[str, Tensor]) -> str:
+def digest_tensors(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over names and values in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
@@ -210,7 +211,7 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(file: Path, content: bytes) -> None:
+def write_durably(file: Path, content: bytes) -> None:
     """Replace `file` by `content` in one step; until then, and whatever happens, it is what it was."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
@@ -221,9 +222,14 @@ def _write(file: Path, content: bytes) -> None:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name must outlast a power cut too; elsewhere folders cannot be flushed
-        folder = os.open(file.parent, os.O_RDONLY)
+    flush_folder(file.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Let what was made, renamed and removed in `folder` outlast a power cut."""
+    if os.name == "posix":  # elsewhere folders cannot be flushed
+        opened = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)

@@ -40,7 +40,9 @@ StrideOption = Annotated[
     int | None,
     typer.Option(metavar="N", help="Keep one in every so many tokens.", show_default="all", rich_help_panel=SHAPE),
 ]
-KeepOption = Annotated[Literal["last", "random"], typer.Option(help="Which one of them.", rich_help_panel=SHAPE)]
+KeepOption = Annotated[
+    Literal["last", "random"], typer.Option("--stride-keep", help="Which one of them.", rich_help_panel=SHAPE)
+]
 
 
 def schedule(

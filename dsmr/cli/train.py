@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +10,6 @@ import typer
 
 from dsmr.cli.schedule import HorizonsOption, KeepOption, StrideOption, make_retention, parse_horizons
 from dsmr.cli.terminal import (
-    INTERRUPTED,
     BadInput,
     CommandError,
     DeviceOption,
@@ -24,13 +23,22 @@ from dsmr.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from dsmr.checkpoint import CheckpointInfo
+    from dsmr.model import ModelConfig, Transformer
     from dsmr.schedules import Schedule
+    from dsmr.training import RunFolder, TrainingConfig
     from dsmr_kernels import Retention
 
 MODEL, OPTIMISATION = "Model: the preset's values, unless told otherwise", "Optimisation"
 
+SCHEDULE = ("schedule", "budget", "horizons", "stride", "layers")
+SIZES = ("segment", "width", "heads", "kv_heads", "window", "position", "dropout")
+SETTINGS = ("steps", "minutes", "lanes", "accumulate", "learning_rate", "semitones", "tempo", "validations", "seed")
+"""Names of the options that shape the schedule, that are fields of `ModelConfig`, and of `TrainingConfig`."""
+
 
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Option("--data", metavar="STORE", help="The token store to learn from.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="RUN", help="The folder for checkpoints and measurements.")
@@ -42,6 +50,15 @@ def train(
     init_from: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights; the model is theirs, too.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in RUN, from its newest checkpoint.")
+    ] = False,
+    keep: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Keep so many of the newest checkpoints, besides the best.")
+    ] = 2,
+    save_minutes: Annotated[
+        float, typer.Option(metavar="MINUTES", help="Save at least that often, not only after validations.")
+    ] = 10.0,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard as well.")] = False,
@@ -64,7 +81,7 @@ def train(
     ] = None,
     horizons: HorizonsOption = None,
     stride: StrideOption = None,
-    keep: KeepOption = "last",
+    stride_keep: KeepOption = "last",
     layers: Annotated[
         int | None, typer.Option(metavar="N", help="Layers, of --schedule.", rich_help_panel=MODEL)
     ] = None,
@@ -105,77 +122,103 @@ def train(
 ) -> None:
     """Train a model on whole pieces.
 
-    RUN/best and RUN/last will be its checkpoints, RUN/metrics.jsonl the measurements. Ctrl-C saves RUN/last and ends
-    the run. The exit code is 1 if training diverged.
+    RUN/best and RUN/last will be its checkpoints, RUN/metrics.jsonl the measurements. Ctrl-C saves and ends the run,
+    SIGTERM too; **--resume** goes on with it, or with one that was killed, as if nothing had happened: give --out,
+    --data and nothing else that the run was begun with, or all of it. The exit code is 1 if training diverged or RUN
+    could not be written.
     """
-    import torch
-
-    from dsmr.checkpoint import load_checkpoint
-    from dsmr.model import Transformer
-    from dsmr.model import preset as make_preset
-    from dsmr.training import BEST, LAST, DivergedError, TrainingConfig
+    from dsmr.checkpoint import CheckpointError, read_info
+    from dsmr.training import BEST, LAST, DivergedError, RunFolder
     from dsmr.training import train as run_training
 
-    shape: dict[str, Any] = {
-        "schedule": schedule,
-        "budget": budget,
-        "horizons": horizons,
-        "stride": stride,
-        "layers": layers,
-    }
-    sizes: dict[str, Any] = {
-        "segment": segment,
-        "width": width,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "window": window,
-        "position": position,
-        "dropout": dropout,
-    }
-    if init_from is not None:
-        _refuse(shape | sizes, "the model is that of --init-from")
-    elif schedule is None:
-        _refuse(shape, "it needs --schedule")
-    where = choose_device(device)
+    given = {name: value for name, value in context.params.items() if _on_command_line(context, name)}
+    if resume:
+        _refuse(given, ("init_from", "force"), "a run that is resumed goes on as it is")
+    where, folder = choose_device(device), RunFolder(out)
     with reading_input():
         store = open_store(data, "train", "validation")
-        config = TrainingConfig(
-            steps=steps,
-            minutes=minutes,
-            lanes=lanes,
-            accumulate=accumulate,
-            learning_rate=learning_rate,
-            semitones=semitones,
-            tempo=tempo,
-            validations=validations,
-            seed=seed,
-        )
-        torch.manual_seed(seed)  # of the new model's weights
-        if init_from is not None:
-            model = load_checkpoint(init_from)[0]
-        else:
-            changes = {name: value for name, value in sizes.items() if value is not None}
-            if schedule is not None:
-                retention = make_retention(stride, keep)
-                changes["schedule"] = _schedule(preset, schedule, budget, layers, parse_horizons(horizons), retention)
-            model = Transformer(make_preset(preset, **changes))
-    _make_room(out, force)
+        began = read_info(folder.newest()) if resume else None
+        config = _training_config(context.params, given, began)
+        model = _model(context.params, given, began)
+    if not resume:
+        _make_room(folder, force)
     try:
-        run = run_training(model.to(where), store, config, out, console=stderr, tensorboard=tensorboard)
+        run = run_training(
+            model.to(where),
+            store,
+            config,
+            out,
+            resume=resume,
+            keep=keep,
+            save_minutes=save_minutes,
+            console=stderr,
+            tensorboard=tensorboard,
+        )
+    except CheckpointError as error:
+        raise BadInput(str(error)) from error
     except (DivergedError, OSError) as error:
         raise CommandError(str(error)) from error
     if run.best_ppl is not None:
         stdout.print(f"{out / BEST}: validation PPL {run.best_ppl:.2f} at step {run.best_step:,}", markup=False)
     stdout.print(f"{out / LAST}: {run.step:,} steps, {run.tokens:,} tokens", markup=False)
-    if run.interrupted:
-        raise typer.Exit(INTERRUPTED)
+    if run.interrupted is not None:
+        raise typer.Exit(128 + run.interrupted)
 
 
-def _refuse(options: dict[str, Any], reason: str) -> None:
+def _on_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse(given: dict[str, Any], names: tuple[str, ...], reason: str) -> None:
     """End the command if one of these options was given."""
-    for name, value in options.items():
-        if value is not None:
+    for name in names:
+        if name in given:
             raise BadInput(f"--{name.replace('_', '-')}: {reason}")
+
+
+def _training_config(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo | None) -> TrainingConfig:
+    """What the options say; where a run is resumed, its own settings but for options that were given."""
+    from dsmr.training import TrainingConfig
+
+    if began is None:
+        return TrainingConfig(**{name: options[name] for name in SETTINGS})
+    own = TrainingConfig.from_dict(began.training["config"])
+    return replace(own, **{name: given[name] for name in SETTINGS if name in given})
+
+
+def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo | None) -> Transformer:
+    """A new model, one to start from, or one with the configuration of the run that is resumed.
+
+    If that run's options are given again they are taken at their word, so that `train` can compare.
+    """
+    import torch
+
+    from dsmr.checkpoint import load_checkpoint
+    from dsmr.model import Transformer
+
+    if options["init_from"] is not None:
+        _refuse(given, SCHEDULE + SIZES, "the model is that of --init-from")
+        return load_checkpoint(options["init_from"])[0]
+    if began is not None and not given.keys() & {"preset", "stride_keep", *SCHEDULE, *SIZES}:
+        return Transformer(began.config)
+    if options["schedule"] is None:
+        _refuse(given, SCHEDULE, "it needs --schedule")
+    torch.manual_seed(options["seed"])  # of the new model's weights
+    return Transformer(_model_config(options))
+
+
+def _model_config(options: dict[str, Any]) -> ModelConfig:
+    from dsmr.model import preset as make_preset
+
+    changes = {name: options[name] for name in SIZES if options[name] is not None}
+    if options["schedule"] is not None:
+        retention = make_retention(options["stride"], options["stride_keep"])
+        horizons = parse_horizons(options["horizons"])
+        changes["schedule"] = _schedule(
+            options["preset"], options["schedule"], options["budget"], options["layers"], horizons, retention
+        )
+    return make_preset(options["preset"], **changes)
 
 
 def _schedule(
@@ -197,13 +240,8 @@ def _schedule(
     return make_schedule(name, layers, budget_tokens=budget, horizons=horizons, retention=retention)
 
 
-def _make_room(run: Path, force: bool) -> None:
+def _make_room(folder: RunFolder, force: bool) -> None:
     """Remove an older run's files from the folder, if that is wanted; refuse the folder if it is not."""
-    from dsmr.training import BEST, LAST, METRICS_FILE
-
-    check_free(run / METRICS_FILE, force)
-    for name in (METRICS_FILE, BEST, LAST, "tensorboard"):
-        if (path := run / name).is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    if folder.holds_run:
+        check_free(folder.path, force)
+    folder.clear()

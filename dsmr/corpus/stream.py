@@ -142,10 +142,11 @@ class LaneStream(Iterator[Batch]):
 
     def describe(self) -> str:
         """One line for a log: what streams how, and the waste measured so far."""
+        positions = sum(lane.positions for lane in self._lanes)
         return (
             f"{len(self._deal.pieces):,} whole pieces, {self.epoch_positions:,} tokens an epoch, "
             f"{self.lanes} lanes x {self.segment} tokens; "
-            f"{sum(lane.positions for lane in self._lanes):,} positions so far, {self.waste:.2%} of them without a token"
+            f"{positions:,} positions so far, {self.waste:.2%} of them without a token"
         )
 
     def __next__(self) -> Batch:

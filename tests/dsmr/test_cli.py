@@ -224,7 +224,7 @@ class TestSchedule:
     def test_takes_every_shape(self) -> None:
         explicit = json.loads(succeeds("schedule", "explicit", "--layers", 3, "--horizons", "512,64,8", "--json"))
         assert explicit["horizons"] == [512, 64, 8]
-        kept = json.loads(succeeds("schedule", "selective", "--stride", 4, "--keep", "random", "--json"))
+        kept = json.loads(succeeds("schedule", "selective", "--stride", 4, "--stride-keep", "random", "--json"))
         assert kept["retention"] == {"stride": 4, "keep": "random"}
 
     @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""Training: whole pieces streamed through lanes, backpropagation one segment long, the memory carried on.
+
+`train` is the whole of it; `Trainer` is a model in training, without a folder and without a reader.
+"""
+
+from dsmr.training.config import TrainingConfig
+from dsmr.training.divergence import DivergedError
+from dsmr.training.folder import BEST, LAST, METRICS_FILE, RunFolder, SaveError
+from dsmr.training.loop import train
+from dsmr.training.optimisation import accumulate_gradients, make_optimizer
+from dsmr.training.run import Run, perplexity
+from dsmr.training.trainer import Trainer
+
+__all__ = [
+    "BEST",
+    "LAST",
+    "METRICS_FILE",
+    "DivergedError",
+    "Run",
+    "RunFolder",
+    "SaveError",
+    "Trainer",
+    "TrainingConfig",
+    "accumulate_gradients",
+    "make_optimizer",
+    "perplexity",
+    "train",
+]

@@ -1,0 +1,98 @@
+"""How a model is trained: every setting that its result depends on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; stored in every checkpoint that training writes.
+
+    Args:
+        steps, minutes: the budget: optimiser steps, minutes on the clock, or both (whichever ends first). With steps
+            alone a run is deterministic; with minutes the learning rate follows the clock, so that a run is complete
+            when its time is over, on any machine.
+        lanes: B, pieces streamed side by side.
+        accumulate: segments of every lane in one optimiser step.
+        learning_rate: the highest, reached at the end of the warm-up.
+        min_learning_rate: the last, at the end of a cosine (Loshchilov & Hutter 2017, without restarts).
+        warmup: the fraction of the budget in which the learning rate rises evenly from 0.
+        weight_decay: of AdamW (Loshchilov & Hutter 2019), for matrices; biases, norms and the embedding are exempt.
+        betas: of AdamW.
+        clip: the largest norm of all gradients together.
+        semitones, tempo: augmentation, see `dsmr.corpus.augment.Augmentation`; both 0: none.
+        validations: how many, spread evenly over the budget; the last one is at its end.
+        validation_tokens: how many tokens each of them scores, always the same ones; None: the whole split.
+        log_every: steps between two rows of `metrics.jsonl`.
+        autocast: compute in bfloat16 where PyTorch deems it safe; "auto": on GPUs that have it. (On a CPU with
+            AVX512-BF16 it brought `tiny` no clear gain: there attention computes in float32 all the same.)
+        seed: of the order of pieces, the augmentation and the dropout.
+
+    Raises:
+        ValueError: a value out of its range, or no budget.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    lanes: int = 4
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 0.0
+    warmup: float = 0.02
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    semitones: int = 3
+    tempo: float = 0.05
+    validations: int = 10
+    validation_tokens: int | None = 32_768
+    log_every: int = 10
+    autocast: bool | Literal["auto"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise ValueError("steps, minutes: expected a budget in at least one of them, got none")
+        for name in ("steps", "lanes", "accumulate", "validations", "validation_tokens", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        for name in ("minutes", "learning_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+        if not 0 <= self.min_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate: expected 0 to learning_rate={self.learning_rate}, got {self.min_learning_rate}"
+            )
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: expected a fraction of the budget below 1, got {self.warmup}")
+        if self.autocast not in (True, False, "auto"):
+            raise ValueError(f"autocast: expected True, False or 'auto', got {self.autocast!r}")
+
+    def progress(self, step: int, seconds: float, reserve: float = 0.0) -> float:
+        """The fraction of the budget used up by step `step` (from 1), begun `seconds` after the beginning.
+
+        `reserve`: seconds of the budget that are not for training.
+        """
+        by_step = step / self.steps if self.steps else 0.0
+        by_clock = seconds / max(60 * self.minutes - reserve, 1e-9) if self.minutes else 0.0
+        return min(max(by_step, by_clock), 1.0)
+
+    def learning_rate_at(self, progress: float) -> float:
+        """The learning rate at a fraction of the budget."""
+        if progress < self.warmup:
+            return self.learning_rate * progress / self.warmup
+        cosine = math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))
+        return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * (1 + cosine) / 2
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        """The inverse of `dataclasses.asdict`, by way of JSON; ValueError names fields that are missing or unknown."""
+        if values.keys() != (known := set(cls.__dataclass_fields__)):
+            raise ValueError(f"config: expected the fields {sorted(known)}, got {sorted(values)}")
+        first, second = values["betas"]
+        return cls(**{**values, "betas": (first, second)})

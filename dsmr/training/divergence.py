@@ -1,0 +1,67 @@
+"""When training has gone wrong for good: a loss that is not finite, or worse than knowing nothing for long."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dsmr.corpus.store import TokenStore
+from dsmr.corpus.stream import Batch
+
+WINDOW = 100
+"""Steps that `LossWatch` looks back on."""
+
+
+class DivergedError(RuntimeError):
+    """A loss or a gradient stopped being finite, or the loss exploded."""
+
+
+class LossWatch:
+    """Notices an exploded loss, and no healthy run.
+
+    A model that knows nothing pays log(vocabulary) nats a token, and an untrained one hardly more. The loss has
+    exploded when the last `WINDOW` steps together cost more than a nat a step above that: e.g. every one of them more
+    than a nat, or ten of them ten nats. Steps before the first count as knowing nothing, steps below that level make
+    up for others: a spike in a run that has learned something can never trigger it, however long the spike lasts,
+    before it has outweighed all the steps it is part of.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.ignorance = math.log(vocab_size)
+        self.losses: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, loss: float) -> None:
+        """Take note of a step's loss, nats per token."""
+        self.losses.append(loss)
+
+    @property
+    def excess(self) -> float:
+        """Nats a step above knowing nothing, over the last `WINDOW` steps."""
+        return sum(loss - self.ignorance for loss in self.losses) / WINDOW
+
+    @property
+    def exploded(self) -> bool:
+        """Whether to end the run."""
+        return self.excess > 1
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the last step alone was as bad as that: no moment to take for a good state."""
+        return bool(self.losses) and self.losses[-1] > self.ignorance + 1
+
+
+def describe_worst(nll: Tensor, batches: Sequence[Batch], store: TokenStore) -> str:
+    """Where the loss was highest (or not a number): lane and piece, for people.
+
+    Args:
+        nll: `[segments, B]`, as `accumulate_gradients` returns it for `batches`.
+        batches: the segments.
+        store: knows the pieces' names.
+    """
+    number, lane = divmod(int(nll.argmax()), nll.shape[1])  # not a number counts as the largest
+    pieces = sorted(set(batches[number].piece[lane].tolist()) - {-1})
+    names = ", ".join(f"{index} ({store.pieces[index].title!r})" for index in pieces)
+    return f"lane {lane}, piece{'s' * (len(pieces) > 1)} {names} with a loss of {float(nll[number, lane]):.4g}"

@@ -1,0 +1,60 @@
+"""How far a run has come."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Run:
+    """How far a run has come; every field but `interrupted` is saved and restored.
+
+    `progress` is the fraction of the budget used up. `training_seconds` leaves validation and saving out.
+    `validations` counts them, `validation_seconds` is what the last one took. PPL is exp of the validation loss; None
+    before the first validation. `peak_memory` is in bytes: of the GPU, or else of the whole process (None where the
+    system does not tell). `interrupted`: the number of the signal that ended the run before its time.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    progress: float = 0.0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    validations: int = 0
+    validation_seconds: float = 0.0
+    last_ppl: float | None = None
+    best_ppl: float | None = None
+    best_step: int | None = None
+    peak_memory: int | None = None
+    interrupted: int | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of training alone."""
+        return self.tokens / self.training_seconds if self.training_seconds else 0.0
+
+    def counters(self) -> dict[str, Any]:
+        """What is saved: plain JSON values."""
+        return {name: value for name, value in asdict(self).items() if name != "interrupted"}
+
+
+def perplexity(nll: float) -> float:
+    """Exp of nats per token; infinite where a float ends."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU, else of the process where the system keeps count."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

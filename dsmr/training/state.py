@@ -1,0 +1,146 @@
+"""The rest of a training's state: what a checkpoint's folder holds beside the model, so that training can go on.
+
+`training.safetensors` holds tensors and, in its metadata, one JSON document and a SHA-256 over both. **Nothing in it
+belongs to a process**: what differs between lanes is stored by global lane, and `dsmr.corpus.stream` promises that 2
+ranks of 2 lanes read what 1 rank of 4 lanes reads; so a run may be resumed by any number of processes that share out
+its lanes. The document:
+
+- `run`: the counters, `Run.counters()`; the same on all ranks.
+- `config`: `TrainingConfig`, whose `lanes` are those of all ranks; `store`: the digest of the token store.
+- `stream`: `LaneStream.state_dict()`: its `lanes` are a list in the order of global lanes.
+- `losses`: of the last steps, for `LossWatch`; `report`: where the measurements stand, see `Report.state_dict`.
+- `weights`: the digest of the model that it belongs to.
+
+The tensors:
+
+- `optimizer.NAME.KEY`: AdamW's state `KEY` (`step`, `exp_avg`, `exp_avg_sq`) of the parameter `NAME`.
+- `memory.horizons`, `memory.geometry`: what the memory is; no lanes.
+- `memory.lanes.*`: its contents, **lanes first in every one of them**: `clock [B, 3]`, `layers.0.k [B, Hkv, C, D]`,
+  ...: ranks' parts are put together, and shared out, along dimension 0.
+
+There are no random generators in it: the order of pieces and their augmentation are functions of the seed, the epoch
+and the piece, dropout of the seed and the step (`seed_step`), and nothing else in training is random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsmr.checkpoint import CheckpointError, digest_tensors, open_tensors, write_durably
+from dsmr.model import Transformer
+from dsmr_kernels import MemoryStack
+
+STATE_FILE = "training.safetensors"
+STATE_VERSION = 1
+
+_DOCUMENT, _DIGEST = "dsmr_training", "sha256"
+_MEMORY, _LANES, _OPTIMIZER = "memory.", "memory.lanes.", "optimizer."
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What the module's docstring describes: a document of plain JSON values, and tensors by name."""
+
+    document: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save_state(folder: Path, state: TrainingState) -> None:
+    """Write `training.safetensors` into a checkpoint's folder, durably; OSError if that cannot be done."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    document = json.dumps({"format_version": STATE_VERSION, **state.document}, ensure_ascii=False, allow_nan=False)
+    content = save(tensors, {"format": "pt", _DOCUMENT: document, _DIGEST: _digest(document, tensors)})
+    write_durably(folder / STATE_FILE, content)
+
+
+def load_state(folder: Path) -> TrainingState:
+    """Read it again, every byte verified.
+
+    Raises:
+        CheckpointError: the file is missing, of another version or damaged.
+    """
+    file = folder / STATE_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: expected {STATE_FILE}, the state of a training to resume; there is none")
+    with open_tensors(file) as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # it is no dict
+    document = metadata.get(_DOCUMENT, "")
+    if (expected := metadata.get(_DIGEST)) != (got := _digest(document, tensors)):
+        raise CheckpointError(f"{file}: expected contents of SHA-256 {expected}, got {got}: the file is damaged")
+    values = json.loads(document)
+    if (version := values.pop("format_version")) != STATE_VERSION:
+        raise CheckpointError(f"{file}: expected version {STATE_VERSION} of a training's state, got {version!r}")
+    return TrainingState(values, tensors)
+
+
+def _digest(document: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{document}\n{digest_tensors(tensors)}".encode()).hexdigest()
+
+
+def memory_tensors(memory: MemoryStack) -> dict[str, Tensor]:
+    """`memory.*`: the lanes of one memory, lanes first; not copied."""
+    state = memory.state_dict()
+    whole = {f"{_MEMORY}{name}": state.pop(name) for name in ("horizons", "geometry")}
+    state["clock"] = state["clock"].T
+    return whole | {f"{_LANES}{name}": tensor for name, tensor in state.items()}
+
+
+def load_memory(memory: MemoryStack, tensors: Mapping[str, Tensor], first_lane: int = 0) -> None:
+    """Fill `memory` from the `memory.*` of all lanes; its own first lane is number `first_lane` among them.
+
+    Raises:
+        ValueError: a memory of another shape, type or geometry; `memory` is then as it was.
+    """
+    lanes = slice(first_lane, first_lane + memory.lanes)
+    state = {name.removeprefix(_LANES): t[lanes] for name, t in tensors.items() if name.startswith(_LANES)}
+    if "clock" in state:
+        state["clock"] = state["clock"].T
+    for name in ("horizons", "geometry"):
+        if (tensor := tensors.get(f"{_MEMORY}{name}")) is not None:
+            state[name] = tensor
+    memory.load_state_dict(state)
+
+
+def optimizer_tensors(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`optimizer.*`; nothing before the first step."""
+    return {
+        f"{_OPTIMIZER}{name}.{key}": tensor
+        for name, parameter in model.named_parameters()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(model: Transformer, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimiser the `optimizer.*` of `model`'s parameters.
+
+    Raises:
+        ValueError: a parameter without them (unless there are none at all), or of another shape; the optimiser is then
+            as it was.
+    """
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(_OPTIMIZER)}
+    keys = ("step", "exp_avg", "exp_avg_sq") if own else ()
+    loaded: dict[nn.Parameter, dict[str, Tensor]] = {parameter: {} for parameter in model.parameters()}
+    for name, parameter in model.named_parameters():
+        for key in keys:
+            shape = [] if key == "step" else list(parameter.shape)
+            tensor = own.pop(f"{_OPTIMIZER}{name}.{key}", None)
+            if tensor is None or list(tensor.shape) != shape:
+                got = "none" if tensor is None else list(tensor.shape)
+                raise ValueError(f"optimizer state: expected {key} of {name!r} of shape {shape}, got {got}")
+            loaded[parameter][key] = tensor.to(parameter.device)
+    if own:
+        raise ValueError(f"optimizer state: expected nothing but the model's parameters, got {next(iter(own))!r} too")
+    for parameter, state in loaded.items():
+        if state:
+            optimizer.state[parameter] = state

@@ -1,0 +1,161 @@
+"""A model in training: all that a step reads and changes, without a folder to save it in and without a reader."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from torch import Tensor, nn
+
+from dsmr.corpus.augment import Augmentation
+from dsmr.corpus.store import TokenStore
+from dsmr.corpus.stream import Batch, LaneStream
+from dsmr.evaluation import evaluate_pieces
+from dsmr.model import Transformer
+from dsmr.training.config import TrainingConfig
+from dsmr.training.divergence import WINDOW, DivergedError, LossWatch, describe_worst
+from dsmr.training.optimisation import accumulate_gradients, make_optimizer, make_precision, seed_step
+from dsmr.training.run import Run, peak_memory, perplexity
+from dsmr.training.state import TrainingState, load_memory, load_optimizer, memory_tensors, optimizer_tensors
+
+
+class Trainer:
+    """A model, its optimiser, the lanes it reads, their memory, and how far all that has come.
+
+    Everything about it is a function of `state()`: another `Trainer` of the same model configuration, store and
+    settings that is given that state goes on exactly as this one does, on the same kind of machine.
+
+    Args:
+        model: on the device to train on; trained in place.
+        store: its splits "train" and "validation" must not be empty.
+        config: see there.
+
+    Raises:
+        ValueError: a split without pieces.
+    """
+
+    def __init__(self, model: Transformer, store: TokenStore, config: TrainingConfig) -> None:
+        self.model, self.store, self.config = model, store, config
+        self._validation, pieces = store.indices("validation"), store.indices("train")
+        if not self._validation or not pieces:
+            raise ValueError(f"store: expected pieces in the splits train and validation of {store.path}, got none")
+        self.device = model.embedding.weight.device
+        self.precision = make_precision(config.autocast, self.device)
+        with self.precision:
+            self.memory = model.new_state(config.lanes)
+        self.stream = LaneStream(
+            store,
+            pieces,
+            lanes=config.lanes,
+            segment=model.config.segment,
+            seed=config.seed,
+            transform=Augmentation(config.semitones, config.tempo, config.seed),
+        )
+        self.optimizer = make_optimizer(model, config)
+        self.watch = LossWatch(model.config.vocab_size)
+        self.run = Run()
+        self._begun = time.monotonic()
+        model.train()
+
+    def step(self) -> float:
+        """One optimiser step; returns its loss, nats per token.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite, or the loss has exploded. The parameters are those
+                of the step before.
+        """
+        run, config, begun = self.run, self.config, time.monotonic()
+        run.progress = config.progress(run.step + 1, begun - self._begun, run.validation_seconds)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        seed_step(config.seed, run.step)
+        batches = [next(self.stream).to(self.device) for _ in range(config.accumulate)]
+        nll = accumulate_gradients(self.model, self.memory, batches, self.precision)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        loss = float(nll.mean())
+        self._check(loss, norm, nll, batches)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        run.step += 1
+        run.tokens += config.accumulate * config.lanes * self.stream.segment
+        run.training_seconds += time.monotonic() - begun
+        self.count_seconds()
+        return loss
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the present step."""
+        return self.config.learning_rate_at(self.run.progress)
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the budget has been used up to the next validation."""
+        return int(self.run.progress * self.config.validations) > self.run.validations
+
+    def validate(self) -> float:
+        """Score the validation split; returns nats per token. DivergedError if that is not finite."""
+        run, begun = self.run, time.monotonic()
+        with self.precision:
+            nll = evaluate_pieces(
+                self.model,
+                self.store,
+                self._validation,
+                lanes=self.config.lanes,
+                max_tokens=self.config.validation_tokens,
+            ).nll
+        if not math.isfinite(ppl := perplexity(nll)):
+            raise _diverged(f"step {run.step}: expected a finite validation PPL, got {ppl}")
+        run.last_ppl = ppl
+        if run.best_ppl is None or ppl < run.best_ppl:
+            run.best_ppl, run.best_step = ppl, run.step
+        run.validations = int(run.progress * self.config.validations)
+        run.validation_seconds = time.monotonic() - begun
+        self.count_seconds()
+        return nll
+
+    def count_seconds(self) -> None:
+        """Bring `run`'s clock and its peak memory up to date."""
+        self.run.seconds, self.run.peak_memory = time.monotonic() - self._begun, peak_memory(self.device)
+
+    def state(self) -> TrainingState:
+        """All but the model's weights, by global lane; see `dsmr.training.state`. Tensors are not copied."""
+        document = {
+            "run": self.run.counters(),
+            "store": self.store.digest,
+            "config": asdict(self.config),
+            "stream": self.stream.state_dict(),
+            "losses": list(self.watch.losses),
+        }
+        return TrainingState(document, memory_tensors(self.memory) | optimizer_tensors(self.model, self.optimizer))
+
+    def load_state(self, state: TrainingState) -> None:
+        """Go on from where `state` was taken; the model's weights are restored by whoever calls this.
+
+        Raises:
+            ValueError: a state of another stream, memory or model.
+        """
+        self.stream.load_state_dict(state.document["stream"])
+        load_memory(self.memory, state.tensors)
+        load_optimizer(self.model, self.optimizer, state.tensors)
+        self.watch.losses.extend(state.document["losses"])
+        self.run = Run(**state.document["run"])
+        self._begun = time.monotonic() - self.run.seconds
+
+    def _check(self, loss: float, norm: float, nll: Tensor, batches: Sequence[Batch]) -> None:
+        step = f"step {self.run.step + 1}"
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            worst = describe_worst(nll, batches, self.store)
+            raise _diverged(f"{step}: expected a finite loss and gradient norm, got {loss}, {norm}; worst is {worst}")
+        self.watch.add(loss)
+        if self.watch.exploded:
+            raise _diverged(
+                f"{step}: expected the last {WINDOW} steps to cost less than a nat more than knowing nothing "
+                f"({self.watch.ignorance:.2f}), got {self.watch.excess:.2f} nats more; "
+                f"worst is {describe_worst(nll, batches, self.store)}"
+            )
+
+
+def _diverged(what: str) -> DivergedError:
+    return DivergedError(f"{what}; try a lower learning rate. Checkpoints saved before are as they were")
