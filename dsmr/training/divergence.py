@@ -24,9 +24,8 @@ class LossWatch:
 
     A model that knows nothing pays log(vocabulary) nats a token, and an untrained one hardly more. The loss has
     exploded when the last `WINDOW` steps together cost more than a nat a step above that: e.g. every one of them more
-    than a nat, or ten of them ten nats. Steps before the first count as knowing nothing, steps below that level make
-    up for others: a spike in a run that has learned something can never trigger it, however long the spike lasts,
-    before it has outweighed all the steps it is part of.
+    than a nat, or ten of them ten nats. Steps before the first count as knowing nothing, and better ones make up for
+    worse ones: a run that has learned something is not ended by a spike, but by a loss that stays.
     """
 
     def __init__(self, vocab_size: int) -> None:

@@ -110,9 +110,10 @@ class RunFolder:
         run = state.document["run"]
         final = self.checkpoint(run["step"])
         partial = self._checkpoints / f".{final.name}.partial"
-        with writing(final):
+        with writing(self._checkpoints):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
+        with writing(final):
             try:
                 known = {name: state.document[name] for name in ("store", "config")}
                 info = save_checkpoint(partial, model, {**run, **known})
@@ -122,7 +123,8 @@ class RunFolder:
             except OSError:
                 shutil.rmtree(partial, ignore_errors=True)  # to leave room; the error to report is the first one
                 raise
-            self.point(run["best_step"])
+        self.point(run["best_step"])
+        with writing(self._checkpoints):
             self._prune(run["best_step"])
 
     def point(self, best_step: int | None) -> None:
@@ -130,10 +132,11 @@ class RunFolder:
         for name, step in ((LAST, self.steps()[-1]), (BEST, best_step)):
             if step is not None:
                 link = self.path / f".{name}.partial"
-                link.unlink(missing_ok=True)
-                link.symlink_to(self.checkpoint(step).relative_to(self.path), target_is_directory=True)
-                os.replace(link, self.path / name)
-        flush_folder(self.path)
+                with writing(self.path / name):
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(self.checkpoint(step).relative_to(self.path), target_is_directory=True)
+                    os.replace(link, self.path / name)
+                    flush_folder(self.path)
 
     def clear(self) -> None:
         """Remove a run, and nothing else that is in the folder."""

@@ -62,7 +62,8 @@ class Report:
                 self._metrics = opened.enter_context(open(self._file, "ab", buffering=0))
                 if (there := self._metrics.tell()) < self._state["bytes"]:
                     raise CheckpointError(f"{self._file}: expected {self._state['bytes']} bytes at least, got {there}")
-                self._metrics.truncate(self._state["bytes"])
+                if there > self._state["bytes"]:
+                    self._metrics.truncate(self._state["bytes"])
             self._writer: Any = None
             if self._tensorboard:
                 from torch.utils.tensorboard import SummaryWriter

@@ -44,8 +44,8 @@ MODEL = ModelConfig(
 KEEP = 3
 
 
-def write_store(path: Path) -> TokenStore:
-    rng = np.random.default_rng(0)
+def write_store(path: Path, seed: int = 0) -> TokenStore:
+    rng = np.random.default_rng(seed)
     with StoreWriter(path) as store:
         for number, split in enumerate(["train"] * 6 + ["validation"] * 2):
             notes = np.zeros(40 + 15 * number, NOTE_DTYPE)

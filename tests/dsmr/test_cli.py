@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -319,19 +320,54 @@ class TestTrain:
         error = fails("train", "--data", store, "--out", path, "--init-from", checkpoint, "--steps", 1, "--width", 64)
         assert "--width: the model is that of --init-from" in error
 
-    def test_ends_with_a_checkpoint_at_ctrl_c(self, store: Path, tmp_path: Path) -> None:
-        process = start("train", "--data", store, "--out", tmp_path / "run", *SMALL_MODEL, "--minutes", 5)
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
+    def test_ends_with_a_checkpoint_at_a_signal(self, number: int, code: int, store: Path, tmp_path: Path) -> None:
+        path = tmp_path / "run"
+        process = start("train", "--data", store, "--out", path, *SMALL_MODEL, "--minutes", 5)
         deadline = time.monotonic() + 60
-        measurements = tmp_path / "run" / "metrics.jsonl"
+        measurements = path / "metrics.jsonl"
         while not (measurements.exists() and measurements.stat().st_size):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, error = process.communicate(timeout=60)
-        assert process.returncode == 130, error
-        assert f"{tmp_path / 'run' / 'last'}: " in out
-        assert read_info(tmp_path / "run" / "last").training["interrupted"]
+        assert process.returncode == code, error
+        assert "finishing the step and saving" in error
+        step = read_info(path / "last").training["step"]
+        assert f"{path / 'last'}: {step:,} steps" in out
+        assert json.loads(measurements.read_text().splitlines()[-1])["step"] == step // 10 * 10
+
+    def test_resumes_by_the_runs_own_options_or_the_same_ones(
+        self, trained: tuple[Path, str], store: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "run"
+        shutil.copytree(trained[0], path, symlinks=True)
+        shutil.rmtree(path / "checkpoints" / "step-0000004")
+        succeeds("train", "--resume", "--data", store, "--out", path)
+        assert read_info(path / "last").digest == read_info(trained[0] / "last").digest
+        shutil.rmtree(path / "checkpoints" / "step-0000004")
+        again = ["train", "--resume", "--data", store, "--out", path, *SMALL_MODEL, "--lanes", 2, "--steps", 4]
+        succeeds(*again, "--validations", 2, "--keep", 1, "--save-minutes", 3)
+        assert read_info(path / "last").digest == read_info(trained[0] / "last").digest
+        assert len(list((path / "checkpoints").iterdir())) in (1, 2)  # the newest, and the best if it is another
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--lanes", 3], "expected to go on with lanes=2, got 3"),
+            ([*SMALL_MODEL, "--width", 64], "expected to go on with width=32, got 64"),
+            (["--window", "token"], "expected to go on with width=32, got 128"),
+            (["--force"], "--force: a run that is resumed goes on as it is"),
+            (["--init-from", "x"], "--init-from: a run that is resumed goes on as it is"),
+            (["--out", "nowhere"], "nowhere: expected a run to resume, with states in checkpoints; there is none"),
+        ],
+        ids=["lanes", "width", "preset", "force", "init-from", "nothing"],
+    )
+    def test_resumes_nothing_else(
+        self, trained: tuple[Path, str], store: Path, arguments: list[object], message: str
+    ) -> None:
+        assert message in fails("train", "--resume", "--data", store, "--out", trained[0], *arguments)
 
     def test_says_when_it_diverged(self, store: Path, tmp_path: Path) -> None:
         hot = ["--learning-rate", 1e30, "--steps", 20, "--out", tmp_path / "run"]
