@@ -95,7 +95,7 @@ class Training:
         float(nn.utils.clip_grad_norm_(self._model.parameters(), TRAINING.clip))  # training looks at it, too
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return loss
+        return float(loss.mean())
 
 
 def flops(config: ModelConfig, lanes: int) -> float:

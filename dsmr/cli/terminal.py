@@ -32,10 +32,6 @@ DeviceOption = Annotated[
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, help="Equal seeds give equal results on equal machines.")]
 
 
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended, as shells count it."""
-
-
 class CommandError(Exception):
     """Ends the command with one line on stderr and an exit code."""
 
