@@ -17,10 +17,12 @@ class TrainingConfig:
             when its time is over, on any machine.
         lanes: B, pieces streamed side by side.
         accumulate: segments of every lane in one optimiser step.
-        learning_rate: the highest, reached at the end of the warm-up.
+        optimizer: "adamw" (Loshchilov & Hutter 2019), or "muon" (Jordan et al. 2024): orthogonalised momentum for the
+            matrices of the blocks, scaled to the size of AdamW's updates (Liu et al. 2025), and AdamW for all else.
+        learning_rate: the highest, reached at the end of the warm-up. Muon bears, and wants, several times AdamW's.
         min_learning_rate: the last, at the end of a cosine (Loshchilov & Hutter 2017, without restarts).
         warmup: the fraction of the budget in which the learning rate rises evenly from 0.
-        weight_decay: of AdamW (Loshchilov & Hutter 2019), for matrices; biases, norms and the embedding are exempt.
+        weight_decay: of matrices; biases, norms and the embedding are exempt.
         betas: of AdamW.
         clip: the largest norm of all gradients together.
         semitones, tempo: augmentation, see `dsmr.corpus.augment.Augmentation`; both 0: none.
@@ -39,6 +41,7 @@ class TrainingConfig:
     minutes: float | None = None
     lanes: int = 4
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     min_learning_rate: float = 0.0
     warmup: float = 0.02
@@ -70,6 +73,8 @@ class TrainingConfig:
             )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: expected a fraction of the budget below 1, got {self.warmup}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer: expected 'adamw' or 'muon', got {self.optimizer!r}")
         if self.autocast not in (True, False, "auto"):
             raise ValueError(f"autocast: expected True, False or 'auto', got {self.autocast!r}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,14 +51,46 @@ def _nll(model: Transformer, state: MemoryStack, batch: Batch, precision: torch.
     )
 
 
-def make_optimizer(model: Transformer, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with two groups: matrices decay; the embedding, biases and norms do not."""
+class Optimizers:
+    """Optimisers of different parameters of one model, stepped as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts; a learning rate set here is set there."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """One step of every part."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+
+def make_optimizer(model: Transformer, config: TrainingConfig) -> Optimizers:
+    """The optimisers that `config` asks for. Matrices decay; the embedding, biases and norms do not."""
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if parameter.dim() >= 2 and not name.startswith("embedding") else exempt).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    if config.optimizer == "adamw":
+        return Optimizers(_adamw([(decayed, config.weight_decay), (exempt, 0.0)], config))
+    muon = torch.optim.Muon(
+        decayed, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return Optimizers(muon, _adamw([(exempt, 0.0)], config))
+
+
+def _adamw(groups: list[tuple[list[nn.Parameter], float]], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW for groups of parameters, each with its weight decay."""
+    decays = [{"params": parameters, "weight_decay": decay} for parameters, decay in groups]
+    return torch.optim.AdamW(decays, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -13,7 +13,8 @@ its lanes. The document:
 
 The tensors:
 
-- `optimizer.NAME.KEY`: AdamW's state `KEY` (`step`, `exp_avg`, `exp_avg_sq`) of the parameter `NAME`.
+- `optimizer.NAME.KEY`: the state `KEY` of the parameter `NAME`: `step`, `exp_avg` and `exp_avg_sq` where AdamW moves
+  it, `momentum_buffer` where Muon does.
 - `memory.horizons`, `memory.geometry`: what the memory is; no lanes.
 - `memory.lanes.*`: its contents, **lanes first in every one of them**: `clock [B, 3]`, `layers.0.k [B, Hkv, C, D]`,
   ...: ranks' parts are put together, and shared out, along dimension 0.
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 
 from dsmr.checkpoint import CheckpointError, digest_tensors, open_tensors, write_durably
 from dsmr.model import Transformer
+from dsmr.training.optimisation import Optimizers
 from dsmr_kernels import MemoryStack
 
 STATE_FILE = "training.safetensors"
@@ -112,35 +114,43 @@ def load_memory(memory: MemoryStack, tensors: Mapping[str, Tensor], first_lane: 
     memory.load_state_dict(state)
 
 
-def optimizer_tensors(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: Transformer, optimizer: Optimizers) -> dict[str, Tensor]:
     """`optimizer.*`; nothing before the first step."""
     return {
         f"{_OPTIMIZER}{name}.{key}": tensor
         for name, parameter in model.named_parameters()
-        for key, tensor in optimizer.state.get(parameter, {}).items()
+        for part in optimizer.parts
+        for key, tensor in part.state.get(parameter, {}).items()
     }
 
 
-def load_optimizer(model: Transformer, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimiser the `optimizer.*` of `model`'s parameters.
+def load_optimizer(model: Transformer, optimizer: Optimizers, tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimisers the `optimizer.*` of `model`'s parameters.
 
     Raises:
-        ValueError: a parameter without them (unless there are none at all), or of another shape; the optimiser is then
-            as it was.
+        ValueError: a parameter without them (unless there are none at all), or of another shape; the optimisers are
+            then as they were.
     """
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(_OPTIMIZER)}
-    keys = ("step", "exp_avg", "exp_avg_sq") if own else ()
-    loaded: dict[nn.Parameter, dict[str, Tensor]] = {parameter: {} for parameter in model.parameters()}
-    for name, parameter in model.named_parameters():
-        for key in keys:
-            shape = [] if key == "step" else list(parameter.shape)
-            tensor = own.pop(f"{_OPTIMIZER}{name}.{key}", None)
-            if tensor is None or list(tensor.shape) != shape:
-                got = "none" if tensor is None else list(tensor.shape)
-                raise ValueError(f"optimizer state: expected {key} of {name!r} of shape {shape}, got {got}")
-            loaded[parameter][key] = tensor.to(parameter.device)
+    if not own:
+        return
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    loaded: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Tensor]]] = []
+    for part in optimizer.parts:
+        keys = ("momentum_buffer",) if isinstance(part, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
+        for parameter in (parameter for group in part.param_groups for parameter in group["params"]):
+            state = {}
+            for key in keys:
+                shape = [] if key == "step" else list(parameter.shape)
+                tensor = own.pop(f"{_OPTIMIZER}{names[parameter]}.{key}", None)
+                if tensor is None or list(tensor.shape) != shape:
+                    got = "none" if tensor is None else list(tensor.shape)
+                    raise ValueError(
+                        f"optimizer state: expected {key} of {names[parameter]!r} of shape {shape}, got {got}"
+                    )
+                state[key] = tensor.to(parameter.device)
+            loaded.append((part, parameter, state))
     if own:
         raise ValueError(f"optimizer state: expected nothing but the model's parameters, got {next(iter(own))!r} too")
-    for parameter, state in loaded.items():
-        if state:
-            optimizer.state[parameter] = state
+    for part, parameter, state in loaded:
+        part.state[parameter] = state

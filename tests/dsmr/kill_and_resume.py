@@ -32,7 +32,9 @@ from dsmr.schedules import make_schedule
 from dsmr.tokens import BEGIN, END, NOTE_DTYPE, Performance, encode
 from dsmr.training import RunFolder, TrainingConfig, train
 
-CONFIG = TrainingConfig(steps=40, lanes=3, accumulate=2, log_every=3, validations=4, learning_rate=3e-3)
+CONFIG = TrainingConfig(
+    steps=40, lanes=3, accumulate=2, log_every=3, validations=4, optimizer="muon", learning_rate=3e-3
+)
 MODEL = ModelConfig(
     width=32,
     heads=2,

@@ -253,15 +253,23 @@ def test_run_by_the_clock_ends_in_time_and_completes_its_schedule(
     assert [row["val_loss"] is not None for row in rows(tmp_path)].count(True) == 3
 
 
-def test_matrices_decay_and_nothing_else_does() -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_matrices_decay_and_nothing_else_does(name: str) -> None:
     net = model()
-    optimizer = make_optimizer(net, config(weight_decay=0.3))
+    optimizer = make_optimizer(net, config(weight_decay=0.3, optimizer=name))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     decayed, exempt = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert decayed | exempt == set(names.values())
     assert all(name.startswith("blocks") and name.endswith("weight") and "norm" not in name for name in decayed)
     assert all("norm" in name or name.endswith("bias") or name == "embedding.weight" for name in exempt)
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    muon, adamw = make_optimizer(model(), config(optimizer="muon")).parts
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert all(parameter.dim() == 2 for group in muon.param_groups for parameter in group["params"])
 
 
 @pytest.mark.parametrize(
@@ -273,6 +281,7 @@ def test_matrices_decay_and_nothing_else_does() -> None:
         ({"lanes": 0}, "lanes: expected at least 1, got 0"),
         ({"accumulate": 0}, "accumulate"),
         ({"learning_rate": math.nan}, "learning_rate: expected a finite number above 0, got nan"),
+        ({"optimizer": "sgd"}, "optimizer: expected 'adamw' or 'muon', got 'sgd'"),
         ({"min_learning_rate": 0.1}, "min_learning_rate: expected 0 to learning_rate=0.001, got 0.1"),
         ({"warmup": 1.0}, "warmup: expected a fraction of the budget below 1, got 1.0"),
         ({"validation_tokens": 0}, "validation_tokens"),
