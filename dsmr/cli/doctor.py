@@ -1,4 +1,4 @@
-"""`dsmr doctor`: what works on this machine."""
+"""`dsmr doctor`: what works on this machine, why something does not, and what to run next."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from dsmr.cli.terminal import JsonOption, print_json, stdout
@@ -45,7 +46,7 @@ VARIABLES = {
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Print what works on this machine, and why something does not.
+    """Print what works on this machine, why something does not, and what to run next.
 
     The exit code is 1 if a package that the commands need is missing, or no back end works.
     """
@@ -66,7 +67,7 @@ def examine() -> dict[str, Any]:
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         devices.append("mps")
-    return {
+    found: dict[str, Any] = {
         "dsmr": __version__,
         "python": sys.version.split()[0],
         "system": platform.platform(),
@@ -82,6 +83,30 @@ def examine() -> dict[str, Any]:
         "back_ends": _back_ends(devices),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
     }
+    found["in_use"] = {device: _in_use(device, found["back_ends"]) for device in devices}
+    found["next"] = advise(found)
+    return found
+
+
+def advise(found: dict[str, Any]) -> list[str]:
+    """What to run next, by what was found: first what to mend, then where to begin. A line each, for people."""
+    advice = []
+    if any(version is None and name not in OPTIONAL for name, version in found["packages"].items()):
+        advice.append("pip install 'dsmr[music]'    for the packages that are missing")
+    if any(isinstance(native, str) for native in found["native"].values()):
+        advice.append("make build    for the native kernels, without which CPUs are slow; see above what is wrong")
+    for device, back_end in found["in_use"].items():
+        if device.startswith("cuda") and back_end != "triton":
+            advice.append(f"DSMR_KERNELS_IMPL=triton dsmr doctor    for why {device} goes without Triton")
+    threads, cores = found["cpu"]["threads"], found["cpu"]["cores"]
+    if not found["gpus"] and cores and threads < cores // 2:
+        advice.append(f"OMP_NUM_THREADS={cores} dsmr ...    for all cores: PyTorch uses {threads} of {cores} now")
+    return [
+        *advice,
+        "dsmr demo    for a page with music by a model that was trained here, in about six minutes",
+        "dsmr prepare folder YOUR_MIDI --out my.tokens    for a corpus of your own music",
+        "dsmr train --data my.tokens --out runs/mine --minutes 60    for a model of it",
+    ]
 
 
 def _version(package: str) -> str | None:
@@ -130,7 +155,18 @@ def _back_ends(devices: list[str]) -> dict[str, dict[str, str | None]]:
     """For each back end and device: None if a small call works, else why it does not."""
     from dsmr_kernels.backends import NAMES
 
-    return {name: {device: _try(name, device) for device in devices} for name in NAMES}
+    tried = {name: {device: _try(name, device) for device in devices} for name in NAMES}
+    absent: dict[str, str | None] = dict.fromkeys(devices, "the package triton is not installed; it exists for Linux")
+    return tried if "triton" in tried else {**tried, "triton": absent}
+
+
+def _in_use(device: str, back_ends: dict[str, dict[str, str | None]]) -> str | None:
+    """The back end that calls on a device take if they do not ask for one; None: none works."""
+    from dsmr_kernels.backends import ENVIRONMENT_VARIABLE, FOR_DEVICE
+
+    forced = os.environ.get(ENVIRONMENT_VARIABLE)
+    names = (forced,) if forced else FOR_DEVICE.get(device.partition(":")[0], ("eager",))
+    return next((name for name in names if name in back_ends and back_ends[name][device] is None), None)
 
 
 def _try(back_end: str, device: str) -> str | None:
@@ -144,6 +180,8 @@ def _try(back_end: str, device: str) -> str | None:
         for _ in range(2):  # the second segment reads what the first one left
             recurrent_attention(x, x, x, stack[0], impl=back_end)
             stack.advance(8)
+    except ValueError as error:
+        return str(error).removeprefix(f"impl={back_end!r} cannot serve this call: ")
     except Exception as error:  # whatever it is, it is what the user wants to know
         return f"{type(error).__name__}: {error}"
     return None
@@ -177,10 +215,15 @@ def _print(found: dict[str, Any]) -> None:
     table = Table("back end", "device", "state")
     for name, reasons in found["back_ends"].items():
         for device, reason in reasons.items():
-            table.add_row(name, device, "[green]works[/green]" if reason is None else reason)
+            works = "[green]works, and is what calls take[/green]" if name == found["in_use"][device] else "works"
+            table.add_row(name, device, works if reason is None else escape(reason))
     stdout.print(table)
 
     table = Table("environment variable", "value", "meaning")
     for name, value in found["environment"].items():
-        table.add_row(name, "unset" if value is None else value, VARIABLES[name])
+        table.add_row(name, "unset" if value is None else escape(value), VARIABLES[name])
     stdout.print(table)
+
+    stdout.print("Next:")
+    for line in found["next"]:
+        stdout.print(f"  {line}", markup=False)

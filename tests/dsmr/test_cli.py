@@ -521,6 +521,39 @@ class TestDoctor:
         reasons = doctor.examine()["back_ends"]
         assert reasons["eager"]["cpu"] is None
         assert "imaginary" in reasons["imaginary"]["cpu"]
+        assert "not installed" in reasons["triton"]["cpu"]
+
+    def test_says_which_back_end_calls_take(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("DSMR_KERNELS_IMPL", raising=False)
+        best = "eager" if library.absence() else "cpu"
+        assert json.loads(succeeds("doctor", "--json"))["in_use"]["cpu"] == best
+        assert re.search(rf"│ {best} +│ cpu +│ works, and is what calls take", succeeds("doctor"))
+        monkeypatch.setenv("DSMR_KERNELS_IMPL", "eager")
+        assert doctor.examine()["in_use"]["cpu"] == "eager"
+        monkeypatch.setenv("DSMR_KERNELS_IMPL", "nonsense")
+        assert doctor.examine()["in_use"]["cpu"] is None
+
+    def test_says_what_to_run_next(self) -> None:
+        healthy = {
+            "packages": {"torch": "2", "tensorboard": None},
+            "native": {"attention kernels": {}},
+            "in_use": {"cpu": "cpu"},
+            "cpu": {"threads": 2, "cores": 4},
+            "gpus": [],
+        }
+        begin = ["dsmr demo", "dsmr prepare folder", "dsmr train"]
+
+        def advised(**changes: object) -> list[str]:
+            return [line.partition("    ")[0] for line in doctor.advise({**healthy, **changes})]
+
+        assert [line[: len(b)] for line, b in zip(advised(), begin, strict=True)] == begin
+        assert advised(packages={"torch": None})[0] == "pip install 'dsmr[music]'"
+        assert advised(native={"attention kernels": "never built"})[0] == "make build"
+        assert advised(in_use={"cuda:0": "eager"})[0] == "DSMR_KERNELS_IMPL=triton dsmr doctor"
+        assert advised(cpu={"threads": 1, "cores": 4})[0] == "OMP_NUM_THREADS=4 dsmr ..."
+        text = succeeds("doctor")
+        assert "Next:" in text
+        assert "dsmr demo" in text
 
     def test_says_which_native_kernels_there_are_or_why_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def absent() -> library.NativeLibrary:
