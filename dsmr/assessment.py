@@ -10,8 +10,9 @@ import numpy as np
 
 from dsmr.bigram import Bigram
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation import Evaluation, Progress, evaluate_pieces
+from dsmr.evaluation import Evaluation, evaluate_pieces
 from dsmr.model import Transformer
+from dsmr.reading import Progress
 
 if TYPE_CHECKING:
     from dsmr.plots import Curve

@@ -64,6 +64,10 @@ class PieceSums:
         """All bins as one: every token counts the same."""
         return PieceSums(self.total.sum(1, keepdims=True), self.count.sum(1, keepdims=True))
 
+    def bin(self, number: int) -> PieceSums:
+        """One bin by itself."""
+        return PieceSums(self.total[:, number : number + 1], self.count[:, number : number + 1])
+
     def resampled(self, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
         """`mean` of corpora of as many pieces, drawn with replacement: `[resamples, B]`, NaN where a bin is empty."""
         if resamples < 1:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dsmr.bootstrap import CONFIDENCE, RESAMPLES, Interval, PieceSums, interval
 from dsmr.corpus.store import TokenStore
 from dsmr.model import Transformer
-from dsmr.tokens import PAD
+from dsmr.reading import Progress, Stretch, score
 
 POSITION_BIN = 1024
 """Tokens a bin when the NLL is shown by position in the piece."""
-
-Progress = Callable[[int, int], None]
-"""`progress(done, total)`: tokens scored so far and in all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +163,6 @@ def evaluate_pieces(
     Raises:
         ValueError: an argument out of its range, or no pieces.
     """
-    segment = segment or model.config.segment
     for name, value in (
         ("lanes", lanes),
         ("segment", segment),
@@ -183,50 +176,17 @@ def evaluate_pieces(
     pieces = _choose(store, indices, max_tokens)
     own = set(sorted(pieces, key=lambda index: -pieces[index])[rank::world_size])
     pieces = {index: count for index, count in pieces.items() if index in own}
-    scores = {index: np.full(count, np.nan, dtype=np.float32) for index, count in pieces.items()}
-    total, done = sum(pieces.values()), 0
-    crops = _crops(pieces, reset_every)
-    lanes = max(1, min(lanes, len(crops)))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            device = model.embedding.weight.device
-            state = model.new_state(lanes, max_segment=segment)
-            for step in _steps(store, crops, lanes, segment):
-                state.reset(torch.tensor([part is not None and part.begins for part in step.parts]))
-                logits = model(step.tokens.to(device), state, segment_len=step.segment_len.to(device))
-                logits = logits.mT.to(torch.promote_types(logits.dtype, torch.float32))  # [B, V, T]
-                nll = F.cross_entropy(logits, step.targets.to(device), reduction="none").float().cpu().numpy()
-                for lane, part in enumerate(step.parts):
-                    if part is not None:
-                        scores[part.piece][part.start : part.stop] = nll[lane, : part.stop - part.start]
-                        done += part.stop - part.start
-                if progress is not None:
-                    progress(done, total)
-    finally:
-        model.train(was_training)
+    crops = [
+        Stretch(index, start, start, min(start + (reset_every or count), count))
+        for index, count in pieces.items()
+        for start in range(0, count, reset_every or count)
+    ]
+    scores = {index: np.empty(count, dtype=np.float32) for index, count in pieces.items()}
+    for crop, nll in zip(
+        crops, score(model, store, crops, lanes=lanes, segment=segment, progress=progress), strict=True
+    ):
+        scores[crop.piece][crop.start : crop.stop] = nll
     return Evaluation(tuple(scores), tuple(scores.values()), reset_every)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Predictions `start ... stop - 1` of a piece: reads its ids `start ...`, predicts its ids `start + 1 ...`."""
-
-    piece: int
-    start: int
-    stop: int
-    begins: bool = True
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One call of the model: its tokens, targets and `segment_len`, and what each lane holds (None: nothing)."""
-
-    tokens: torch.Tensor
-    targets: torch.Tensor
-    segment_len: torch.Tensor
-    parts: list[_Part | None]
 
 
 def _choose(store: TokenStore, indices: Sequence[int], max_tokens: int | None) -> dict[int, int]:
@@ -247,38 +207,3 @@ def _choose(store: TokenStore, indices: Sequence[int], max_tokens: int | None) -
         if left := max_tokens - sum(chosen.values()):
             chosen[index] = min(lengths[index], left)
     return {index: chosen[index] for index in indices if index in chosen}
-
-
-def _crops(pieces: dict[int, int], reset_every: int | None) -> list[_Part]:
-    """The stretches of pieces that are read with an unbroken context, longest first so that lanes end together."""
-    crops = [
-        _Part(index, start, min(start + (reset_every or count), count))
-        for index, count in pieces.items()
-        for start in range(0, count, reset_every or count)
-    ]
-    return sorted(crops, key=lambda crop: crop.start - crop.stop)
-
-
-def _steps(store: TokenStore, crops: list[_Part], lanes: int, segment: int) -> Iterator[_Step]:
-    """Cut crops into segments; a lane that has read a crop begins the next one with the next step."""
-    waiting = deque(crops)
-    rest: list[_Part | None] = [None] * lanes
-    while True:
-        parts: list[_Part | None] = []
-        for lane in range(lanes):
-            crop = rest[lane] or (waiting.popleft() if waiting else None)
-            if crop is None:
-                parts.append(None)
-                continue
-            stop = min(crop.start + segment, crop.stop)
-            parts.append(_Part(crop.piece, crop.start, stop, crop.begins))
-            rest[lane] = _Part(crop.piece, stop, crop.stop, begins=False) if stop < crop.stop else None
-        lengths = [part.stop - part.start if part else 0 for part in parts]
-        if not any(lengths):
-            return
-        tokens, targets = (np.full((lanes, max(lengths)), PAD, dtype=np.int64) for _ in range(2))
-        for lane, part in enumerate(parts):
-            if part is not None:
-                ids = store.piece(part.piece)[part.start : part.stop + 1]
-                tokens[lane, : lengths[lane]], targets[lane, : lengths[lane]] = ids[:-1], ids[1:]
-        yield _Step(torch.from_numpy(tokens), torch.from_numpy(targets), torch.tensor(lengths), parts)

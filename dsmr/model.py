@@ -193,6 +193,7 @@ class Transformer(nn.Module):
         segment_start: Tensor | None = None,
         segment_len: Tensor | None = None,
         segment_size: int | None = None,
+        origin: Tensor | None = None,
     ) -> Tensor:
         """Read one segment, append it to the memory and move the clock.
 
@@ -201,24 +202,30 @@ class Transformer(nn.Module):
             state: the recurrent state, from `new_state`.
             segment_start, segment_len: see `dsmr_kernels.recurrent_attention`.
             segment_size: see `MemoryStack.advance`: these tokens are part of a segment of that many.
+            origin: how many tokens of each lane's piece came before those that its memory knows of, int64 `[B]`:
+                positions count from the piece's beginning all the same. None: the memory began with the piece.
 
         Returns:
             logits `[B, T, vocab_size]`.
         """
-        position = self._position(tokens, state, segment_start)
+        position = self._position(tokens, state, segment_start, origin)
         x = self.dropout(self.embedding(tokens))
         for block, memory in zip(self.blocks, state, strict=True):
             x = block(x, position, memory, segment_start, segment_len)
         state.advance(tokens.shape[1], segment_start, segment_len, segment_size)
         return F.linear(self.norm(x), self.embedding.weight)
 
-    def _position(self, tokens: Tensor, state: MemoryStack, segment_start: Tensor | None) -> Tensor:
+    def _position(
+        self, tokens: Tensor, state: MemoryStack, segment_start: Tensor | None, origin: Tensor | None = None
+    ) -> Tensor:
         """The position signal of all layers, by each token's index in its piece.
 
         Sinusoidal: `[B, T, width]`. Rotary: cosines and sines `[2, B, T, 1, D / 2]`.
         """
         rows = torch.arange(tokens.shape[1], device=tokens.device)
         index = state.clock.length[:, None] + rows
+        if origin is not None:
+            index = index + origin[:, None]
         if segment_start is not None:
             index = torch.where(segment_start > 0, rows - segment_start, index)
         size = self.config.width if self.config.position == "sinusoidal" else self.config.head_dim

@@ -48,6 +48,44 @@ def evaluate(
             help="Score once more with the context cleared so often, as models trained on crops are; 0: do not.",
         ),
     ] = 2048,
+    krcu: Annotated[
+        bool,
+        typer.Option("--krcu", help="What clearing the memory inside a piece costs.", rich_help_panel=PROBES),
+    ] = False,
+    reset_at: Annotated[
+        str,
+        typer.Option(metavar="TOKENS,...", help="KRCU: where the memory is cleared.", rich_help_panel=PROBES),
+    ] = "8192",
+    krcu_bin: Annotated[
+        int, typer.Option(metavar="TOKENS", help="KRCU: the width of a bin.", rich_help_panel=PROBES)
+    ] = 1024,
+    krcu_end: Annotated[
+        int, typer.Option(metavar="TOKENS", help="KRCU: where the last bin ends.", rich_help_panel=PROBES)
+    ] = 30720,
+    truncation: Annotated[
+        bool,
+        typer.Option(
+            "--truncation", help="What knowing only the last tokens of a piece costs.", rich_help_panel=PROBES
+        ),
+    ] = False,
+    keep: Annotated[
+        str,
+        typer.Option(metavar="TOKENS,...", help="Truncation: how many are known.", rich_help_panel=PROBES),
+    ] = "1024,4096,8192,16384",
+    buckets: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKENS,...",
+            help="Truncation: the positions at which rows of the table begin, and where the last one ends.",
+            rich_help_panel=PROBES,
+        ),
+    ] = "1024,4096,8192,16384,24576,32768",
+    block: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Truncation: tokens scored together.", rich_help_panel=PROBES)
+    ] = 1024,
+    blocks: Annotated[
+        int, typer.Option(metavar="N", help="Truncation: blocks scored in each row.", rich_help_panel=PROBES)
+    ] = 32,
     returns: Annotated[
         bool,
         typer.Option(
@@ -88,16 +126,21 @@ def evaluate(
     from dsmr.checkpoint import load_checkpoint
     from dsmr.probes.comparison import Plan, labels, probe, to_dict
     from dsmr.probes.figures import draw, draw_positions
+    from dsmr.probes.krcu import Resets
+    from dsmr.probes.truncation import Cuts
 
     for path in (png, out):
         if path is not None:
             check_free(path, force)
     if len(set(checkpoints)) != len(checkpoints):
         raise BadInput(f"CHECKPOINT: expected every one once, got {' '.join(checkpoints)}")
+    with reading_input():
+        resets = Resets(_numbers("--reset-at", reset_at), krcu_bin, krcu_end) if krcu else None
+        cuts = Cuts(_numbers("--keep", keep), _numbers("--buckets", buckets), block, blocks) if truncation else None
     where = choose_device(device)
     with reading_input():
         store = open_store(data, split)
-    plan = Plan(pieces, reset_every or None, lanes, returns, skip)
+    plan = Plan(pieces, reset_every or None, lanes, returns, skip, resets, cuts)
     begun = time.monotonic()
     found = []
     for checkpoint, label in zip(checkpoints, labels(checkpoints), strict=True):
@@ -126,3 +169,11 @@ def evaluate(
             out.mkdir(parents=True, exist_ok=True)
             (out / RESULTS).write_text(f"{json_text(values)}\n", encoding="utf-8")
             draw(found, out, title)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of an option that takes several, separated by commas."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise BadInput(f"{name}: expected whole numbers separated by commas, got {text!r}") from error

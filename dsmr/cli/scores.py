@@ -41,6 +41,10 @@ def print_probed(models: Sequence[Probed]) -> None:
         print_assessment(models[0].assessment)
     else:
         print_models(models)
+    if models[0].krcu is not None:
+        print_krcu(models)
+    if models[0].truncation is not None:
+        print_truncation(models)
     if models[0].returns is not None:
         print_returns(models)
     if len(models) > 1:
@@ -60,7 +64,7 @@ def print_models(models: Sequence[Probed]) -> None:
         table.add_column(f"PPL, reset every {first.reset.reset_every:,}", justify="right")
     for model in models:
         whole, reset = model.assessment.whole, model.assessment.reset
-        row = [", ".join(f"{horizon:,}" for horizon in model.span.horizons), f"{model.span.reach:,}"]
+        row = [_listed(model.span.horizons), f"{model.span.reach:,}"]
         row += [f"{whole.ppl:.2f}", _between(whole.ppl_interval(), 2), f"{whole.nll:.4f}"]
         table.add_row(model.label, *row, *([f"{reset.ppl:.2f}"] if reset else []))
     stdout.print(table)
@@ -79,14 +83,49 @@ def print_returns(models: Sequence[Probed]) -> None:
     )
     table.add_column("returns", no_wrap=True)
     table.add_column("distance", justify="right", no_wrap=True)
-    for model in models:
-        table.add_column(model.label, justify="right", no_wrap=True)
-    for heading in ("tokens", "pieces"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    _add_columns(table, models)
     for kind in KINDS:
         for row in zip(*(gain.distance_bins(kind) for gain in gains), strict=True):
             cells = [_with_interval(each.gain, each.interval) for each in row]
             table.add_row(kind, row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
+        table.add_section()
+    stdout.print(table)
+
+
+def print_krcu(models: Sequence[Probed]) -> None:
+    """The dNLL after the reset, bin by bin, and its mean: rows are bins, columns are models."""
+    from dsmr.schedules import format_tokens
+
+    found = [model.krcu for model in models if model.krcu is not None]
+    first, resets = found[0], found[0].resets
+    table = Table(
+        title=f"KRCU: NLL with the memory cleared at {_listed(resets.at)} - NLL, nats per token (95 % interval)\n"
+        f"{len(first.pieces):,} pieces, {first.short:,} too short; {len(first.bins)} of {resets.bins} bins up to "
+        f"{format_tokens(resets.end)} hold tokens"
+    )
+    table.add_column("after the reset", justify="right", no_wrap=True)
+    _add_columns(table, models)
+    for row in zip(*(each.bins for each in found), strict=True):
+        cells = [_with_interval(each.dnll, each.interval, 4) for each in row]
+        table.add_row(row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
+    table.add_section()
+    table.add_row("mean (AUC)", *(_with_interval(each.auc, each.sums.interval_of_bins(), 4) for each in found))
+    stdout.print(table)
+
+
+def print_truncation(models: Sequence[Probed]) -> None:
+    """The dNLL with the history cut: rows are histories and positions, columns are models."""
+    from dsmr.schedules import format_tokens
+
+    found = [model.truncation for model in models if model.truncation is not None]
+    table = Table(title="NLL with only the last tokens kept - NLL, nats per token (95 % interval)")
+    for heading in ("kept", "position"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    _add_columns(table, models)
+    for number, keep in enumerate(found[0].cuts.keeps):
+        for row in zip(*(each.row(number) for each in found), strict=True):
+            cells = [_with_interval(each.dnll, each.interval, 4) for each in row]
+            table.add_row(format_tokens(keep), row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
         table.add_section()
     stdout.print(table)
 
@@ -101,8 +140,18 @@ def print_differences(found: Sequence[Compared]) -> None:
     for each in found:
         by = each.difference
         p = "" if by.p is None else f"{by.p:.4f}"
-        table.add_row(each.quantity, f"{each.first} - {each.second}", _with_interval(by.value, by.interval), p)
+        table.add_row(each.quantity, f"{each.first} - {each.second}", _with_interval(by.value, by.interval, 4), p)
     stdout.print(table)
+
+
+def _add_columns(table: Table, models: Sequence[Probed]) -> None:
+    """A column a model, and how much a row rests on."""
+    for heading in (*(model.label for model in models), "tokens", "pieces"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(f"{number:,}" for number in numbers)
 
 
 def _between(interval: Interval | None, digits: int) -> str:
@@ -110,6 +159,7 @@ def _between(interval: Interval | None, digits: int) -> str:
     return "" if interval is None else f"{interval[0]:.{digits}f} - {interval[1]:.{digits}f}"
 
 
-def _with_interval(value: float, interval: Interval | None) -> str:
+def _with_interval(value: float, interval: Interval | None, digits: int = 3) -> str:
     """A difference in nats as text: +0.045 [+0.018, +0.076]."""
-    return f"{value:+.3f}" + ("" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]")
+    ends = "" if interval is None else f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+    return f"{value:+.{digits}f}{ends}"

@@ -9,11 +9,14 @@ from pathlib import PurePath
 from typing import Any
 
 from dsmr.assessment import RESET_EVERY, Assessment, assess
-from dsmr.bootstrap import Difference, PieceSums, compare
+from dsmr.bootstrap import Difference, PieceSums, compare_mean_of_bins
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation import Progress
 from dsmr.model import ModelConfig, Transformer
+from dsmr.probes.krcu import Krcu, Resets, krcu
 from dsmr.probes.returns import KINDS, SKIP, ReturnGain, return_gain
+from dsmr.probes.truncation import Cuts, Truncation, truncation
+from dsmr.reading import Progress
+from dsmr.schedules import format_tokens
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Plan:
         pieces, reset_every, lanes: see `assess`.
         returns: whether to look at returns, which only the built-in pianist's stores label.
         skip: see `dsmr.probes.returns.SKIP`.
+        resets: where to clear the memory in the middle of pieces; None: nowhere.
+        cuts: how to cut the history; None: not at all.
     """
 
     pieces: int | None = None
@@ -52,6 +57,8 @@ class Plan:
     lanes: int = 4
     returns: bool = False
     skip: int = SKIP
+    resets: Resets | None = None
+    cuts: Cuts | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +71,7 @@ class Probed:
         digest: of its weights.
         span: how far its memory goes.
         assessment: its scores over whole pieces, and its baselines.
-        returns: its return gain; None if that was not asked for.
+        returns, krcu, truncation: what the probes found; None for those that were not asked for.
     """
 
     label: str
@@ -73,12 +80,15 @@ class Probed:
     span: Span
     assessment: Assessment
     returns: ReturnGain | None = None
+    krcu: Krcu | None = None
+    truncation: Truncation | None = None
 
     @property
     def scored(self) -> int:
         """How many tokens the model was given, all passes together."""
         reset = self.assessment.reset
-        return self.assessment.whole.tokens + (reset.tokens if reset else 0)
+        again = sum(found.read for found in (self.krcu, self.truncation) if found)
+        return self.assessment.whole.tokens + (reset.tokens if reset else 0) + again
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; probes that were not asked for are left out."""
@@ -89,21 +99,30 @@ class Probed:
             "memory": {"horizons": list(self.span.horizons), "reach": self.span.reach},
             **self.assessment.to_dict(),
         }
-        if self.returns is not None:
-            found["returns"] = self.returns.to_dict()
+        for name, probe in (("returns", self.returns), ("krcu", self.krcu), ("truncation", self.truncation)):
+            if probe is not None:
+                found[name] = probe.to_dict()
         return found
 
     def quantities(self) -> Iterator[tuple[str, PieceSums]]:
-        """What models are compared by, each a name and sums in one bin."""
+        """What models are compared by: the mean of the bins of some sums, each by its name."""
         yield "NLL", self.assessment.whole.sums
+        if self.krcu is not None:
+            yield "KRCU-AUC", self.krcu.sums
+            for each in self.krcu.bins:
+                yield f"KRCU, {each.name}", self.krcu.sums.bin(each.start // self.krcu.resets.width)
+        if self.truncation is not None:
+            cuts = self.truncation.cuts
+            for number, keep in enumerate(cuts.keeps):
+                for cell in self.truncation.row(number):
+                    sums = self.truncation.sums[number].bin(cuts.buckets.index(cell.start))
+                    yield f"keep {format_tokens(keep)}, {cell.name}", sums
         if self.returns is not None:
             for kind in KINDS:
                 sums = self.returns.by_distance(kind)
                 yield f"gain, {kind}", sums.pooled
                 for bin_ in self.returns.distance_bins(kind):
-                    at = self.returns.distances.index(bin_.start)
-                    one = PieceSums(sums.total[:, at : at + 1], sums.count[:, at : at + 1])
-                    yield f"gain, {kind}, {bin_.name}", one
+                    yield f"gain, {kind}, {bin_.name}", sums.bin(self.returns.distances.index(bin_.start))
 
 
 def probe(
@@ -130,16 +149,24 @@ def probe(
     """
     if plan.returns and not any(store.pieces[index].returns for index in store.indices(split)):
         raise ValueError(f"{store.path}: expected labelled returns, got none; `dsmr prepare pianist` makes such stores")
-    assessment = assess(
-        model, store, split, pieces=plan.pieces, reset_every=plan.reset_every, lanes=plan.lanes, progress=progress
+    passes = 1 + (plan.resets is not None) + (plan.cuts is not None)
+
+    def of_pass(number: int) -> Progress | None:
+        return progress and (lambda done, total: progress(number * total + done, passes * total))
+
+    found = assess(
+        model, store, split, pieces=plan.pieces, reset_every=plan.reset_every, lanes=plan.lanes, progress=of_pass(0)
     )
+    whole, lanes = found.whole, plan.lanes
     return Probed(
         label,
         checkpoint,
         digest,
         Span.of(model.config),
-        assessment,
-        return_gain(store, assessment.whole, skip=plan.skip) if plan.returns else None,
+        found,
+        return_gain(store, whole, skip=plan.skip) if plan.returns else None,
+        krcu(model, store, whole, plan.resets, lanes=lanes, progress=of_pass(1)) if plan.resets else None,
+        truncation(model, store, whole, plan.cuts, lanes=lanes, progress=of_pass(passes - 1)) if plan.cuts else None,
     )
 
 
@@ -169,8 +196,8 @@ def differences(models: Sequence[Probed]) -> list[Compared]:
     found = []
     for first, second in itertools.combinations(models, 2):
         for (name, ours), (_, theirs) in zip(first.quantities(), second.quantities(), strict=True):
-            if ours.tokens[0]:
-                found.append(Compared(name, first.label, second.label, compare(ours, theirs)[0]))
+            if ours.tokens.any():
+                found.append(Compared(name, first.label, second.label, compare_mean_of_bins(ours, theirs)))
     return found
 
 

@@ -11,8 +11,12 @@ import numpy as np
 from dsmr.plots import Curve, Mark, band, difference_panels, nll_by_position
 from dsmr.probes.comparison import Probed
 from dsmr.probes.returns import KINDS, GainBin
+from dsmr.schedules import format_tokens
 
-RETURNS_FIGURE, POSITION_FIGURE = "returns.png", "nll_by_position.png"
+POSITION_FIGURE = "nll_by_position.png"
+RETURNS_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE = "returns.png", "krcu.png", "truncation.png"
+MEMORY_ENDS = {":": "horizon of a layer", "--": "reach over all layers"}
+"""What the marks' line styles mean."""
 
 
 def draw(models: Sequence[Probed], folder: Path, title: str) -> None:
@@ -20,6 +24,10 @@ def draw(models: Sequence[Probed], folder: Path, title: str) -> None:
     draw_positions(models, folder / POSITION_FIGURE, title)
     if all(model.returns for model in models):
         draw_returns(models, folder / RETURNS_FIGURE, title)
+    if all(model.krcu for model in models):
+        draw_krcu(models, folder / KRCU_FIGURE, title)
+    if all(model.truncation for model in models):
+        draw_truncation(models, folder / TRUNCATION_FIGURE, title)
 
 
 def draw_positions(models: Sequence[Probed], path: Path, title: str) -> None:
@@ -45,11 +53,6 @@ def draw_returns(models: Sequence[Probed], path: Path, title: str) -> None:
             x = [float(np.sqrt(low * high)) * beside for low, high in ends]
             gain = [each.gain for each in bins]
             panels[f"{kind} returns"].append(Curve(model.label, x, gain, *band([each.interval for each in bins])))
-    marks = [
-        Mark(at, number, style)
-        for number, model in enumerate(models)
-        for at, style in [*((horizon, ":") for horizon in model.span.horizons), (model.span.reach, "--")]
-    ]
     difference_panels(
         panels,
         path,
@@ -57,10 +60,68 @@ def draw_returns(models: Sequence[Probed], path: Path, title: str) -> None:
         xlabel="distance to the nearest earlier occurrence (tokens)",
         ylabel="return gain (nats per token)",
         xlim=(least, most),
-        marks=marks,
-        mark_names={":": "horizon of a layer", "--": "reach over all layers"},
+        marks=_memory_ends(models),
+        mark_names=MEMORY_ENDS,
         log=True,
     )
+
+
+def draw_krcu(models: Sequence[Probed], path: Path, title: str) -> None:
+    """Draw dNLL after the reset: by position if there is one reset, else by tokens since any of them."""
+    curves = []
+    first = end = 0
+    for model in models:
+        assert model.krcu is not None
+        at = model.krcu.resets.at
+        first = at[0] if len(at) == 1 else 0
+        bins = model.krcu.bins
+        end = max(end, *(first + each.stop for each in bins))
+        x = [first + (each.start + each.stop) / 2 for each in bins]
+        label = f"{model.label}: mean {model.krcu.auc:.4f}"
+        curves.append(Curve(label, x, [each.dnll for each in bins], *band([each.interval for each in bins])))
+    difference_panels(
+        {"": curves},
+        path,
+        title,
+        xlabel="position in the piece (tokens)" if first else "tokens since the reset",
+        ylabel="KRCU: NLL(memory cleared) - NLL (nats per token)",
+        xlim=(first, end),
+        marks=_memory_ends(models, first),
+        mark_names=MEMORY_ENDS,
+    )
+
+
+def draw_truncation(models: Sequence[Probed], path: Path, title: str) -> None:
+    """Draw dNLL with the history cut, a panel a model and a curve for each number of tokens kept."""
+    panels: dict[str, list[Curve]] = {}
+    ends: set[int] = set()
+    for model in models:
+        assert model.truncation is not None
+        panels[model.label] = []
+        for number, keep in enumerate(model.truncation.cuts.keeps):
+            cells = model.truncation.row(number)
+            ends |= {end for cell in cells for end in (cell.start, cell.stop)}
+            x = [(cell.start + cell.stop) / 2 for cell in cells]
+            dnll = [cell.dnll for cell in cells]
+            label = f"last {format_tokens(keep)} tokens kept"
+            panels[model.label].append(Curve(label, x, dnll, *band([cell.interval for cell in cells])))
+    difference_panels(
+        panels,
+        path,
+        title,
+        xlabel="position in the piece (tokens)",
+        ylabel="NLL(history cut) - NLL (nats per token)",
+        xlim=(min(ends), max(ends)),
+    )
+
+
+def _memory_ends(models: Sequence[Probed], first: int = 0) -> list[Mark]:
+    """Marks of each model's horizons and reach, counted from `first`."""
+    return [
+        Mark(first + at, number, style)
+        for number, model in enumerate(models)
+        for at, style in [*((horizon, ":") for horizon in model.span.horizons), (model.span.reach, "--")]
+    ]
 
 
 def _ends(bin_: GainBin) -> tuple[float, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import re
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -12,11 +14,16 @@ import pytest
 import torch
 
 from dsmr.checkpoint import save_checkpoint
-from dsmr.cli import app
+from dsmr.cli import app, evaluate
 from dsmr.corpus.store import TokenStore
 from dsmr.model import ModelConfig, Transformer
 from dsmr.probes.comparison import Plan, Probed, Span, differences, labels, probe
-from dsmr.probes.figures import POSITION_FIGURE, RETURNS_FIGURE, draw
+from dsmr.probes.figures import KRCU_FIGURE, POSITION_FIGURE, RETURNS_FIGURE, TRUNCATION_FIGURE, draw
+from dsmr.probes.krcu import PUBLISHED as KRCU
+from dsmr.probes.krcu import Resets
+from dsmr.probes.returns import SKIP
+from dsmr.probes.truncation import PUBLISHED as TRUNCATION
+from dsmr.probes.truncation import Cuts
 from dsmr.schedules import make_schedule
 from dsmr_kernels import Retention
 from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
@@ -35,7 +42,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 @pytest.fixture(scope="module")
 def models(store: TokenStore) -> list[Probed]:
     """Copiers that remember the far theme, the near one, and none."""
-    plan = Plan(returns=True, reset_every=None)
+    resets, cuts = Resets((256,), width=64, end=512), Cuts((100,), (200, 300, 500), block=32, blocks=9)
+    plan = Plan(returns=True, reset_every=None, resets=resets, cuts=cuts)
     return [
         probe(Copier(memory), store, "test", plan, label=str(memory), checkpoint=f"runs/{memory}", digest="")
         for memory in (FAR + CONTEXT, FAR + CONTEXT - 1, 1)
@@ -58,12 +66,18 @@ def test_models_differ_where_their_memories_do(models: list[Probed]) -> None:
     # The NLL differs by the far theme alone: its tokens and the one after it, which the far copier gets wrong.
     nll = {model.label: model.assessment.whole.nll for model in models}
     assert found["NLL", far, near].value == pytest.approx(nll[far] - nll[near], abs=1e-12)
+    # After the reset at 256 only the far theme is missed, and only by who could remember it.
+    assert found["KRCU-AUC", near, none].value == 0
+    assert found["KRCU, 64-128", far, near].value > 0
+    assert found["KRCU, 64-128", far, none].value == pytest.approx(found["KRCU, 64-128", far, near].value)
+    assert found["keep 100, 300-500", far, near].value > 0
+    assert found["keep 100, 200-300", far, none].value == 0
     assert not any("transposed" in quantity for quantity, _, _ in found)  # there are none
 
 
 def test_figures_are_drawn_also_where_a_kind_of_return_is_missing(models: list[Probed], tmp_path: Path) -> None:
     draw(models, tmp_path, "three copiers")
-    for name in (POSITION_FIGURE, RETURNS_FIGURE):
+    for name in (POSITION_FIGURE, RETURNS_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -111,21 +125,34 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / name / "best" for name in ("long", "short")]
 
 
-def test_the_command_compares_checkpoints(
-    store: TokenStore, checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+def test_the_command_compares_checkpoints(store: TokenStore, checkpoints: list[Path], tmp_path: Path) -> None:
     arguments = [*checkpoints, "--data", store.path, "--reset-every", 0, "--returns"]
-    text = run(*arguments, "--out", tmp_path / "figures")
-    assert "│ long " in text
-    assert "│ gain, exact, 128-256 │ long - short " in text
+    arguments += ["--krcu", "--reset-at", "64,256", "--krcu-bin", 64, "--krcu-end", 512]
+    arguments += ["--truncation", "--keep", "16,64", "--buckets", "64,128,4096", "--block", 64, "--blocks", 2]
+    printed = json.loads(run(*arguments, "--json", "--out", tmp_path / "figures"))
     written = json.loads((tmp_path / "figures" / "evaluation.json").read_text())
-    assert json.loads(run(*arguments, "--json")) == written
+    assert printed == written
     assert [model["label"] for model in written["models"]] == ["long", "short"]
     assert written["models"][1]["memory"] == {"horizons": [8], "reach": 40}
     assert {each["quantity"] for each in written["differences"]} >= {"NLL", "gain, exact", "gain, exact, 0-128"}
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {"evaluation.json", POSITION_FIGURE, RETURNS_FIGURE}
+    assert drawn == {"evaluation.json", POSITION_FIGURE, RETURNS_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE}
+    krcu, truncation = (written["models"][1][name] for name in ("krcu", "truncation"))
+    assert krcu["resets"] == [64, 256]
+    assert [cell["keep"] for cell in truncation["cells"]] == [16, 16, 64, 64]
+    # Untrained, and of memories that reach 40 tokens: nothing remains beyond, up to rounding.
+    assert [each["dnll"] for each in krcu["curve"][1:]] == pytest.approx([0] * (len(krcu["curve"]) - 1), abs=1e-5)
+
+
+def test_the_command_prints_tables(store: TokenStore, checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    arguments = ["--krcu", "--reset-at", 300, "--krcu-bin", 64, "--truncation", "--keep", 64, "--buckets", "256,512"]
+    text = run(*checkpoints, "--data", store.path, "--reset-every", 0, "--returns", *arguments)
+    assert "│ long " in text
+    assert "3 pieces, 0 too short; 3 of 476 bins up to 30k hold tokens" in text
+    assert re.search(r"│ +0-64 │ [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] │.*│ +192 │ +3 │", text)
+    assert re.search(r"│ +64 │ +256-512 │", text)
+    assert "│ gain, exact, 128-256 │ long - short " in text
 
 
 def test_a_sample_of_pieces_is_the_same_each_time(store: TokenStore, checkpoints: list[Path]) -> None:
@@ -143,7 +170,21 @@ def test_the_command_explains_what_is_wrong(store: TokenStore, checkpoints: list
     long = checkpoints[0]
     assert "expected labelled returns, got none" in run(long, "--data", plain.path, "--returns", exits=2)
     assert "expected every one once" in run(long, long, "--data", store.path, exits=2)
+    assert "longer than 8192 tokens" in run(long, "--data", store.path, "--krcu", exits=2)
+    assert "--keep: expected whole numbers separated" in run(
+        long, "--data", store.path, "--truncation", "--keep", "1k", exits=2
+    )
     assert "exists already" in run(long, "--data", store.path, "--out", tmp_path, exits=2)
+
+
+def test_defaults_of_the_command_are_the_published_ones() -> None:
+    defaults = {name: parameter.default for name, parameter in inspect.signature(evaluate.evaluate).parameters.items()}
+    assert defaults["reset_at"] == ",".join(map(str, KRCU.at))
+    assert (defaults["krcu_bin"], defaults["krcu_end"]) == (KRCU.width, KRCU.end)
+    assert defaults["keep"] == ",".join(map(str, TRUNCATION.keeps))
+    assert defaults["buckets"] == ",".join(map(str, TRUNCATION.buckets))
+    assert (defaults["block"], defaults["blocks"]) == (TRUNCATION.block, TRUNCATION.blocks)
+    assert defaults["skip"] == SKIP
 
 
 def test_interval_of_a_position_is_drawn_and_written(store: TokenStore, checkpoints: list[Path]) -> None:
