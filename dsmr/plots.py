@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -238,13 +238,18 @@ def difference_panels(
         _style(axes, grid="both")
         axes.axhline(0, color=INK, linewidth=0.9)
         for number, curve in enumerate(curves):
-            _draw_bars(axes, curve, COLOURS[number % len(COLOURS)])
+            aside = 0.007 * (number - (len(curves) - 1) / 2)  # bars of several curves would hide each other
+            x = np.asarray(curve.x)
+            x = x * (xlim[1] / xlim[0]) ** aside if log else x + aside * (xlim[1] - xlim[0])
+            _draw_bars(axes, replace(curve, x=x), COLOURS[number % len(COLOURS)])
         if name:
             axes.set_title(name, loc="left", color=INK, fontsize=10)
         axes.set_xlabel(xlabel, color=INK)
     row[0].set_ylabel(ylabel, color=INK)
     if log:
         row[0].set_xscale("log", base=2)
+    else:
+        row[0].xaxis.set_major_locator(MultipleLocator(2 ** int(np.ceil(np.log2((xlim[1] - xlim[0]) / 8)))))
     row[0].xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: format_tokens(tokens)))
     for axes in row:
         for mark in marks:

@@ -43,14 +43,13 @@ def draw_returns(models: Sequence[Probed], path: Path, title: str) -> None:
     """Draw the gain by distance, exact and transposed returns apart, and where each model's memory ends."""
     panels: dict[str, list[Curve]] = {f"{kind} returns": [] for kind in KINDS}
     least, most = np.inf, 0.0
-    for number, model in enumerate(models):
+    for model in models:
         assert model.returns is not None
-        beside = 1.03 ** (number - (len(models) - 1) / 2)  # error bars of several models would hide each other
         for kind in KINDS:
             bins = model.returns.distance_bins(kind)
             ends = [_ends(each) for each in bins]
             least, most = min([least, *(low for low, _ in ends)]), max([most, *(high for _, high in ends)])
-            x = [float(np.sqrt(low * high)) * beside for low, high in ends]
+            x = [float(np.sqrt(low * high)) for low, high in ends]
             gain = [each.gain for each in bins]
             panels[f"{kind} returns"].append(Curve(model.label, x, gain, *band([each.interval for each in bins])))
     difference_panels(

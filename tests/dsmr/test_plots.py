@@ -14,6 +14,9 @@ from dsmr.plots import (
     ROLL_INCHES_PER_SECOND,
     ROLL_WIDTHS,
     Curve,
+    Mark,
+    band,
+    difference_panels,
     nll_by_position,
     piano_roll,
     schedule_bars,
@@ -161,3 +164,32 @@ def test_bad_curves_and_empty_figures_are_named(tmp_path):
         training_curve([], tmp_path / "x.png")
     with pytest.raises(ValueError, match="schedules: expected at least one, got none"):
         schedule_bars([], tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["linear", "log"])
+def test_differences_are_drawn_with_their_intervals_and_marks_within_the_axis(tmp_path, log):
+    x, y = [200, 400, 800], [0.1, 0.2, 0.3]
+    curves = [
+        Curve("certain", x, y, *band([(0.1, 0.1), (0.2, 0.2), None])),
+        Curve("not", x, [-v for v in y], *band([(-0.4, 0.4), (-0.4, 0.4), None])),
+    ]
+    axes = {"xlabel": "x", "ylabel": "y", "xlim": (100, 1000), "log": log}
+    pixels = []
+    for number, marks in enumerate([[], [Mark(300, 2, "-")], [Mark(5000, 2, "-"), Mark(50, 2, "-")]]):
+        path = tmp_path / f"{number}.png"
+        difference_panels({"left": curves, "right": curves[:1]}, path, marks=marks, **axes)
+        pixels.append(picture(path))
+    plain, marked, outside = pixels
+    assert is_colour(plain, COLOURS[0]).any()
+    rows, columns = np.nonzero(is_colour(marked, COLOURS[2]))
+    assert len(rows) > 200
+    assert len(np.unique(np.diff(np.unique(columns)))) > 1  # one line in each panel
+    np.testing.assert_array_equal(plain, outside)
+    # The right panel has nothing of the second curve.
+    _, second = np.nonzero(is_colour(plain, COLOURS[1]))
+    assert second.max() < plain.shape[1] / 2
+
+
+def test_no_differences_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="panels: expected at least one curve, got none"):
+        difference_panels({"left": []}, tmp_path / "x.png", xlabel="x", ylabel="y", xlim=(0, 1))
