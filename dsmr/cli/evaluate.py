@@ -94,6 +94,15 @@ def evaluate(
             rich_help_panel=PROBES,
         ),
     ] = False,
+    recall: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Read N returns of each kind and distance again with what they return to forgotten.",
+            rich_help_panel=PROBES,
+        ),
+    ] = 0,
     skip: Annotated[
         int,
         typer.Option(
@@ -140,7 +149,7 @@ def evaluate(
     where = choose_device(device)
     with reading_input():
         store = open_store(data, split)
-    plan = Plan(pieces, reset_every or None, lanes, returns, skip, resets, cuts)
+    plan = Plan(pieces, reset_every or None, lanes, returns, skip, resets, cuts, recall)
     begun = time.monotonic()
     found = []
     for checkpoint, label in zip(checkpoints, labels(checkpoints), strict=True):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dsmr.assessment import Assessment
     from dsmr.bootstrap import Interval
     from dsmr.probes.comparison import Compared, Probed
+    from dsmr.probes.recall import Recall
+    from dsmr.probes.returns import ReturnGain
 
 
 def print_assessment(found: Assessment) -> None:
@@ -46,7 +48,21 @@ def print_probed(models: Sequence[Probed]) -> None:
     if models[0].truncation is not None:
         print_truncation(models)
     if models[0].returns is not None:
-        print_returns(models)
+        skip = models[0].returns.skip
+        print_by_distance(
+            models,
+            [model.returns for model in models],
+            "return gain: NLL at the first statement - NLL at the return, nats per token (95 % interval)\n"
+            f"positive: memory helps; the first {skip} tokens of each return left out",
+        )
+    if models[0].recall is not None:
+        skip = models[0].recall.skip
+        print_by_distance(
+            models,
+            [model.recall for model in models],
+            "recall: NLL of the return with its source and all before it forgotten - NLL (95 % interval)\n"
+            f"positive: the source helps; the first {skip} tokens of each return left out",
+        )
     if len(models) > 1:
         from dsmr.probes.comparison import differences
 
@@ -72,20 +88,17 @@ def print_models(models: Sequence[Probed]) -> None:
         stdout.print(f"a bigram model on the same tokens: PPL {first.bigram.ppl:.2f}")
 
 
-def print_returns(models: Sequence[Probed]) -> None:
-    """The return gain by distance: rows are kinds and distances, columns are models."""
+def print_by_distance(models: Sequence[Probed], found: Sequence[ReturnGain | Recall | None], title: str) -> None:
+    """A probe of returns: rows are kinds and distances, columns are models."""
     from dsmr.probes.returns import KINDS
 
-    gains = [model.returns for model in models if model.returns is not None]
-    table = Table(
-        title="return gain: NLL at the first statement - NLL at the return, nats per token (95 % interval)\n"
-        f"positive: memory helps; the first {gains[0].skip} tokens of each return left out"
-    )
+    probes = [each for each in found if each is not None]
+    table = Table(title=title)
     table.add_column("returns", no_wrap=True)
     table.add_column("distance", justify="right", no_wrap=True)
     _add_columns(table, models)
     for kind in KINDS:
-        for row in zip(*(gain.distance_bins(kind) for gain in gains), strict=True):
+        for row in zip(*(each.distance_bins(kind) for each in probes), strict=True):
             cells = [_with_interval(each.gain, each.interval) for each in row]
             table.add_row(kind, row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
         table.add_section()

@@ -13,6 +13,7 @@ from dsmr.bootstrap import Difference, PieceSums, compare_mean_of_bins
 from dsmr.corpus.store import TokenStore
 from dsmr.model import ModelConfig, Transformer
 from dsmr.probes.krcu import Krcu, Resets, krcu
+from dsmr.probes.recall import Recall, recall
 from dsmr.probes.returns import KINDS, SKIP, ReturnGain, return_gain
 from dsmr.probes.truncation import Cuts, Truncation, truncation
 from dsmr.reading import Progress
@@ -50,6 +51,7 @@ class Plan:
         skip: see `dsmr.probes.returns.SKIP`.
         resets: where to clear the memory in the middle of pieces; None: nowhere.
         cuts: how to cut the history; None: not at all.
+        recall: how many returns of each kind and distance to read with their sources forgotten; 0: none.
     """
 
     pieces: int | None = None
@@ -59,6 +61,7 @@ class Plan:
     skip: int = SKIP
     resets: Resets | None = None
     cuts: Cuts | None = None
+    recall: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class Probed:
         digest: of its weights.
         span: how far its memory goes.
         assessment: its scores over whole pieces, and its baselines.
-        returns, krcu, truncation: what the probes found; None for those that were not asked for.
+        returns, krcu, truncation, recall: what the probes found; None for those that were not asked for.
     """
 
     label: str
@@ -82,12 +85,13 @@ class Probed:
     returns: ReturnGain | None = None
     krcu: Krcu | None = None
     truncation: Truncation | None = None
+    recall: Recall | None = None
 
     @property
     def scored(self) -> int:
         """How many tokens the model was given, all passes together."""
         reset = self.assessment.reset
-        again = sum(found.read for found in (self.krcu, self.truncation) if found)
+        again = sum(found.read for found in (self.krcu, self.truncation, self.recall) if found)
         return self.assessment.whole.tokens + (reset.tokens if reset else 0) + again
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,8 +103,8 @@ class Probed:
             "memory": {"horizons": list(self.span.horizons), "reach": self.span.reach},
             **self.assessment.to_dict(),
         }
-        for name, probe in (("returns", self.returns), ("krcu", self.krcu), ("truncation", self.truncation)):
-            if probe is not None:
+        for name in ("returns", "recall", "krcu", "truncation"):
+            if (probe := getattr(self, name)) is not None:
                 found[name] = probe.to_dict()
         return found
 
@@ -123,6 +127,11 @@ class Probed:
                 yield f"gain, {kind}", sums.pooled
                 for bin_ in self.returns.distance_bins(kind):
                     yield f"gain, {kind}, {bin_.name}", sums.bin(self.returns.distances.index(bin_.start))
+        if self.recall is not None:
+            for kind in KINDS:
+                for part in self.recall.distance_bins(kind):
+                    sums = self.recall.sums[kind].bin(self.recall.distances.index(part.start))
+                    yield f"recall, {kind}, {part.name}", sums
 
 
 def probe(
@@ -147,9 +156,10 @@ def probe(
     Raises:
         ValueError: a split without pieces, a number out of its range, or a probe for which the pieces do not do.
     """
-    if plan.returns and not any(store.pieces[index].returns for index in store.indices(split)):
+    if (plan.returns or plan.recall) and not any(store.pieces[index].returns for index in store.indices(split)):
         raise ValueError(f"{store.path}: expected labelled returns, got none; `dsmr prepare pianist` makes such stores")
-    passes = 1 + (plan.resets is not None) + (plan.cuts is not None)
+    passes = 1 + (plan.resets is not None) + (plan.cuts is not None) + (plan.recall > 0)
+    number = itertools.count(1)
 
     def of_pass(number: int) -> Progress | None:
         return progress and (lambda done, total: progress(number * total + done, passes * total))
@@ -165,8 +175,11 @@ def probe(
         Span.of(model.config),
         found,
         return_gain(store, whole, skip=plan.skip) if plan.returns else None,
-        krcu(model, store, whole, plan.resets, lanes=lanes, progress=of_pass(1)) if plan.resets else None,
-        truncation(model, store, whole, plan.cuts, lanes=lanes, progress=of_pass(passes - 1)) if plan.cuts else None,
+        krcu(model, store, whole, plan.resets, lanes=lanes, progress=of_pass(next(number))) if plan.resets else None,
+        truncation(model, store, whole, plan.cuts, lanes=lanes, progress=of_pass(next(number))) if plan.cuts else None,
+        recall(model, store, whole, sample=plan.recall, skip=plan.skip, lanes=lanes, progress=of_pass(next(number)))
+        if plan.recall
+        else None,
     )
 
 

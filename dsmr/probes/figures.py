@@ -10,11 +10,13 @@ import numpy as np
 
 from dsmr.plots import Curve, Mark, band, difference_panels, nll_by_position
 from dsmr.probes.comparison import Probed
-from dsmr.probes.returns import KINDS, GainBin
+from dsmr.probes.recall import Recall, RecallBin
+from dsmr.probes.returns import KINDS, GainBin, ReturnGain
 from dsmr.schedules import format_tokens
 
 POSITION_FIGURE = "nll_by_position.png"
-RETURNS_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE = "returns.png", "krcu.png", "truncation.png"
+RETURNS_FIGURE, RECALL_FIGURE = "returns.png", "recall.png"
+KRCU_FIGURE, TRUNCATION_FIGURE = "krcu.png", "truncation.png"
 MEMORY_ENDS = {":": "horizon of a layer", "--": "reach over all layers"}
 """What the marks' line styles mean."""
 
@@ -24,6 +26,8 @@ def draw(models: Sequence[Probed], folder: Path, title: str) -> None:
     draw_positions(models, folder / POSITION_FIGURE, title)
     if all(model.returns for model in models):
         draw_returns(models, folder / RETURNS_FIGURE, title)
+    if all(model.recall for model in models):
+        draw_recall(models, folder / RECALL_FIGURE, title)
     if all(model.krcu for model in models):
         draw_krcu(models, folder / KRCU_FIGURE, title)
     if all(model.truncation for model in models):
@@ -41,12 +45,24 @@ def draw_positions(models: Sequence[Probed], path: Path, title: str) -> None:
 
 def draw_returns(models: Sequence[Probed], path: Path, title: str) -> None:
     """Draw the gain by distance, exact and transposed returns apart, and where each model's memory ends."""
+    _draw_by_distance(models, [model.returns for model in models], path, title, "return gain (nats per token)")
+
+
+def draw_recall(models: Sequence[Probed], path: Path, title: str) -> None:
+    """Draw the recall by distance in the same way."""
+    found = [model.recall for model in models]
+    _draw_by_distance(models, found, path, title, "recall: NLL(source forgotten) - NLL (nats per token)")
+
+
+def _draw_by_distance(
+    models: Sequence[Probed], found: Sequence[ReturnGain | Recall | None], path: Path, title: str, ylabel: str
+) -> None:
     panels: dict[str, list[Curve]] = {f"{kind} returns": [] for kind in KINDS}
     least, most = np.inf, 0.0
-    for model in models:
-        assert model.returns is not None
+    for model, probe in zip(models, found, strict=True):
+        assert probe is not None
         for kind in KINDS:
-            bins = model.returns.distance_bins(kind)
+            bins = probe.distance_bins(kind)
             ends = [_ends(each) for each in bins]
             least, most = min([least, *(low for low, _ in ends)]), max([most, *(high for _, high in ends)])
             x = [float(np.sqrt(low * high)) for low, high in ends]
@@ -57,7 +73,7 @@ def draw_returns(models: Sequence[Probed], path: Path, title: str) -> None:
         path,
         title,
         xlabel="distance to the nearest earlier occurrence (tokens)",
-        ylabel="return gain (nats per token)",
+        ylabel=ylabel,
         xlim=(least, most),
         marks=_memory_ends(models),
         mark_names=MEMORY_ENDS,
@@ -123,7 +139,7 @@ def _memory_ends(models: Sequence[Probed], first: int = 0) -> list[Mark]:
     ]
 
 
-def _ends(bin_: GainBin) -> tuple[float, float]:
+def _ends(bin_: GainBin | RecallBin) -> tuple[float, float]:
     """Where a bin begins and ends on a logarithmic axis: the first has no beginning there, the last has no end."""
     stop = 2.0 * bin_.start if bin_.stop is None else float(bin_.stop)
     return max(float(bin_.start), stop / 2), stop

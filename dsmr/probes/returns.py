@@ -24,7 +24,7 @@ What else could make a gain, and what is done about it:
   different memories this is the difference that tells the truth, and it costs nothing.
   *Within one model*, clearing the memory right before the return is not such a baseline, though it is the obvious one:
   it takes away the source, but also the key, the tempo and the last chord, which are worth more than a far source, so
-  it overstates memory even more.
+  it overstates memory even more. `dsmr.probes.recall` forgets the source and all before it, but nothing after.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dsmr.cli import app, evaluate
 from dsmr.corpus.store import TokenStore
 from dsmr.model import ModelConfig, Transformer
 from dsmr.probes.comparison import Plan, Probed, Span, differences, labels, probe
-from dsmr.probes.figures import KRCU_FIGURE, POSITION_FIGURE, RETURNS_FIGURE, TRUNCATION_FIGURE, draw
+from dsmr.probes.figures import KRCU_FIGURE, POSITION_FIGURE, RECALL_FIGURE, RETURNS_FIGURE, TRUNCATION_FIGURE, draw
 from dsmr.probes.krcu import PUBLISHED as KRCU
 from dsmr.probes.krcu import Resets
 from dsmr.probes.returns import SKIP
@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 def models(store: TokenStore) -> list[Probed]:
     """Copiers that remember the far theme, the near one, and none."""
     resets, cuts = Resets((256,), width=64, end=512), Cuts((100,), (200, 300, 500), block=32, blocks=9)
-    plan = Plan(returns=True, reset_every=None, resets=resets, cuts=cuts)
+    plan = Plan(returns=True, reset_every=None, resets=resets, cuts=cuts, recall=9)
     return [
         probe(Copier(memory), store, "test", plan, label=str(memory), checkpoint=f"runs/{memory}", digest="")
         for memory in (FAR + CONTEXT, FAR + CONTEXT - 1, 1)
@@ -71,13 +71,15 @@ def test_models_differ_where_their_memories_do(models: list[Probed]) -> None:
     assert found["KRCU, 64-128", far, near].value > 0
     assert found["KRCU, 64-128", far, none].value == pytest.approx(found["KRCU, 64-128", far, near].value)
     assert found["keep 100, 300-500", far, near].value > 0
+    assert found["recall, exact, 128-256", far, near].value == pytest.approx(copied, abs=2 * FLOAT32)
+    assert found["recall, exact, 128-256", near, none].value == 0
     assert found["keep 100, 200-300", far, none].value == 0
     assert not any("transposed" in quantity for quantity, _, _ in found)  # there are none
 
 
 def test_figures_are_drawn_also_where_a_kind_of_return_is_missing(models: list[Probed], tmp_path: Path) -> None:
     draw(models, tmp_path, "three copiers")
-    for name in (POSITION_FIGURE, RETURNS_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE):
+    for name in (POSITION_FIGURE, RETURNS_FIGURE, RECALL_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -147,12 +149,13 @@ def test_the_command_compares_checkpoints(store: TokenStore, checkpoints: list[P
 def test_the_command_prints_tables(store: TokenStore, checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     arguments = ["--krcu", "--reset-at", 300, "--krcu-bin", 64, "--truncation", "--keep", 64, "--buckets", "256,512"]
-    text = run(*checkpoints, "--data", store.path, "--reset-every", 0, "--returns", *arguments)
+    text = run(*checkpoints, "--data", store.path, "--reset-every", 0, "--returns", "--recall", 2, *arguments)
     assert "│ long " in text
     assert "3 pieces, 0 too short; 3 of 476 bins up to 30k hold tokens" in text
     assert re.search(r"│ +0-64 │ [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] │.*│ +192 │ +3 │", text)
     assert re.search(r"│ +64 │ +256-512 │", text)
-    assert "│ gain, exact, 128-256 │ long - short " in text
+    assert re.search(r"│ gain, exact, 128-256 +│ long - short ", text)
+    assert re.search(r"│ recall, exact, 128-256 +│ long - short ", text)
 
 
 def test_a_sample_of_pieces_is_the_same_each_time(store: TokenStore, checkpoints: list[Path]) -> None:
