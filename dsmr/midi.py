@@ -18,12 +18,15 @@ from symusic.core import ScoreTick, TrackTick
 
 from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, STEP_SECONDS, Performance, fold_pedal
 
-MAX_BYTES = 32 * 2**20
 MAX_NOTES = 500_000
 MAX_SECONDS = 4 * 3600.0
-"""Bounds on what is taken for music. Ticks say nothing (a file may have 32,767 a beat), seconds and events do."""
+MAX_BYTES = 8 * 2**20
+"""Bounds on what is taken for music. Ticks say nothing (a file may have 32,767 a beat), seconds and events do: silence
+becomes one token a second. So many notes take 4 MB; in so many bytes no file was found that needs 300 MB to be read."""
 
 SAMPLE_RATE = 44_100
+
+_TOO_MANY_TICKS = "expected fewer than 2^31 ticks, got times below 0, where the reader's 32 bits end up after more"
 
 _SUSTAIN_PEDAL = 64
 _MICROSECONDS_PER_BEAT = 500_000  # MIDI's tempo where a file states none: 120 beats a minute
@@ -47,20 +50,26 @@ def read_midi(source: str | os.PathLike[str] | bytes) -> Performance:
     """Read a MIDI file, given by path or as its bytes.
 
     All tracks but drums are merged into one piano. Its sustain pedal is down while any track's is; what a track leaves
-    down comes up after the track's last event.
+    down comes up after the track's last event. A note that nothing ends is no note.
 
     Raises:
         FileNotFoundError: there is no such file.
-        MidiError: the file is corrupt, holds no notes, or goes beyond ``MAX_BYTES``, ``MAX_NOTES`` or ``MAX_SECONDS``.
+        MidiError: the file is corrupt, holds no notes or independent sequences (type 2), or goes beyond ``MAX_BYTES``,
+            ``MAX_NOTES`` or ``MAX_SECONDS``.
     """
     name = "MIDI data" if isinstance(source, bytes) else os.fspath(source)
+    size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+    if size > MAX_BYTES:
+        raise MidiError(f"{name}: expected at most {MAX_BYTES} bytes, got {size}")
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if len(data) > MAX_BYTES:
-        raise MidiError(f"{name}: expected at most {MAX_BYTES} bytes, got {len(data)}")
+    if _ends_inside_a_meta_event(data):
+        raise MidiError(f"{name}: expected a MIDI file, got one that ends inside a tempo, metre or key")
     try:
         score = ScoreTick.from_midi(data)
     except (RuntimeError, ValueError) as error:
         raise MidiError(f"{name}: expected a MIDI file, got an error from its reader: {error}") from error
+    if (kind := int.from_bytes(data[8:10], "big")) not in (0, 1):
+        raise MidiError(f"{name}: expected a MIDI file of type 0 or 1, whose tracks sound together, got type {kind}")
     if score.ticks_per_quarter < 1:
         raise MidiError(f"{name}: expected at least one tick a beat, got {score.ticks_per_quarter}")
     tracks = [track for track in score.tracks if not track.is_drum]
@@ -71,6 +80,8 @@ def read_midi(source: str | os.PathLike[str] | bytes) -> Performance:
     seconds_at = _tempo_map(name, score)
     notes = np.concatenate([_notes(track, seconds_at) for track in tracks])
     pedal = _merge_pedals([_pedal(track, seconds_at) for track in tracks])
+    if min(notes["onset"].min(), pedal["time"].min(initial=0.0)) < 0:
+        raise MidiError(f"{name}: {_TOO_MANY_TICKS}")
     if (last := max(notes["offset"].max(), pedal["time"].max(initial=0.0))) > MAX_SECONDS:
         raise MidiError(f"{name}: expected at most {MAX_SECONDS:.0f} s of music, got {last:.0f} s")
     try:
@@ -120,6 +131,12 @@ def write_wav(
             file.writeframesraw(np.rint(block).astype("<i2").tobytes())
 
 
+def _ends_inside_a_meta_event(data: bytes) -> bool:
+    """Whether symusic 0.6 would read beyond the data: it takes these events to be as long as they should be."""
+    ends = {kind: data[-(length + 2) :] for kind, length in ((0x51, 3), (0x58, 4), (0x59, 2))}
+    return any(bytes([0xFF, kind]) in end for kind, end in ends.items())
+
+
 def _tempo_map(name: str, score: ScoreTick) -> TicksToSeconds:
     """The function from ticks to seconds that a file's tempo changes make, in float64 (symusic's own gives float32)."""
     changes = score.tempos.numpy()
@@ -128,8 +145,11 @@ def _tempo_map(name: str, score: ScoreTick) -> TicksToSeconds:
     order = np.argsort(ticks, kind="stable")
     ticks, per_beat = ticks[order], per_beat[order]
     microticks_per_beat = 1e6 * score.ticks_per_quarter
-    if ticks[0] < 0 or per_beat.min() <= 0:
-        raise MidiError(f"{name}: expected tempo changes at times >= 0 to tempos > 0, got {score.tempos}")
+    if ticks[0] < 0:
+        raise MidiError(f"{name}: {_TOO_MANY_TICKS}")
+    if per_beat.min() <= 0:
+        at = ticks[per_beat.argmin()]
+        raise MidiError(f"{name}: expected at least 1 microsecond a beat, got {per_beat.min():.0f} at tick {at:.0f}")
     seconds = np.concatenate([[0.0], np.cumsum(np.diff(ticks) * per_beat[:-1]) / microticks_per_beat])
 
     def seconds_at(tick: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
@@ -172,12 +192,16 @@ def _merge_pedals(pedals: list[NDArray[np.void]]) -> NDArray[np.void]:
     pedals = [pedal for pedal in pedals if len(pedal)]
     if len(pedals) < 2:
         return pedals[0] if pedals else np.empty(0, PEDAL_DTYPE)
-    times = np.unique(np.concatenate([pedal["time"] for pedal in pedals]))
-    merged = np.zeros(len(times), PEDAL_DTYPE)
-    merged["time"] = times
-    for pedal in pedals:
-        depth = np.append(np.uint8(0), pedal["value"])[np.searchsorted(pedal["time"], times, side="right")]
-        merged["value"] = np.maximum(merged["value"], depth)
+    messages = np.concatenate(pedals)
+    before = np.concatenate([np.append(np.uint8(0), pedal["value"][:-1]) for pedal in pedals])
+    order = np.argsort(messages["time"], kind="stable")
+    time, depth, before = messages["time"][order], messages["value"][order], before[order]
+    last = np.append(time[1:] != time[:-1], True)  # messages of one time count together
+    merged = np.zeros(np.count_nonzero(last), PEDAL_DTYPE)
+    merged["time"] = time[last]
+    for level in np.unique(depth):  # 128 at most, however many pedals there are
+        pedals_as_deep = np.cumsum((depth >= level).astype(np.int64) - (before >= level))
+        merged["value"][pedals_as_deep[last] > 0] = level
     return merged
 
 

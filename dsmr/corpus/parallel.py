@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -17,7 +20,9 @@ Progress = Callable[[int, int], None]
 
 
 class ProcessDied(Exception):
-    """Takes the place of a result when the item's process was killed, for instance by a crash in native code."""
+    """Takes the place of a result when the item's process ended: by a crash in native code, for want of memory, or
+    because it ran too long. The message says which.
+    """
 
 
 def map_in_order(
@@ -25,25 +30,29 @@ def map_in_order(
     items: Sequence[Item],
     workers: int | None = None,
     progress: Progress | None = None,
+    seconds: float | None = None,
 ) -> list[Result | ProcessDied]:
     """Return ``[function(item) for item in items]``, computed by several processes.
 
     Processes are spawned: function, items and results must be picklable, and a script that calls this needs the usual
-    ``if __name__ == "__main__":``. Only with one worker does the work happen in the calling process.
+    ``if __name__ == "__main__":``.
 
     Args:
         function: a function of a module. An exception that it raises ends the run.
         items: what to call it with.
-        workers: how many processes; None takes all cores that this process may use.
+        workers: how many processes; None takes all cores that this process may use. With 0 the work happens in the
+            calling process, which then dies with an item and is not bound to ``seconds``.
         progress: called after each item.
+        seconds: how much processor time an item may take before its process is ended; None sets no limit, nor does
+            Windows, which has no such timer.
 
     Raises:
-        ValueError: fewer than one worker.
+        ValueError: a negative number of workers.
         RuntimeError: processes cannot be started.
     """
     workers = _usable_cores() if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {workers}")
+    if workers < 0:
+        raise ValueError(f"workers: expected at least 0, got {workers}")
     results: dict[int, Result | ProcessDied] = {}
 
     def finish(index: int, result: Result | ProcessDied) -> None:
@@ -51,16 +60,17 @@ def map_in_order(
         if progress is not None:
             progress(len(results), len(items))
 
-    if workers == 1 or len(items) < 2:
+    if workers == 0 or not items:
         for index, item in enumerate(items):
             finish(index, function(item))
     else:
+        limited = partial(_within, seconds, function) if seconds and hasattr(signal, "setitimer") else function
         pool = _pool(min(workers, len(items)))
         try:
             futures: dict[Future[Result], int] = {}
             with suppress(BrokenProcessPool):  # what cannot be submitted any more goes one by one, below
                 for index, item in enumerate(items):
-                    futures[pool.submit(function, item)] = index
+                    futures[pool.submit(limited, item)] = index
             for future in as_completed(futures):
                 if not isinstance(future.exception(), BrokenProcessPool):
                     finish(futures[future], future.result())
@@ -68,9 +78,18 @@ def map_in_order(
             pool.shutdown(cancel_futures=True)
         # A process that dies takes its pool with it and nobody knows on which item: the rest go one by one.
         rest = [index for index in range(len(items)) if index not in results]
-        for index, result in zip(rest, _one_by_one(function, [items[index] for index in rest]), strict=True):
+        for index, result in zip(rest, _one_by_one(limited, [items[index] for index in rest]), strict=True):
             finish(index, result)
     return [results[index] for index in range(len(items))]
+
+
+def _within(seconds: float, function: Callable[[Item], Result], item: Item) -> Result:
+    """Call a function; the system ends the process, native code and all, once this took so much processor time."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        return function(item)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _one_by_one(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result | ProcessDied]:
@@ -79,12 +98,13 @@ def _one_by_one(function: Callable[[Item], Result], items: Sequence[Item]) -> It
         for item in items:
             if pool is None:
                 pool = _pool(1)
-                _check_alive(pool)
+                process = _process_of(pool)
             try:
                 yield pool.submit(function, item).result()
             except BrokenProcessPool:
+                pool.shutdown()  # waits until the process's exit code is known
                 pool = None
-                yield ProcessDied("the process died")
+                yield ProcessDied(_how_it_ended(process))
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
@@ -94,14 +114,28 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _check_alive(pool: ProcessPoolExecutor) -> None:
+def _process_of(pool: ProcessPoolExecutor) -> BaseProcess:
+    """The process of a pool that has one, after asking it whether it is alive."""
     try:
-        pool.submit(os.getpid).result()
+        pid = pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
             "worker processes die as soon as they start; does the calling script lack `if __name__ == '__main__':`? "
-            "With workers=1 none is needed"
+            "With workers=0 none is needed"
         ) from error
+    return next(child for child in multiprocessing.active_children() if child.pid == pid)
+
+
+def _how_it_ended(process: BaseProcess) -> str:
+    code = process.exitcode
+    if code is None or code >= 0:
+        return f"its process ended with code {code}"
+    meaning = ""
+    if code == -signal.SIGPROF:
+        meaning = ", after too long a time"
+    elif code == -signal.SIGKILL:
+        meaning = ", perhaps for want of memory"
+    return f"its process was ended by the system: {signal.strsignal(-code)}{meaning}"
 
 
 def _usable_cores() -> int:

@@ -18,12 +18,15 @@ import numpy as np
 from dsmr.corpus.parallel import ProcessDied, Progress, map_in_order
 from dsmr.corpus.pianist import FEWEST_TOKENS, compose
 from dsmr.corpus.pianist.dice import Dice
-from dsmr.corpus.sources import LeftOut, MidiFile, folder_files, maestro_files
+from dsmr.corpus.sources import LeftOut, Member, MidiFile, folder_files, maestro_files
 from dsmr.corpus.store import SPLITS, Return, StoreWriter
 from dsmr.midi import MidiError, read_midi
 from dsmr.tokens import BEGIN, END, Ids, encode, encode_indexed
 
 StrPath = str | os.PathLike[str]
+
+MAX_READING_SECONDS = 60.0
+"""Processor time for one MIDI file; those that take longest, of 65,535 tracks, take a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def prepare_maestro(
     Args:
         path: its folder or zip file (see :func:`dsmr.corpus.sources.maestro_files`).
         out: the store to write.
-        workers: how many processes; None takes all cores.
+        workers: how many processes; None takes all cores, 0 none but the calling one.
         progress: called with the files done and the files there are.
 
     Raises:
@@ -97,7 +100,7 @@ def prepare_folder(
         path: the folder.
         out: the store to write.
         validation, test: which part of the titles goes into these splits.
-        workers: how many processes; None takes all cores.
+        workers: how many processes; None takes all cores, 0 none but the calling one.
         progress: called with the files done and the files there are.
 
     Raises:
@@ -132,7 +135,7 @@ def prepare_pianist(
         tokens: about how many tokens to compose altogether.
         shortest, longest: between how many tokens a piece is to have, about.
         validation, test: which part of the pieces goes into these splits.
-        workers: how many processes; None takes all cores.
+        workers: how many processes; None takes all cores, 0 none but the calling one.
         progress: called with the pieces done and the pieces there are.
 
     Raises:
@@ -171,13 +174,13 @@ def _encode_files(
 ) -> list[_Encoded | LeftOut]:
     """Encode files, in their order; leave out those that fail and those whose tokens were there before."""
     to_read = [file for file in files if isinstance(file, MidiFile)]
-    results = iter(map_in_order(_encode_file, to_read, workers, progress))
+    results = iter(map_in_order(_encode_file, to_read, workers, progress, MAX_READING_SECONDS))
     entries: list[_Encoded | LeftOut] = []
     first_source: dict[bytes, str] = {}
     for file in files:
         entry = file if isinstance(file, LeftOut) else next(results)
         if isinstance(entry, ProcessDied):
-            entry = LeftOut(file.source, "crashed the process that read it")
+            entry = LeftOut(file.source, f"cannot be read: {entry}")
         elif isinstance(entry, _Encoded):
             music = hashlib.sha256(entry.ids.tobytes()).digest()
             if music in first_source:
@@ -195,11 +198,11 @@ def _encode_files(
 
 def _encode_file(file: MidiFile) -> _Encoded | LeftOut:
     try:
-        content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-        ids = encode(read_midi(content))
+        ids = encode(read_midi(file.content.read() if isinstance(file.content, Member) else file.content))
     except Exception as error:  # whatever one file provokes, the others are to be prepared; the report names it
         kind = "" if isinstance(error, MidiError) else f"{type(error).__name__}: "
-        return LeftOut(file.source, kind + str(error).removeprefix("MIDI data: "))
+        reason = str(error).removeprefix("MIDI data: ").removeprefix(f"{file.content}: ")
+        return LeftOut(file.source, kind + reason)
     return _Encoded(_framed(ids), file.title, file.composer, file.source)
 
 

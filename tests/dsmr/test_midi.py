@@ -149,7 +149,11 @@ class TestRefuse:
             pytest.param(A_NOTE.replace(b"\x90\x3c\x40", b"\x90\x3c\xff"), "expected a MIDI file", id="velocity-255"),
             pytest.param(midi_file([]), "expected notes of pitched instruments, got none", id="no-events"),
             pytest.param(midi_file([(0, on(36, 9, DRUMS)), (9, off(36, DRUMS))]), "got none", id="drums-only"),
-            pytest.param(midi_file([(0, tempo(0))], [(0, on(60)), (9, off(60))]), "tempos > 0", id="tempo-0"),
+            pytest.param(
+                midi_file([(0, tempo(0))], [(0, on(60)), (9, off(60))]),
+                "at least 1 microsecond a beat, got 0 at tick 0",
+                id="tempo-0",
+            ),
             pytest.param(midi_file([(0, on(60)), (14_400_001, off(60))]), "at most 14400 s of music", id="long-note"),
             pytest.param(
                 midi_file([(0, on(60)), (9, off(60)), (14_400_001, sustain(0))]), "at most 14400 s", id="long-pedal"
