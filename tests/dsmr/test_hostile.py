@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from dsmr.midi import MidiError, read_midi
 from tests import fuzz_midi
 from tests.hostile_midi import FILES
 

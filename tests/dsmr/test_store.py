@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dsmr.cli.terminal import BadInput, open_store
 from dsmr.corpus.store import Piece, Return, StoreError, StoreWriter, TokenStore
 from dsmr.tokens import BEGIN, CODEC, END, NOTE_OFF, PAD, TIME_SHIFT
 
@@ -156,14 +159,13 @@ class TestAdd:
 
 
 def rewrite_header(path: Path, **changes: Any) -> None:
-    """Change the header in place, keeping its length so that the tokens stay where they are."""
+    """Change the header; the tokens stay as they are."""
     raw = path.read_bytes()
     (length,) = struct.unpack_from("<I", raw, 12)
-    header = json.dumps(
-        {**json.loads(raw[16 : 16 + length]), **changes}, ensure_ascii=False, separators=(",", ":")
-    ).encode()
-    assert len(header) <= length
-    path.write_bytes(raw[:16] + header.ljust(length) + raw[16 + length :])
+    values = {**json.loads(raw[16 : 16 + length]), **changes}
+    header = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    tokens = raw[16 + length + -(16 + length) % 64 :]
+    path.write_bytes(raw[:12] + struct.pack("<I", len(header)) + header + bytes(-(16 + len(header)) % 64) + tokens)
 
 
 class TestDamage:
@@ -223,3 +225,98 @@ class TestDamage:
             StoreError, match=f"expected tokens of SHA-256 {store.digest}, got [0-9a-f]{{64}}; rebuild it"
         ):
             store.verify()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({"tokens": "18"}, id="count-as-text"),
+            pytest.param({"tokens": float("inf")}, id="infinite-count"),
+            pytest.param({"tokens": -18}, id="negative-count"),
+            pytest.param({"sha256": 5}, id="checksum-as-number"),
+            pytest.param({"pieces": 5}, id="pieces-as-number"),
+        ],
+    )
+    def test_header_of_other_types(self, path: Path, changes: dict[str, Any]) -> None:
+        rewrite_header(path, **changes)
+        with pytest.raises(StoreError, match="rebuild it with"):
+            TokenStore.open(path)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({"start": False}, id="start-as-truth"),
+            pytest.param({"length": 8.0}, id="length-as-float"),
+            pytest.param({"split": ["train"]}, id="split-as-list"),
+            pytest.param({"title": None}, id="no-title"),
+            pytest.param({"duration": float("nan")}, id="no-duration"),
+            pytest.param({"duration": -1.0}, id="negative-duration"),
+            pytest.param({"returns": [{"kind": "exact"}]}, id="incomplete-return"),
+            pytest.param({"more": 1}, id="unknown-field"),
+        ],
+    )
+    def test_piece_of_other_types(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        path = tmp_path / "store"
+        with StoreWriter(path) as store:
+            store.add(C_MAJOR, split="train", title="Rondo")
+        row = {**asdict(TokenStore.open(path).pieces[0]), **changes}
+        rewrite_header(path, pieces=[row])
+        with pytest.raises(StoreError, match="rebuild it with"):
+            TokenStore.open(path)
+
+    def test_return_that_leaves_its_piece(self, path: Path) -> None:
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b'"stop":5', b'"stop":9'))
+        with pytest.raises(StoreError, match="expected two passages inside the 8 tokens"):
+            TokenStore.open(path)
+
+    def test_header_nested_without_end(self, path: Path) -> None:
+        header = b"[" * 100_000
+        path.write_bytes(struct.pack("<8sII", b"DSMRTOKS", 1, len(header)) + header + bytes(64))
+        with pytest.raises(StoreError, match="expected a JSON header"):
+            TokenStore.open(path)
+
+    @pytest.mark.parametrize(
+        ("at", "token", "message"),
+        [
+            pytest.param(1, 391, "piece 0: ids: expected values in 0..390, got 391", id="outside-the-vocabulary"),
+            pytest.param(1, PAD, "piece 0: ids: expected events between BEGIN and END, got PAD at index 1", id="pad"),
+            pytest.param(9, 60, "piece 1: ids: expected BEGIN .. END, got BEGIN .. note-on 60", id="no-end"),
+        ],
+    )
+    def test_wrong_tokens_with_the_right_checksum(self, path: Path, at: int, token: int, message: str) -> None:
+        tokens = TokenStore.open(path).tokens.copy()
+        tokens[at] = token
+        raw = path.read_bytes()
+        path.write_bytes(raw[: -tokens.nbytes] + tokens.tobytes())
+        rewrite_header(path, sha256=hashlib.sha256(tokens.tobytes()).hexdigest())
+        with pytest.raises(StoreError, match=f"{message}.*; rebuild it with"):
+            TokenStore.open(path).verify()
+
+    def test_commands_refuse_a_damaged_store(self, path: Path) -> None:
+        raw = bytearray(path.read_bytes())
+        raw[-3] ^= 1
+        path.write_bytes(raw)
+        with pytest.raises(BadInput, match=r"expected tokens of SHA-256 .*; rebuild it with `dsmr prepare maestro`"):
+            open_store(path, "train")
+
+    @given(st.data())
+    def test_any_damage_is_noticed_unless_it_is_in_a_name(
+        self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    ) -> None:
+        path = tmp_path_factory.mktemp("store") / "corpus"
+        with StoreWriter(path) as writer:
+            writer.add(C_MAJOR, split="train", title="Rondo")
+            writer.add(SILENCE, split="test", title="Pause")
+        raw = bytearray(path.read_bytes())
+        before = TokenStore.open(path)
+        at = data.draw(st.integers(0, len(raw) - 1))
+        raw[at] = data.draw(st.integers(0, 255))
+        path.write_bytes(raw)
+        try:
+            store = TokenStore.open(path)
+            store.verify()
+        except StoreError:
+            return
+        assert store.tokens.tolist() == before.tokens.tolist()
+        for old, new in zip(before.pieces, store.pieces, strict=True):
+            assert (old.start, old.length, old.split) == (new.start, new.length, new.split)
