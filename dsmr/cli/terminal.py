@@ -81,11 +81,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def open_store(path: Path, *splits: str) -> TokenStore:
-    """Open a token store that has pieces in all of these splits."""
+    """Open a token store that is undamaged and has pieces in all of these splits."""
     from dsmr.corpus.store import TokenStore
 
     with reading_input():
         store = TokenStore.open(path)
+        store.verify()
         for split in splits:
             if not store.indices(split):
                 raise BadInput(f"{path}: expected pieces in the split {split!r}, got none")
