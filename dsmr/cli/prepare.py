@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,7 +140,12 @@ def _print(report: PrepareReport, seconds: float, as_json: bool) -> None:
     if report.left_out:
         stdout.print(f"{len(report.left_out):,} files left out:")
     for each in report.left_out:
-        stdout.print(f"  {each.source}: {each.reason}", markup=False)
+        stdout.print(f"  {_without_controls(f'{each.source}: {each.reason}')}", markup=False)
+
+
+def _without_controls(text: str) -> str:
+    """Text from files' names and contents, in which nothing commands the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _to_dict(report: PrepareReport) -> dict[str, Any]:
