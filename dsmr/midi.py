@@ -64,6 +64,8 @@ def read_midi(source: str | os.PathLike[str] | bytes) -> Performance:
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if _ends_inside_a_meta_event(data):
         raise MidiError(f"{name}: expected a MIDI file, got one that ends inside a tempo, metre or key")
+    if data[-1:] >= b"\x80":  # symusic 0.6 goes on after a quantity without end, where CPython has but one zero
+        data += bytes(8)
     try:
         score = ScoreTick.from_midi(data)
     except (RuntimeError, ValueError) as error:

@@ -95,7 +95,7 @@ def cut_in_the_header() -> bytes:
     return file(NOTE)[:11]
 
 
-@becomes("got none")
+@becomes("expected a MIDI file")
 def cut_after_the_header() -> bytes:
     return file(NOTE)[:14]
 
@@ -292,6 +292,11 @@ def one_tick_a_beat() -> bytes:
 @becomes("expected a MIDI file, got one that ends inside a tempo, metre or key")
 def tempo_without_bytes_at_the_very_end() -> bytes:
     return header() + chunk(b"MTrk", NOTE + b"\x00\xff\x51\x00")
+
+
+@becomes("Unexpected EOF in running status")
+def gap_without_end_at_the_very_end() -> bytes:
+    return header() + chunk(b"MTrk", NOTE + b"\x81")
 
 
 # --- Notes ----------------------------------------------------------------------------------------------------------
