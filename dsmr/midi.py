@@ -20,7 +20,7 @@ from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, STEP_SECONDS, Performance, fold
 
 MAX_NOTES = 500_000
 MAX_SECONDS = 4 * 3600.0
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 6 * 2**20
 """Bounds on what is taken for music. Ticks say nothing (a file may have 32,767 a beat), seconds and events do: silence
 becomes one token a second. So many notes take 4 MB; in so many bytes no file was found that needs 300 MB to be read."""
 
