@@ -156,8 +156,7 @@ def probe(
     Raises:
         ValueError: a split without pieces, a number out of its range, or a probe for which the pieces do not do.
     """
-    if (plan.returns or plan.recall) and not any(store.pieces[index].returns for index in store.indices(split)):
-        raise ValueError(f"{store.path}: expected labelled returns, got none; `dsmr prepare pianist` makes such stores")
+    _check_pieces(store, split, plan)
     passes = 1 + (plan.resets is not None) + (plan.cuts is not None) + (plan.recall > 0)
     number = itertools.count(1)
 
@@ -181,6 +180,22 @@ def probe(
         if plan.recall
         else None,
     )
+
+
+def _check_pieces(store: TokenStore, split: str, plan: Plan) -> None:
+    """Say before minutes of scoring, not after, that the pieces will not do."""
+    pieces = [store.pieces[index] for index in store.indices(split)]
+    if (plan.returns or plan.recall) and not any(piece.returns for piece in pieces):
+        raise ValueError(f"{store.path}: expected labelled returns, got none; `dsmr prepare pianist` makes such stores")
+    longest = max((piece.length - 1 for piece in pieces), default=0)
+    for name, first in (
+        ("resets", plan.resets.at[0] if plan.resets else -1),
+        ("buckets", plan.cuts.buckets[0] if plan.cuts else -1),
+    ):
+        if longest <= first:
+            raise ValueError(
+                f"{name}: expected a piece longer than {first} tokens, got none; the longest has {longest}"
+            )
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,25 @@ def test_defaults_of_the_command_are_the_published_ones() -> None:
     assert defaults["skip"] == SKIP
 
 
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan(resets=KRCU), "resets: expected a piece longer than 8192 tokens, got none; the longest has 41"),
+        (Plan(cuts=TRUNCATION), "buckets: expected a piece longer than 1024 tokens, got none; the longest has 41"),
+        (Plan(returns=True), "expected labelled returns, got none"),
+        (Plan(recall=1), "expected labelled returns, got none"),
+    ],
+    ids=["krcu", "truncation", "returns", "recall"],
+)
+def test_pieces_that_will_not_do_are_refused_before_anything_is_read(plan: Plan, message: str, tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "plain.tokens")
+    writer.piece(40)
+    model = Copier(1)
+    with pytest.raises(ValueError, match=message):
+        probe(model, writer.store(), "test", plan, label="", checkpoint="", digest="")
+    assert model.fed == 0
+
+
 def test_interval_of_a_position_is_drawn_and_written(store: TokenStore, checkpoints: list[Path]) -> None:
     found = json.loads(run(checkpoints[0], "--data", store.path, "--reset-every", 0, "--json"))
     (only,) = found["whole"]["by_position"]
