@@ -126,6 +126,18 @@ class TestRead:
         assert fold_pedal(read_midi(data)).notes["offset"].tolist() == [0.7, 0.7]
         assert read_midi(data).pedal.tolist() == [(0.1, 127), (0.15, 127), (0.3, 127), (0.5, 100), (0.7, 0)]
 
+    @given(
+        st.lists(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0, 1, 63, 64, 127])), min_size=1), min_size=2)
+    )
+    def test_merged_pedal_is_as_deep_as_the_deepest(self, tracks: list[list[tuple[int, int]]]) -> None:
+        tracks = [sorted(track, key=lambda message: message[0]) for track in tracks]
+        merged = midi._merge_pedals([np.array(track, PEDAL_DTYPE) for track in tracks]).tolist()
+        times = sorted({time for track in tracks for time, _ in track})
+        depths = [[0, *(value for at, value in track if at <= time)][-1] for time in times for track in tracks]
+        assert merged == [
+            (time, max(depths[index * len(tracks) : (index + 1) * len(tracks)])) for index, time in enumerate(times)
+        ]
+
     def test_pedal_left_down_lifts_after_the_last_event_of_its_track(self) -> None:
         # A change of program splits a track in two for the reader: the pedal must not stay down for ever in the first.
         data = midi_file(
