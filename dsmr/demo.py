@@ -34,6 +34,7 @@ from dsmr.page import write_page
 from dsmr.plots import Curve, histograms, piano_roll, training_curve
 from dsmr.probes import comparison as probes
 from dsmr.probes import figures
+from dsmr.probes.krcu import Resets
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, compare, measure, usual
 from dsmr.training import BEST, METRICS_FILE, Run, TrainingConfig, train
 from dsmr.version import __version__
@@ -55,6 +56,8 @@ class Plan:
     Args:
         corpus_tokens, longest: of the corpus, and of its longest pieces, about.
         training: of the model, `MODEL`.
+        resets: where the memory is cleared inside pieces to see what it is worth: for KRCU, whose published place is
+            beyond these pieces.
         takes, seconds: how many pieces of music to make, and how long each is.
         beats_bigram: whether there is time enough to ask that of the model.
     """
@@ -62,6 +65,7 @@ class Plan:
     corpus_tokens: int
     longest: int
     training: TrainingConfig
+    resets: Resets
     takes: int
     seconds: float
     beats_bigram: bool
@@ -74,6 +78,7 @@ FULL = Plan(
     corpus_tokens=1_500_000,
     longest=16_000,
     training=TrainingConfig(minutes=3.75, lanes=8, learning_rate=2e-3),
+    resets=Resets(at=(2048,), width=512, end=6656),
     takes=4,
     seconds=90.0,
     beats_bigram=True,
@@ -82,6 +87,7 @@ QUICK = Plan(
     corpus_tokens=200_000,
     longest=6_000,
     training=TrainingConfig(steps=130, lanes=8, learning_rate=2e-3, validations=2),  # as good on a slow machine
+    resets=Resets(at=(1024,), width=512, end=4096),
     takes=4,
     seconds=20.0,
     beats_bigram=False,
@@ -205,7 +211,11 @@ def run_demo(
         training_curve(losses, folder / CURVE, "The model 'tiny' on the built-in pianist")
     with stage("evaluate", "whole validation pieces, the context reset, a bigram; what memory is worth"):
         model, info = load_checkpoint(folder / RUN / BEST)
-        wanted = probes.Plan(returns=any(store.pieces[index].returns for index in store.indices("validation")))
+        pieces = [store.pieces[index] for index in store.indices("validation")]
+        wanted = probes.Plan(  # small corpora may hold no piece that a probe could tell something of
+            returns=any(piece.returns for piece in pieces),
+            resets=plan.resets if any(piece.length - 1 > plan.resets.at[0] for piece in pieces) else None,
+        )
         probed = probes.probe(
             model, store, "validation", wanted, label="this model", checkpoint=f"{RUN}/{BEST}", digest=info.digest
         )

@@ -11,7 +11,7 @@ import numpy as np
 from dsmr.comparison import Compared, Group
 from dsmr.page import Figure, Number, Page, Row, drawn
 from dsmr.plots import Curve, histograms, nll_by_position, training_curve
-from dsmr.probes.figures import draw_returns
+from dsmr.probes.figures import draw_krcu, draw_returns
 from dsmr.statistics import Comparison
 from dsmr.tokens import Performance
 from dsmr.version import __version__
@@ -113,8 +113,7 @@ def _numbers(outcome: Outcome) -> Iterator[Number]:
     yield Number(
         "Tokens learned from",
         f"{run.tokens / 1e6:.2f} M",
-        f"In {run.step:,} steps. A token is one event: a key pressed or released, a pause, a change of strength. "
-        "Models of record see thousands of times as many.",
+        f"In {run.step:,} steps. A token is one event: a key pressed or released, a pause, a change of strength.",
         f"{run.tokens_per_second:,.0f} a second",
     )
     span = outcome.probed.span
@@ -150,6 +149,18 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
         f"{by_position[-1].nll:.2f} over the last.",
         drawn(lambda path: nll_by_position(outcome.assessment.curves(), path)),
     )
+    if (krcu := outcome.probed.krcu) is not None:
+        reset, end = krcu.resets.at[0], krcu.resets.end
+        yield Figure(
+            "What the memory is used for",
+            f"The loss from token {reset:,} of a piece on if the memory is cleared there, minus the loss if it is not. "
+            "Right after the clearing the last few bars are missing, so every model loses something; what it still "
+            "loses later is what it made of things heard long ago. Past the dashed line nothing can be left. Intervals "
+            "that cross zero have shown nothing.",
+            f"KRCU: loss with the memory cleared minus loss, by position from {reset:,} to {end:,} tokens: "
+            f"{krcu.bins[0].dnll:.3f} nats per token in the first {krcu.resets.width} tokens, {krcu.auc:.4f} in all.",
+            drawn(lambda path: draw_krcu([outcome.probed], path, "")),
+        )
     if outcome.probed.returns is not None:
         exact = outcome.probed.returns.to_dict()["kinds"]["exact"]
         yield Figure(

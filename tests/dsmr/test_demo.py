@@ -21,6 +21,7 @@ from dsmr.distributions import Profile
 from dsmr.evaluation import Evaluation
 from dsmr.midi import read_midi
 from dsmr.probes.comparison import Probed, Span
+from dsmr.probes.krcu import Resets
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, measure
 from dsmr.tokens import NOTE_DTYPE, Performance
 from dsmr.training import Run, TrainingConfig
@@ -30,6 +31,7 @@ TINY = replace(
     corpus_tokens=9_000,
     longest=3_000,
     training=TrainingConfig(steps=2, lanes=1, validations=1, validation_tokens=500),
+    resets=Resets(at=(64,), width=64, end=512),
     seconds=4.0,
 )
 
@@ -74,8 +76,10 @@ def test_its_page_says_what_is_measured(ran: tuple[Path, Outcome]) -> None:
         assert score is not None
         assert f'<dd class="value">{score.ppl:.1f} ' in page
     assert all(escape(failure.replace("_", " ")) in page for failure in outcome.failures)
+    assert outcome.probed.krcu is not None
+    assert "KRCU: loss with the memory cleared minus loss, by position from 64 to 512 tokens" in page
     assert all(each.title in unescape(page) for each in outcome.group.music[outcome.chosen].quotations)
-    assert page.count("<figure>") == page.count('role="img" aria-label') - 1 >= 3  # the piano roll is no figure
+    assert page.count("<figure>") == page.count('role="img" aria-label') - 1 >= 4  # the piano roll is no figure
     assert len(page) < 10e6
 
 
