@@ -43,6 +43,7 @@ SETTINGS = (
     "semitones",
     "tempo",
     "validations",
+    "compile",
     "seed",
 )
 """Names of the options that shape the schedule, that are fields of `ModelConfig`, and of `TrainingConfig`."""
@@ -70,6 +71,9 @@ def train(
     save_minutes: Annotated[
         float, typer.Option(metavar="MINUTES", help="Save at least that often, not only after validations.")
     ] = 10.0,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the step: minutes at first, then faster on GPUs.")
+    ] = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard as well.")] = False,

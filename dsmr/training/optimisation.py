@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +15,28 @@ from dsmr.model import Transformer
 from dsmr.training.config import TrainingConfig
 from dsmr_kernels import MemoryStack
 
+TokenNLL = Callable[[Transformer, MemoryStack, Batch], Tensor]
+
+
+def eager_token_nll(model: Transformer, state: MemoryStack, batch: Batch) -> Tensor:
+    """Read a segment; the NLL of every token, float32 `[B, T]`."""
+    logits = model(batch.tokens, state, batch.segment_start)
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
+    return nll.view_as(batch.targets)
+
+
+def compiled_token_nll() -> TokenNLL:
+    """`eager_token_nll` and its backward pass as one compiled graph each; compiled at the first call, and only then."""
+    compiled: TokenNLL = torch.compile(eager_token_nll, fullgraph=True, dynamic=False)
+    return compiled
+
 
 def accumulate_gradients(
-    model: Transformer, state: MemoryStack, batches: Sequence[Batch], precision: torch.autocast
+    model: Transformer,
+    state: MemoryStack,
+    batches: Sequence[Batch],
+    precision: torch.autocast,
+    token_nll: TokenNLL = eager_token_nll,
 ) -> Tensor:
     """Add to the parameters' gradients that of the mean NLL over all tokens of some consecutive segments.
 
@@ -29,6 +48,7 @@ def accumulate_gradients(
         model, state: the state is moved past the segments.
         batches: full segments (no padding), as an endless `LaneStream` gives them, on the model's device.
         precision: the autocast to run the forward passes under.
+        token_nll: `eager_token_nll`, or what `compiled_token_nll` returned.
 
     Returns:
         The NLL of every segment and lane, float32 `[segments, B]` on the CPU, nats per token.
@@ -36,19 +56,11 @@ def accumulate_gradients(
     nll = []
     for batch in batches:
         state.reset(batch.reset)
-        per_token = _nll(model, state, batch, precision)
+        with precision:
+            per_token = token_nll(model, state, batch)
         (per_token.mean() / len(batches)).backward()
         nll.append(per_token.detach().mean(1).cpu())
     return torch.stack(nll)
-
-
-def _nll(model: Transformer, state: MemoryStack, batch: Batch, precision: torch.autocast) -> Tensor:
-    """NLL of every token, float32 `[B, T]`."""
-    with precision:
-        logits = model(batch.tokens, state, batch.segment_start)
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none").view_as(
-        batch.targets
-    )
 
 
 class Optimizers:

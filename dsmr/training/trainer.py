@@ -16,7 +16,14 @@ from dsmr.evaluation import evaluate_pieces
 from dsmr.model import Transformer
 from dsmr.training.config import TrainingConfig
 from dsmr.training.divergence import WINDOW, DivergedError, LossWatch, describe_worst
-from dsmr.training.optimisation import accumulate_gradients, make_optimizer, make_precision, seed_step
+from dsmr.training.optimisation import (
+    accumulate_gradients,
+    compiled_token_nll,
+    eager_token_nll,
+    make_optimizer,
+    make_precision,
+    seed_step,
+)
 from dsmr.training.run import Run, peak_memory, perplexity
 from dsmr.training.state import TrainingState, load_memory, load_optimizer, memory_tensors, optimizer_tensors
 
@@ -54,6 +61,7 @@ class Trainer:
             transform=Augmentation(config.semitones, config.tempo, config.seed),
         )
         self.optimizer = make_optimizer(model, config)
+        self._token_nll = compiled_token_nll() if config.compile else eager_token_nll
         self.watch = LossWatch(model.config.vocab_size)
         self.run = Run()
         self._begun = time.monotonic()
@@ -72,7 +80,7 @@ class Trainer:
             group["lr"] = self.learning_rate
         seed_step(config.seed, run.step)
         batches = [next(self.stream).to(self.device) for _ in range(config.accumulate)]
-        nll = accumulate_gradients(self.model, self.memory, batches, self.precision)
+        nll = accumulate_gradients(self.model, self.memory, batches, self.precision, self._token_nll)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         loss = float(nll.mean())
         self._check(loss, norm, nll, batches)

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import time
 import traceback
@@ -105,8 +106,8 @@ def where(run: Path) -> str:
     for path in run.glob("checkpoints/.*"):
         if path.name.endswith(".removed"):
             return "removing an old state"
-        files = sorted(file.name for file in path.iterdir())
-        return f"writing a state: {', '.join(name for name in files) or 'nothing yet'}"
+        files = sorted(re.sub(r"\.\d+\.partial", ".partial", file.name) for file in path.iterdir())
+        return f"writing a state: {', '.join(files) or 'nothing yet'}"
     if (run / "last").resolve() != folder.newest().resolve():
         return "between a state and the link to it"
     return "computing"

@@ -32,7 +32,8 @@ from dsmr.generation import Sampling
 from dsmr.midi import read_midi, write_midi
 from dsmr.model import PRESETS
 from dsmr.tokens import NOTE_DTYPE, Performance, encode
-from dsmr.training import TrainingConfig
+from dsmr.training import Trainer, TrainingConfig
+from dsmr.training.state import load_state
 from dsmr.version import __version__
 from dsmr_kernels.backends.cpu import library
 
@@ -313,15 +314,22 @@ class TestTrain:
         assert read_info(path / "last").training["step"] == 2
         assert (path / "notes.txt").read_text() == "my own"
 
-    def test_goes_on_from_a_checkpoint(self, store: Path, checkpoint: Path, tmp_path: Path) -> None:
+    def test_fine_tunes_the_weights_of_a_checkpoint(self, store: Path, checkpoint: Path, tmp_path: Path) -> None:
         path = tmp_path / "run"
-        succeeds("train", "--data", store, "--out", path, "--init-from", checkpoint, "--steps", 1, "--validations", 1)
-        assert read_info(path / "last").config == read_info(checkpoint).config
+        everything = ["train", "--data", store, "--out", path, "--init-from", checkpoint, "--steps", 2]
+        succeeds(*everything, "--validations", 1, "--learning-rate", 1e-4, "--keep", 2)
+        begin, end = path / "checkpoints" / "step-0000000", path / "last"
+        assert read_info(begin).config == read_info(checkpoint).config
+        assert read_info(begin).digest == read_info(checkpoint).digest  # the weights are kept
+        assert not any(name.startswith("optimizer") for name in load_state(begin).tensors)  # all else is new
+        assert read_info(begin).training["tokens"] == 0
+        assert float(load_state(end).tensors["optimizer.norm.bias.step"]) == 2
+        assert read_info(end).digest != read_info(checkpoint).digest
+        assert read_info(end).training["config"]["learning_rate"] == 1e-4
         error = fails("train", "--data", store, "--out", path, "--init-from", checkpoint, "--steps", 1, "--width", 64)
         assert "--width: the model is that of --init-from" in error
 
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
-    def test_ends_with_a_checkpoint_at_a_signal(self, number: int, code: int, store: Path, tmp_path: Path) -> None:
+    def test_ends_with_a_checkpoint_at_ctrl_c(self, store: Path, tmp_path: Path) -> None:
         path = tmp_path / "run"
         process = start("train", "--data", store, "--out", path, *SMALL_MODEL, "--minutes", 5)
         deadline = time.monotonic() + 60
@@ -330,13 +338,29 @@ class TestTrain:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
-        assert process.returncode == code, error
+        assert process.returncode == 130, error
         assert "finishing the step and saving" in error
         step = read_info(path / "last").training["step"]
         assert f"{path / 'last'}: {step:,} steps" in out
         assert json.loads(measurements.read_text().splitlines()[-1])["step"] == step // 10 * 10
+
+    def test_ends_with_a_checkpoint_at_sigterm(
+        self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = Trainer.step
+
+        def terminated(trainer: Trainer) -> float:
+            if trainer.run.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(trainer)
+
+        monkeypatch.setattr(Trainer, "step", terminated)
+        everything = ["train", "--data", store, "--out", tmp_path / "run", *SMALL_MODEL, "--steps", 100]
+        out, _ = here(*everything, exits=143)
+        assert f"{tmp_path / 'run' / 'last'}: 4 steps" in out
+        assert read_info(tmp_path / "run" / "last").training["step"] == 4
 
     def test_resumes_by_the_runs_own_options_or_the_same_ones(
         self, trained: tuple[Path, str], store: Path, tmp_path: Path

@@ -26,6 +26,8 @@ from dsmr.model import ModelConfig, Transformer
 from dsmr.schedules import make_schedule
 from dsmr.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT, VOCAB_SIZE
 from dsmr.training import DivergedError, Run, TrainingConfig, accumulate_gradients, loop, make_optimizer, train, trainer
+from dsmr.training.divergence import LossWatch
+from dsmr.training.optimisation import compiled_token_nll, eager_token_nll
 
 SEGMENT = 16
 EXACT = torch.autocast("cpu", torch.bfloat16, enabled=False)
@@ -481,3 +483,69 @@ def test_imports_without_the_music_libraries() -> None:
 
 def test_run_without_a_step_has_no_speed() -> None:
     assert Run().tokens_per_second == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_segments_equal_eager_ones_and_are_compiled_once(store: TokenStore) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    net, stream = model(horizons=(32,)), LaneStream(store, store.indices("train"), lanes=2, segment=SEGMENT)
+    states, compiled = [net.new_state(2) for _ in range(2)], compiled_token_nll()
+    begins = 0
+    for _ in range(6):  # the clock moves on, memories fill up and wrap, pieces begin
+        batches = [next(stream), next(stream)]
+        begins += sum(int((batch.reset | (batch.segment_start > 0).any(1)).sum()) for batch in batches)
+        nll = accumulate_gradients(net, states[0], batches, EXACT, compiled)
+        got = gradients(net)
+        torch.testing.assert_close(nll, accumulate_gradients(net, states[1], batches, EXACT))
+        assert_equal_to_rounding(got, gradients(net))
+    assert begins > 4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_setting_decides_whether_the_step_is_compiled(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counting(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        return eager_token_nll(*arguments)
+
+    monkeypatch.setattr(trainer, "compiled_token_nll", lambda: counting)
+    train(model(), store, config(), tmp_path / "eager")
+    assert not calls
+    train(model(), store, config(compile=True), tmp_path / "compiled")
+    assert len(calls) == 6
+    assert untimed(tmp_path / "eager") == untimed(tmp_path / "compiled")
+
+
+# An exploding loss
+
+
+def watch(*losses: float) -> LossWatch:
+    made = LossWatch(VOCAB_SIZE)
+    for loss in losses:
+        made.add(loss)
+    return made
+
+
+def test_losses_that_end_a_run_and_losses_that_do_not() -> None:
+    ignorance = math.log(VOCAB_SIZE)
+    assert not watch().exploded
+    assert not watch(*[ignorance + 0.9] * 500).exploded  # bad, and no worse than that
+    assert not watch(*[ignorance + 1.1] * 90).exploded
+    assert watch(*[ignorance + 1.1] * 91).exploded
+    assert watch(*[ignorance + 11] * 10).exploded
+    assert not watch(*[2.0] * 100, *[50.0] * 10).exploded  # a spike in a run that has learned
+    assert watch(*[2.0] * 100, *[50.0] * 13).exploded
+    assert not watch(*[1e9] * 100, *[2.0] * 100).exploded  # long ago
+
+
+def test_an_exploding_loss_stops_the_run_and_is_not_saved(store: TokenStore, tmp_path: Path) -> None:
+    net = model()
+    net.register_forward_hook(from_training_call(5, lambda logits: logits * 1e4))
+    named = r"step \d+: expected the last 100 steps to cost less than a nat more .*; worst is lane \d, piece \d"
+    with pytest.raises(DivergedError, match=named):
+        train(net, store, config(steps=100, validations=1), tmp_path, save_minutes=1e-9, keep=100)
+    assert read_info(tmp_path / "last").training["step"] == 4  # the last good one
