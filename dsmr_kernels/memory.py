@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dsmr_kernels.geometry import Geometry, Retention, Window
-from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED, Storage
+from dsmr_kernels.pages import Pages
+from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED, Storage, ring_bytes
 
 
 class Clock:
@@ -76,15 +77,17 @@ class RingMemory:
         clock: Clock,
         dtype: torch.dtype,
         device: torch.device,
+        pages: Pages | None = None,
     ) -> RingMemory:
         """A ring of zeros: kernels may read slots they then mask, and 0 x NaN would be NaN."""
         shape = (lanes, kv_heads, geometry.capacity, head_dim)
         quantised = any(kind.dtype == dtype for kind in QUANTISED.values())
+        zeros = (pages or Pages(0, device)).zeros
         return cls(
-            k=torch.zeros(shape, dtype=dtype, device=device),
-            v=torch.zeros(shape, dtype=dtype, device=device),
-            k_scale=torch.zeros(shape[:3], device=device) if quantised else None,
-            v_scale=torch.zeros(shape[:3], device=device) if quantised else None,
+            k=zeros(shape, dtype),
+            v=zeros(shape, dtype),
+            k_scale=zeros(shape[:3], torch.float32) if quantised else None,
+            v_scale=zeros(shape[:3], torch.float32) if quantised else None,
             written=torch.zeros(lanes, dtype=torch.int64, device=device),
             horizon=torch.tensor(horizon, dtype=torch.int64, device=device),
             clock=clock,
@@ -170,18 +173,13 @@ class MemoryStack:
         self.clock = Clock(torch.zeros(3, lanes, dtype=torch.int64, device=device))
         self._horizons = tuple(horizons)
         self._largest = self._horizons
+        geometries = [Geometry.of(m, max_segment, retention or Retention(), segments_in_flight) for m in horizons]
+        kind = QUANTISED[storage].dtype if storage else dtype
+        sizes = (ring_bytes(g.capacity, kv_heads, head_dim, dtype, storage) for g in geometries)
+        pages = Pages(sum(Pages.rounded(lanes * size) for size in sizes), device)
         self._rings = [
-            RingMemory.empty(
-                lanes,
-                kv_heads,
-                head_dim,
-                horizon,
-                Geometry.of(horizon, max_segment, retention or Retention(), segments_in_flight),
-                self.clock,
-                QUANTISED[storage].dtype if storage else dtype,
-                device,
-            )
-            for horizon in horizons
+            RingMemory.empty(lanes, kv_heads, head_dim, horizon, geometry, self.clock, kind, device, pages)
+            for horizon, geometry in zip(horizons, geometries, strict=True)
         ]
 
     def __getitem__(self, layer: int) -> RingMemory:
