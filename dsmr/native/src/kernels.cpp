@@ -18,7 +18,7 @@ public:
     Step(const Call& call, const Member& member)
         : call(call), model(*call.model), state(*call.state), member(member), lanes(state.lanes),
           dim(model.head_dim), group(model.heads / model.kv_heads), width(model.heads * model.head_dim),
-          padded(model.logits.columns), room(most_chunks(model, state)) {
+          padded(model.logits.columns), pitch(row_pitch(model)), room(most_chunks(model, state)) {
         Carver carver(call.scratch);
         shared = carve_shared(model, state, carver);
         for (int thread = 0; thread <= member.rank; ++thread) mine = carve_private(model, state, carver);
@@ -130,7 +130,7 @@ private:
     }
     const float* value(int lane, int kv_head) const { return projected(lane, model.heads + model.kv_heads + kv_head); }
     float* query(int lane, int head) const {
-        return mine.heads + (static_cast<int64_t>(lane) * (model.heads + model.kv_heads) + head) * dim;
+        return mine.heads + (static_cast<int64_t>(lane) * (model.heads + model.kv_heads) + head) * pitch;
     }
     const float* key(int lane, int kv_head) const { return query(lane, model.heads + kv_head); }
 
@@ -145,6 +145,7 @@ private:
                     rotate(from, mine.cosine + lane * padded, mine.sine + lane * padded, dim, scale, to);
                 else
                     std::transform(from, from + dim, to, [&](float x) { return x * scale; });
+                std::fill(to + dim, to + pitch, 0.0f);
             }
     }
 
@@ -189,17 +190,17 @@ private:
     template <class T>
     void attend_typed(const Ring& ring, const Task& task) {
         const int64_t row = (task.lane * model.kv_heads + task.kv_head) * (ring.archive + ring.recent) + task.slot;
-        Keys<T> keys = {static_cast<const T*>(ring.k) + row * dim, static_cast<const T*>(ring.v) + row * dim};
-        keys.count = task.count;
-        if (ring.k_scale) keys.k_scale = ring.k_scale + row, keys.v_scale = ring.v_scale + row;
+        const float *k_scale = moved(ring.k_scale, row), *v_scale = moved(ring.v_scale, row);
+        const T *k = static_cast<const T*>(ring.k) + row * dim, *v = static_cast<const T*>(ring.v) + row * dim;
+        const KeyBlock<T> slots = {k, v, dim, dim, k_scale, v_scale, task.count, 0};
         const float* q = query(task.lane, task.kv_head * group);
-        attend(keys, q, group, dim, partial(task.lane, task.kv_head, task.chunk));
+        attend(slots, q, group, dim, partial(task.lane, task.kv_head, task.chunk));
     }
 
     // The place of a chunk's partial softmax: [lanes, kv_heads, chunks].
-    Partial partial(int lane, int kv_head, int64_t chunk) const {
+    RowSums partial(int lane, int kv_head, int64_t chunk) const {
         const int64_t head = static_cast<int64_t>(lane) * model.kv_heads + kv_head, place = head * room + chunk;
-        return {shared.highest + place * group, shared.total + place * group, shared.out + place * group * dim};
+        return RowSums::at(shared.sums + place * RowSums::floats(group, dim), group, dim);
     }
 
     // No task of this call sees the new token's slots, so they may be written while others read.
@@ -222,17 +223,17 @@ private:
         for (int head = 0; head < model.heads; ++head) {
             const int kv_head = head / group, row = head % group;
             const float *q = query(lane, head), *k = key(lane, kv_head), *v = value(lane, kv_head);
-            const float logit = own ? one_logit(k, q, dim) : -FLT_MAX;
+            const float logit = own ? dot_product(k, q, dim) : LOWEST;
             float highest = logit;
             for (int64_t i = 0; i < chunks; ++i) highest = std::max(highest, partial(lane, kv_head, i).highest[row]);
             float total = own ? ::exp2f(logit - highest) : 0;
             float* const out = mine.attended + lane * padded + head * dim;
             for (int d = 0; d < dim; ++d) out[d] = own ? total * v[d] : 0;
             for (int64_t i = 0; i < chunks; ++i) {
-                const Partial part = partial(lane, kv_head, i);
+                const RowSums part = partial(lane, kv_head, i);
                 const float weight = ::exp2f(part.highest[row] - highest);
                 total += weight * part.total[row];
-                for (int d = 0; d < dim; ++d) out[d] += weight * part.out[row * dim + d];
+                for (int d = 0; d < dim; ++d) out[d] += weight * part.out[row * pitch + d];
             }
             for (int d = 0; d < dim; ++d) out[d] = total == 0 ? 0 : out[d] / total;
         }
@@ -243,7 +244,7 @@ private:
     const State& state;
     const Member& member;
     const int lanes, dim, group, width;
-    const int64_t padded, room;
+    const int64_t padded, pitch, room;
     Shared shared;
     Private mine;
 };

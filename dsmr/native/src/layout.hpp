@@ -16,19 +16,20 @@ struct Shared {
     float* change;   // [lanes, width]: what a branch adds to it
     float* qkv;      // [lanes, (heads + 2 kv_heads) head_dim]
     float* hidden;   // [lanes, hidden]
-    float* highest;  // [lanes, kv_heads, chunks, heads / kv_heads]: partial softmaxes
-    float* total;    // the same
-    float* out;      // [..., head_dim]
+    float* sums;     // [lanes, kv_heads, chunks]: partial softmaxes, each of heads / kv_heads rows
 };
 
 struct Private {
     float* h;           // [lanes, width]: normalised
     float* positioned;  // [lanes, width]: with positions added
     float* attended;    // [lanes, width]
-    float* heads;       // [lanes, (heads + kv_heads) head_dim]: q and k with positions; q scaled for base 2
+    float* heads;       // [lanes, heads + kv_heads, row_pitch]: q and k with positions; q scaled for base 2
     float* sine;        // [lanes, width]
     float* cosine;      // [lanes, width]
 };
+
+// From one head's row to the next, where attention reads or writes whole vectors.
+DSMR_INLINE int64_t row_pitch(const Model& model) { return (model.head_dim + 15) / 16 * 16; }
 
 // Chunks that a KV head's visible slots can make: of up to four runs, each with a short one at its end.
 DSMR_INLINE int64_t most_chunks(const Model& model, const State& state) {
@@ -56,14 +57,13 @@ private:
 DSMR_INLINE Shared carve_shared(const Model& model, const State& state, Carver& carver) {
     const int64_t lanes = state.lanes, width = model.logits.columns, hidden = model.layer[0].down.columns;
     const int64_t heads = model.heads + 2 * model.kv_heads, rows = lanes * model.heads * most_chunks(model, state);
+    const int64_t numbers_a_row = row_pitch(model) + 2; // as RowSums counts them
     Shared shared;
     shared.x = carver.take(lanes * width);
     shared.change = carver.take(lanes * width);
     shared.qkv = carver.take(lanes * heads * model.head_dim);
     shared.hidden = carver.take(lanes * hidden);
-    shared.highest = carver.take(rows);
-    shared.total = carver.take(rows);
-    shared.out = carver.take(rows * model.head_dim);
+    shared.sums = carver.take(rows * numbers_a_row);
     return shared;
 }
 
@@ -73,7 +73,7 @@ DSMR_INLINE Private carve_private(const Model& model, const State& state, Carver
     mine.h = carver.take(lanes * width);
     mine.positioned = carver.take(lanes * width);
     mine.attended = carver.take(lanes * width);
-    mine.heads = carver.take(lanes * (model.heads + model.kv_heads) * model.head_dim);
+    mine.heads = carver.take(lanes * (model.heads + model.kv_heads) * row_pitch(model));
     mine.sine = carver.take(lanes * width);
     mine.cosine = carver.take(lanes * width);
     return mine;

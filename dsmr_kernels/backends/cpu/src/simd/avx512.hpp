@@ -117,6 +117,16 @@ DSMR_INLINE void interleave(const uint16_t* even, const uint16_t* odd, uint32_t*
     _mm512_storeu_si512(out, zip_halves(a, b, 0));
     _mm512_storeu_si512(out + WIDTH, zip_halves(a, b, WIDTH));
 }
+// Numbers [k][ROWS] of 32 / ROWS keys, rounded to bf16: for two keys at a time, each row's two side by side.
+template <int ROWS>
+DSMR_INLINE Pairs pair_rows(Vec low, Vec high) {
+    alignas(64) static constexpr auto order = [] {
+        struct { uint16_t from[32]; } table{};
+        for (int i = 0; i < 32; ++i) table.from[i] = uint16_t((i / (2 * ROWS) * 2 + i % 2) * ROWS + i / 2 % ROWS);
+        return table;
+    }();
+    return _mm512_permutexvar_epi16(_mm512_load_si512(order.from), (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
 DSMR_INLINE void store_pairs(uint32_t* p, Pairs a) { _mm512_storeu_si512(p, a); }
 // sums[i] + a[i].low b[i].low + a[i].high b[i].high
 DSMR_INLINE Vec dot(Vec sums, Pairs a, Pairs b) { return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b); }

@@ -1,0 +1,302 @@
+// Attention of a few rows at memory bandwidth: the elements of a row lie in the lanes, every key and value is read once
+// for up to four rows, and nothing is packed. What generation asks for; a tile of 16 lanes would be almost empty.
+#pragma once
+
+#include <type_traits>
+
+#include "tile.hpp"
+
+namespace dsmr::DSMR_ISA {
+
+constexpr int ROW_KEYS = 64; // keys a block: their float values are 16 KB for a head dimension of 64
+
+// An online softmax's sums for some rows: [rows][padded dim], and two numbers a row.
+struct RowSums {
+    float *out, *highest, *total;
+
+    static int64_t floats(int64_t rows, int64_t dim) { return rows * (padded(dim) + 2); }
+    static RowSums at(float* data, int64_t rows, int64_t dim) {
+        return {data, data + rows * padded(dim), data + rows * (padded(dim) + 1)};
+    }
+    void clear(int64_t rows, int64_t dim) const {
+        std::memset(out, 0, rows * padded(dim) * sizeof(float));
+        for (int64_t r = 0; r < rows; ++r) highest[r] = LOWEST, total[r] = 0.0f;
+    }
+    RowSums from_row(int64_t r, int64_t dim) const { return {out + r * padded(dim), highest + r, total + r}; }
+};
+
+// Up to ROW_KEYS consecutive keys and their values; scales of quantised types or null. `following` more keys lie behind
+// them, which will be asked for next.
+template <class T>
+struct KeyBlock {
+    const T *keys, *values;
+    int64_t key_stride, value_stride;
+    const float *key_scale, *value_scale;
+    int64_t count, following;
+};
+
+// How elements of type T multiply: as floats, whatever they are stored as.
+template <class T>
+struct AsFloats {
+    using Key = T;
+    using Query = float;
+    static constexpr int STEP = WIDTH; // elements of a register
+    DSMR_INLINE Vec load_key(const T* p) { return load(p); }
+    DSMR_INLINE Vec load_query(const float* p) { return load(p); }
+    DSMR_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+};
+#ifdef __AVX512BF16__
+// In pairs of bf16, for dimensions that are multiples of STEP; weights are rounded to bf16, as in tiles.
+struct AsPairs {
+    using Key = bf16;
+    using Query = bf16;
+    static constexpr int STEP = 2 * WIDTH;
+    DSMR_INLINE Pairs load_key(const bf16* p) { return load_pairs(reinterpret_cast<const uint32_t*>(p)); }
+    DSMR_INLINE Pairs load_query(const bf16* p) { return load_key(p); }
+    DSMR_INLINE Vec multiply_add(Pairs a, Pairs b, Vec c) { return dot(c, a, b); }
+};
+#endif
+
+// Rows to fetch into the second-level cache while others are read: the processor does not foresee that keys and values
+// take turns. A block of 16 KB is too much for the first level. Types narrower than float are slower for it.
+struct Ahead {
+    const char* data;
+    int64_t stride, count, bytes;
+
+    template <class T>
+    static Ahead of(const T* rows, int64_t stride, int64_t count, int64_t dim) {
+        const int64_t size = sizeof(T);
+        return {reinterpret_cast<const char*>(rows), stride * size, size == 4 ? count : 0, dim * size};
+    }
+    void fetch(int64_t i) const {
+        if (i >= count) return;
+        for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(data + i * stride + byte, 0, 2);
+    }
+};
+
+// s[k][r] = q[r] . key[k]. FULL: registers that a row fills, known at compile time, or 0.
+template <class Math, int ROWS, int FULL>
+static __attribute__((noinline)) void score(const typename Math::Key* keys, int64_t stride, int64_t count,
+                                            const Ahead& ahead, const typename Math::Query* q, int64_t dim, float* s) {
+    constexpr int KEYS = 4 / ROWS; // as many as make four sums
+    const int64_t full = FULL ? FULL : dim / Math::STEP, rest = FULL ? 0 : dim % Math::STEP, pitch = padded(dim);
+    for (int64_t k = 0; k < count; k += KEYS) {
+        const typename Math::Key* row[KEYS];
+        for (int c = 0; c < KEYS; ++c) { // beyond the last key: the last key again
+            row[c] = keys + least(k + c, count - 1) * stride;
+            ahead.fetch(k + c);
+        }
+        Vec sums[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
+        for (int64_t d = 0; d < full * Math::STEP; d += Math::STEP) {
+#pragma GCC unroll 4
+            for (int c = 0; c < KEYS; ++c) {
+                const auto x = Math::load_key(row[c] + d);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; ++r) {
+                    sums[c * ROWS + r] = Math::multiply_add(x, Math::load_query(q + r * pitch + d), sums[c * ROWS + r]);
+                }
+            }
+        }
+        if constexpr (Math::STEP == WIDTH) {
+            for (int c = 0; rest && c < KEYS; ++c) {
+                const Vec x = load_part(row[c] + full * WIDTH, rest);
+                for (int r = 0; r < ROWS; ++r) {
+                    sums[c * ROWS + r] = fma(x, load(q + r * pitch + full * WIDTH), sums[c * ROWS + r]);
+                }
+            }
+        }
+        sum4(sums[0], sums[1], sums[2], sums[3], s + k * ROWS);
+    }
+}
+
+// Logits are products times `factor`; they become weights [k][r], with zeros behind them to a multiple of WIDTH.
+// Returns by how much the earlier sums shrink.
+template <int ROWS>
+DSMR_INLINE void exponentiate(int64_t count, float factor, float* s, const RowSums& sums, float* shrink) {
+    constexpr int VECS = ROWS > WIDTH ? ROWS / WIDTH : 1, LANES = VECS * WIDTH; // after so many, rows come again
+    const int64_t end = ceil_div(count * ROWS, LANES) * LANES;
+    for (int64_t i = count * ROWS; i < end; ++i) s[i] = HIDDEN;
+    Vec most_of_each[VECS], total[VECS], minus_highest[VECS];
+    for (int j = 0; j < VECS; ++j) most_of_each[j] = broadcast(HIDDEN), total[j] = broadcast(0.0f);
+    for (int64_t i = 0; i < end; i += LANES) {
+        for (int j = 0; j < VECS; ++j) most_of_each[j] = max(most_of_each[j], load(s + i + j * WIDTH));
+    }
+    alignas(ALIGNMENT) float lane[LANES];
+    for (int j = 0; j < VECS; ++j) store(lane + j * WIDTH, most_of_each[j]);
+    for (int r = 0; r < ROWS; ++r) {
+        float now = lane[r];
+        for (int i = r + ROWS; i < LANES; i += ROWS) now = lane[i] > now ? lane[i] : now;
+        const float before = sums.highest[r];
+        now = now * factor > before ? now * factor : before;
+        shrink[r] = before < now ? __builtin_exp2f(before - now) : 1.0f;
+        sums.highest[r] = now;
+    }
+    for (int i = 0; i < LANES; ++i) lane[i] = -sums.highest[i % ROWS];
+    for (int j = 0; j < VECS; ++j) minus_highest[j] = load(lane + j * WIDTH);
+    const Vec f = broadcast(factor);
+    for (int64_t i = 0; i < end; i += LANES) {
+        for (int j = 0; j < VECS; ++j) {
+            const Vec weight = exp2(fma(load(s + i + j * WIDTH), f, minus_highest[j]));
+            total[j] = add(total[j], weight);
+            store(s + i + j * WIDTH, weight);
+        }
+    }
+    for (int j = 0; j < VECS; ++j) store(lane + j * WIDTH, total[j]);
+    for (int r = 0; r < ROWS; ++r) {
+        float sum = lane[r];
+        for (int i = r + ROWS; i < LANES; i += ROWS) sum += lane[i];
+        sums.total[r] = sums.total[r] * shrink[r] + sum;
+    }
+}
+
+constexpr int chunk_for(int rows) { // vectors of a row that stay in registers, a power of two
+    int chunk = 8;
+    while (chunk > 1 && chunk * rows > ACCUMULATORS * 3 / 4) chunk /= 2;
+    return chunk;
+}
+
+// out[r] = out[r] shrink[r] + sum over k of w[k][r] value[k], for vectors from `first` on, CHUNK at a time.
+template <class T, int ROWS, int CHUNK>
+DSMR_INLINE void accumulate_from(int64_t first, const T* values, int64_t stride, int64_t count, const Ahead& ahead,
+                                 const float* w, const float* shrink, int64_t dim, float* out) {
+    const int64_t full = dim / WIDTH, pitch = padded(dim);
+    for (; first + CHUNK <= full; first += CHUNK) {
+        Vec sums[ROWS][CHUNK];
+        for (int r = 0; r < ROWS; ++r) {
+            for (int j = 0; j < CHUNK; ++j) {
+                sums[r][j] = mul(load(out + r * pitch + (first + j) * WIDTH), broadcast(shrink[r]));
+            }
+        }
+        for (int64_t k = 0; k < count; ++k) {
+            const T* const row = values + k * stride + first * WIDTH;
+            if (first == 0) ahead.fetch(k);
+            Vec x[CHUNK];
+#pragma GCC unroll 8
+            for (int j = 0; j < CHUNK; ++j) x[j] = load(row + j * WIDTH);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) {
+                const Vec weight = broadcast(w[k * ROWS + r]);
+#pragma GCC unroll 8
+                for (int j = 0; j < CHUNK; ++j) sums[r][j] = fma(weight, x[j], sums[r][j]);
+            }
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            for (int j = 0; j < CHUNK; ++j) store(out + r * pitch + (first + j) * WIDTH, sums[r][j]);
+        }
+    }
+    if constexpr (CHUNK > 1) {
+        accumulate_from<T, ROWS, CHUNK / 2>(first, values, stride, count, ahead, w, shrink, dim, out);
+    } else if (dim % WIDTH) {
+        for (int r = 0; r < ROWS; ++r) {
+            Vec sums = mul(load(out + r * pitch + full * WIDTH), broadcast(shrink[r]));
+            for (int64_t k = 0; k < count; ++k) {
+                const Vec x = load_part(values + k * stride + full * WIDTH, dim % WIDTH);
+                sums = fma(broadcast(w[k * ROWS + r]), x, sums);
+            }
+            store(out + r * pitch + full * WIDTH, sums);
+        }
+    }
+}
+
+template <class Math, int ROWS>
+struct Accumulate {
+    using T = typename Math::Key;
+    static __attribute__((noinline)) void run(const T* values, int64_t stride, int64_t count, const Ahead& ahead,
+                                              const float* w, const float* shrink, int64_t dim, float* out) {
+        accumulate_from<T, ROWS, chunk_for(ROWS)>(0, values, stride, count, ahead, w, shrink, dim, out);
+    }
+};
+
+#ifdef __AVX512BF16__
+// Two keys at a time.
+template <int ROWS>
+struct Accumulate<AsPairs, ROWS> {
+    static __attribute__((noinline)) void run(const bf16* values, int64_t stride, int64_t count, const Ahead&,
+                                              const float* w, const float* shrink, int64_t dim, float* out) {
+        alignas(ALIGNMENT) uint32_t pairs[ROWS * ROW_KEYS / 2];
+        const int64_t weights = ceil_div(count * ROWS, WIDTH) * WIDTH; // zeros behind the last key's
+        for (int64_t i = 0; i < weights; i += 2 * WIDTH) {
+            const Vec high = i + WIDTH < weights ? load(w + i + WIDTH) : broadcast(0.0f);
+            store_pairs(pairs + i / 2, pair_rows<ROWS>(load(w + i), high));
+        }
+        int64_t d = 0;
+        for (; d + 64 <= dim; d += 64) panel<64 / WIDTH>(d, values, stride, count, pairs, shrink, dim, out);
+        if (d < dim) panel<32 / WIDTH>(d, values, stride, count, pairs, shrink, dim, out);
+    }
+
+private:
+    // out[r] = out[r] shrink[r] + sum over k of w[k][r] value[k], for VECS vectors from element `first` on.
+    template <int VECS>
+    DSMR_INLINE void panel(int64_t first, const bf16* values, int64_t stride, int64_t count, const uint32_t* pairs,
+                           const float* shrink, int64_t dim, float* out) {
+        const int64_t pitch = padded(dim);
+        Vec sums[ROWS][VECS];
+        for (int r = 0; r < ROWS; ++r) {
+            const float* const from = out + r * pitch + first;
+            for (int j = 0; j < VECS; ++j) sums[r][j] = mul(load(from + j * WIDTH), broadcast(shrink[r]));
+        }
+        for (int64_t k = 0; k < count; k += 2) { // beyond the last key: the last key again, its weight being zero
+            const bf16* const even = values + k * stride + first;
+            const bf16* const odd = values + least(k + 1, count - 1) * stride + first;
+            Pairs x[VECS];
+#pragma GCC unroll 4
+            for (int j = 0; j < VECS; j += 2) {
+                const Pairs a = AsPairs::load_key(even + j * WIDTH), b = AsPairs::load_key(odd + j * WIDTH);
+                x[j] = zip_halves(a, b, 0), x[j + 1] = zip_halves(a, b, WIDTH);
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) {
+                const Pairs weight = broadcast_pairs(pairs[k / 2 * ROWS + r]);
+#pragma GCC unroll 4
+                for (int j = 0; j < VECS; ++j) sums[r][j] = dot(sums[r][j], weight, x[j]);
+            }
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            for (int j = 0; j < VECS; ++j) store(out + r * pitch + first + j * WIDTH, sums[r][j]);
+        }
+    }
+};
+#endif
+
+// s[k][r] *= scale[k]
+template <int ROWS>
+DSMR_INLINE void scale_keys(const float* scale, int64_t count, float* s) {
+    for (int64_t k = 0; scale && k < count; ++k) {
+        for (int r = 0; r < ROWS; ++r) s[k * ROWS + r] *= scale[k];
+    }
+}
+
+template <class Math, int ROWS, class Prepare>
+DSMR_INLINE void attend_group(const KeyBlock<typename Math::Key>& block, bool from_memory,
+                              const typename Math::Query* q, int64_t row, int64_t dim, const RowSums& sums,
+                              const Prepare& prepare) {
+    alignas(ALIGNMENT) float s[ROWS * ROW_KEYS];
+    const int64_t stride = block.key_stride, count = block.count, after = least(ROW_KEYS, block.following);
+    const Ahead values = Ahead::of(block.values, block.value_stride, from_memory ? count : 0, dim);
+    const Ahead keys = Ahead::of(block.keys + count * stride, stride, from_memory ? after : 0, dim);
+    if (dim == 64) score<Math, ROWS, 64 / Math::STEP>(block.keys, stride, count, values, q, dim, s);
+    else score<Math, ROWS, 0>(block.keys, stride, count, values, q, dim, s);
+    scale_keys<ROWS>(block.key_scale, count, s);
+    const float factor = prepare(std::integral_constant<int, ROWS>(), row, s);
+    float shrink[ROWS];
+    exponentiate<ROWS>(count, factor, s, sums, shrink);
+    scale_keys<ROWS>(block.value_scale, count, s);
+    Accumulate<Math, ROWS>::run(block.values, block.value_stride, count, keys, s, shrink, dim, sums.out);
+}
+
+// Rows q [rows][padded dim] against one block. `prepare(ROWS, row, s)`, with ROWS as a type, makes logits of products
+// s [k][ROWS], those of the rows from `row` on, but for a factor that it returns.
+template <class Math, class Prepare>
+DSMR_INLINE void attend_rows(const KeyBlock<typename Math::Key>& block, const typename Math::Query* q, int64_t rows,
+                             int64_t dim, const RowSums& sums, const Prepare& prepare) {
+    const auto group = [&](auto size, int64_t row) { // only the first group waits for memory
+        attend_group<Math, decltype(size)::value>(block, row == 0, q + row * padded(dim), row, dim,
+                                                  sums.from_row(row, dim), prepare);
+    };
+    int64_t row = 0;
+    for (; row + 4 <= rows; row += 4) group(std::integral_constant<int, 4>(), row);
+    if (row + 2 <= rows) group(std::integral_constant<int, 2>(), row), row += 2;
+    if (row < rows) group(std::integral_constant<int, 1>(), row);
+}
+
+} // namespace dsmr::DSMR_ISA
