@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsmr_kernels import MemoryStack, Retention, recurrent_attention
+from dsmr_kernels import MemoryStack, Retention, RingMemory, recurrent_attention
 from dsmr_kernels.backends import Call, cpu
 from dsmr_kernels.backends.cpu import library
 from dsmr_kernels.storage import QUANTISED, quantise
@@ -40,6 +41,14 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def default_type() -> Iterator[None]:
+    """The default type may be changed."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,8 @@ CASES = {
     "many-tiles": Case(tokens=150, horizon=500, position=900, length=700),
     "decode": Case(tokens=1, horizon=300, position=900, length=700),
     "decode-parts": Case(tokens=1, horizon=3000, position=4100, length=4000, heads=(4, 1), lanes=1),
+    "decode-groups": Case(tokens=1, heads=(14, 2), dim=96, dtype=torch.bfloat16, horizon=200, position=900, length=700),
+    "decode-5-rows": Case(tokens=1, heads=(5, 1), dim=33, horizon=130, storage="int8", position=900, length=700),
     "decode-8-rows": Case(tokens=2, heads=(4, 1), horizon=70, window="token", length=100),
     "bf16": Case(tokens=70, horizon=210, position=500, length=400, dtype=torch.bfloat16),
     "bf16-odd": Case(tokens=35, dim=19, dtype=torch.bfloat16, packed=True, horizon=60),
@@ -281,14 +292,21 @@ def plain_call(**changes) -> Call:
     return Call(q, k, v, stack[0], "segment", None, None, None, 1.0, 0.0, True)._replace(**changes)
 
 
+def odd_ring() -> RingMemory:
+    """A ring whose keys have their elements at every second place."""
+    ring = MemoryStack([6], 2, 2, 8, 5)[0]
+    return replace(ring, k=torch.zeros(*ring.k.shape[:3], 16)[..., ::2])
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"q": torch.zeros(2, 5, 4, 8, dtype=torch.float64)}, "expected q of one of .* got torch.float64"),
         ({"q": torch.zeros(2, 5, 4, 257)}, "head dimension of at most 256, got 257"),
         ({"q": torch.zeros(2, 5, 4, 8, device="meta")}, "expected tensors on the CPU, got meta"),
+        ({"memory": odd_ring()}, "expected a ring with a contiguous last dimension"),
     ],
-    ids=["float64", "dim", "device"],
+    ids=["float64", "dim", "device", "ring"],
 )
 def test_what_it_cannot_serve_it_refuses_with_the_reason(changes: dict, reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
@@ -320,3 +338,27 @@ def test_gradients_of_a_sum_come_as_an_expanded_scalar() -> None:
         out = recurrent_attention(q, k, v, case.stack(torch.float32, None)[0], impl="cpu")
         grads.append(torch.autograd.grad(out, (q, k, v), cotangent))
     assert all(map(torch.equal, *grads))
+
+
+def test_default_types_and_devices_are_not_for_the_results(default_type: None) -> None:
+    call = plain_call()
+    torch.set_default_dtype(torch.float64)
+    with torch.device("meta"):
+        o, lse = cpu.forward(call)
+        grads = cpu.backward(call, o, lse, o, lse, (True, True))
+    assert all(x.is_cpu and x.dtype == torch.float32 for x in (o, lse, *grads))
+
+
+def test_threads_of_python_do_not_disturb_each_other() -> None:
+    cases = [Case(tokens=tokens, horizon=2000, position=4000, length=3000) for tokens in (1, 2, 3, 4)]
+    stacks = [rings(case, torch.Generator().manual_seed(2))[0] for case in cases]
+    given = [inputs(case, torch.Generator().manual_seed(3)) for case in cases]
+    calls = [
+        Call(q, k, v, stack[0], "segment", None, None, None, 1.0, 0.0, False)
+        for stack, (q, k, v, _) in zip(stacks, given, strict=True)
+    ]
+    alone = [cpu.forward(call) for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        together = [pool.submit(cpu.forward, call) for call in calls * 25]
+    for want, got in zip(alone * 25, together, strict=True):
+        assert all(map(torch.equal, want, got.result()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from functools import cache
 
 import torch
@@ -21,11 +22,9 @@ COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_DIM = 256  # as in src/tile.hpp
 
 # DsmrCall of src/api.h: the ring, the call, the gradients, room for the numbers of an error message.
-_RING, _CALL, _GRADIENTS, _ERROR = (struct.Struct(code) for code in ("26q", "22q2d3q", "8q", "3q"))
-_CALL_OFFSET = _RING.size
-_GRADIENTS_OFFSET = _CALL_OFFSET + _CALL.size
+_RING, _CALL, _GRADIENTS, _ERROR = (struct.Struct(code) for code in ("26q", "208s22q2d3q", "8q", "3q"))  # 208: _RING
+_GRADIENTS_OFFSET = _CALL.size
 _ERROR_OFFSET = _GRADIENTS_OFFSET + _GRADIENTS.size
-_NO_GRADIENTS = bytes(_GRADIENTS.size + _ERROR.size)
 _Struct = ctypes.c_char * (_ERROR_OFFSET + _ERROR.size)
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}  # DsmrType
 _OK, _BAD_SEGMENT_LEN, _SEGMENT_TOO_LONG, _NO_MEMORY = range(4)  # DsmrStatus
@@ -49,11 +48,14 @@ def unsupported(call: Call) -> str | None:
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """See `dsmr_kernels.backends.Backend.forward`."""
-    batch, tokens, heads, _ = call.q.shape
-    o = torch.empty(call.q.shape, dtype=call.q.dtype)
-    lse = torch.empty((batch, heads, tokens))
-    packed = _Packed(call, o, lse)
-    packed.run(_functions()[0])
+    q = call.q
+    batch, tokens, heads, _ = shape = q.shape
+    # Of all ways to allocate, empty_like takes the least time; it keeps strides, and results are contiguous.
+    o = torch.empty_like(q) if q.is_contiguous() else q.new_empty(shape)
+    lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
+    kept = _pack(call, o, lse)
+    _run(_functions()[0])
+    del kept
     return o, lse
 
 
@@ -63,10 +65,15 @@ def backward(
     """See `dsmr_kernels.backends.Backend.backward`."""
     need_dq, need_dkv = needs
     wanted = ((call.q, need_dq), (call.k, need_dkv), (call.v, need_dkv))
-    dq, dk, dv = (torch.empty(x.shape if need else 0, dtype=x.dtype) for x, need in wanted)
-    packed = _Packed(call, o.contiguous(), lse.contiguous())
-    packed.add_gradients(do if do.stride(3) == 1 else do.contiguous(), dlse.contiguous(), dq, dk, dv)
-    packed.run(_functions()[1])
+    dq, dk, dv = (x.new_empty(x.shape if need else 0) for x, need in wanted)
+    o, lse, dlse = o.contiguous(), lse.contiguous(), dlse.contiguous()
+    do = do if do.stride(3) == 1 else do.contiguous()
+    kept = _pack(call, o, lse)
+    addresses = (x.data_ptr() if x.numel() else 0 for x in (dq, dk, dv))  # 0: not wanted
+    values = (do.data_ptr(), *do.stride()[:3], dlse.data_ptr(), *addresses)
+    _GRADIENTS.pack_into(_room.struct, _GRADIENTS_OFFSET, *values)
+    _run(_functions()[1])
+    del kept
     return dq, dk, dv
 
 
@@ -76,54 +83,57 @@ def _functions() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer]:
     return functions.dsmr_kernels_forward, functions.dsmr_kernels_backward
 
 
-class _Packed:
-    """A call as the kernels take it. Keeps alive what it points to."""
+class _Room(threading.local):
+    """One struct a thread, used again by every call: kernels run without Python's lock."""
 
-    def __init__(self, call: Call, o: Tensor, lse: Tensor) -> None:
-        q, k, v, memory, window, start, length, slopes, scale, softcap, append = call
-        ragged: tuple[int, ...] = (0, 0, 0, 0, 0)
-        self.kept = [o, lse]
-        if start is not None or length is not None or slopes is not None:
-            start = None if start is None else start.contiguous()
-            length = None if length is None else length.contiguous()
-            slopes = None if slopes is None else slopes.float().contiguous()
-            self.kept += [x for x in (start, length, slopes) if x is not None]
-            sizes = (0 if x is None else x.itemsize for x in (start, length))
-            ragged = (_address(start), _address(length), *sizes, _address(slopes))
-        _, tokens, heads, _ = q.shape
-        q_lane, q_token, q_head, _ = q.stride()
-        k_lane, k_token, k_head, _ = k.stride()
-        v_lane, v_token, v_head, _ = v.stride()
-        self.data = bytearray(_ring_bytes(memory))
-        self.data += _CALL.pack(
-            *(_TYPES[q.dtype], tokens, heads, q.data_ptr(), q_lane, q_token, q_head),
-            *(k.data_ptr(), k_lane, k_token, k_head, v.data_ptr(), v_lane, v_token, v_head),
-            *(o.data_ptr(), lse.data_ptr(), *ragged),
-            *(scale, softcap, window == "token", append, torch.get_num_threads()),
+    def __init__(self) -> None:
+        self.struct = _Struct()
+
+
+_room = _Room()
+
+
+def _pack(call: Call, o: Tensor, lse: Tensor) -> tuple[Tensor | None, ...]:
+    """Write a call into this thread's struct. Returns what must stay alive until the kernel has run."""
+    q, k, v, memory, window, start, length, slopes, scale, softcap, append = call
+    kept: tuple[Tensor | None, ...] = ()
+    ragged: tuple[int, ...] = (0, 0, 0, 0, 0)
+    if start is not None or length is not None or slopes is not None:
+        start = None if start is None else start.contiguous()
+        length = None if length is None else length.contiguous()
+        slopes = None if slopes is None else slopes.float().contiguous()
+        kept = start, length, slopes
+        sizes = (0 if x is None else x.itemsize for x in (start, length))
+        ragged = (_address(start), _address(length), *sizes, _address(slopes))
+    _, tokens, heads, _ = q.shape
+    q_lane, q_token, q_head, _ = q.stride()
+    k_lane, k_token, k_head, _ = k.stride()
+    v_lane, v_token, v_head, _ = v.stride()
+    _CALL.pack_into(
+        *(_room.struct, 0, _ring_bytes(memory)),
+        *(_TYPES[q.dtype], tokens, heads, q.data_ptr(), q_lane, q_token, q_head),
+        *(k.data_ptr(), k_lane, k_token, k_head, v.data_ptr(), v_lane, v_token, v_head),
+        *(o.data_ptr(), lse.data_ptr(), *ragged),
+        *(scale, softcap, window == "token", append, torch.get_num_threads()),
+    )
+    return kept
+
+
+def _run(function: ctypes._NamedFuncPointer) -> None:
+    """Call a kernel with this thread's struct; its error as an exception."""
+    room = _room.struct
+    status = function(room)
+    if status == _OK:
+        return
+    lane, first, second = _ERROR.unpack_from(room, _ERROR_OFFSET)
+    if status == _SEGMENT_TOO_LONG:
+        left = _RING.unpack_from(room)[22] - first
+        raise ValueError(
+            f"q: lane {lane} is at token {first} of its open segment: expected at most {left} more, got {second}"
         )
-        self.data += _NO_GRADIENTS
-
-    def add_gradients(self, do: Tensor, dlse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
-        """Where the backward pass reads and writes gradients; an empty tensor is not wanted."""
-        self.kept += [do, dlse]
-        wanted = (x.data_ptr() if x.numel() else 0 for x in (dq, dk, dv))
-        values = (do.data_ptr(), *do.stride()[:3], dlse.data_ptr(), *wanted)
-        _GRADIENTS.pack_into(self.data, _GRADIENTS_OFFSET, *values)
-
-    def run(self, function: ctypes._NamedFuncPointer) -> None:
-        """Call a kernel; its error as an exception."""
-        status = function(_Struct.from_buffer(self.data))
-        if status == _OK:
-            return
-        lane, first, second = _ERROR.unpack_from(self.data, _ERROR_OFFSET)
-        if status == _SEGMENT_TOO_LONG:
-            room = _RING.unpack_from(self.data)[22] - first
-            raise ValueError(
-                f"q: lane {lane} is at token {first} of its open segment: expected at most {room} more, got {second}"
-            )
-        if status == _BAD_SEGMENT_LEN:
-            raise ValueError(f"segment_len: expected values from 0 to T, got {first} for lane {lane}")
-        raise MemoryError("the attention kernels found no memory for their working space")
+    if status == _BAD_SEGMENT_LEN:
+        raise ValueError(f"segment_len: expected values from 0 to T, got {first} for lane {lane}")
+    raise MemoryError("the attention kernels found no memory for their working space")
 
 
 def _ring_bytes(memory: RingMemory) -> bytes:
