@@ -64,12 +64,15 @@ def load(name: str) -> Backend:
 
 def choose(impl: str | None, call: Call) -> Backend:
     """The back end for a call: the one asked for, by argument or environment, or the best that supports the call."""
-    asked = impl or os.environ.get(ENVIRONMENT_VARIABLE)
+    asked = impl or (ENVIRONMENT_VARIABLE in os.environ and os.environ[ENVIRONMENT_VARIABLE])  # get takes 1 us more
     if asked:
         backend = load(asked)
         reason = backend.unsupported(call)
         if reason:
             raise ValueError(f"impl={asked!r} cannot serve this call: {reason}")
         return backend
-    candidates = FOR_DEVICE.get(call.q.device.type, ("eager",))
-    return next(backend for backend in map(load, candidates) if not backend.unsupported(call))
+    for name in FOR_DEVICE.get(call.q.device.type, ()):
+        backend = load(name)
+        if not backend.unsupported(call):
+            return backend
+    return load("eager")
