@@ -175,8 +175,8 @@ class MemoryStack:
         self._largest = self._horizons
         geometries = [Geometry.of(m, max_segment, retention or Retention(), segments_in_flight) for m in horizons]
         kind = QUANTISED[storage].dtype if storage else dtype
-        sizes = (ring_bytes(g.capacity, kv_heads, head_dim, dtype, storage) for g in geometries)
-        pages = Pages(sum(Pages.rounded(lanes * size) for size in sizes), device)
+        needed = (lanes * ring_bytes(g.capacity, kv_heads, head_dim, dtype, storage) for g in geometries)
+        pages = Pages(sum(map(Pages.rounded, needed)), device)
         self._rings = [
             RingMemory.empty(lanes, kv_heads, head_dim, horizon, geometry, self.clock, kind, device, pages)
             for horizon, geometry in zip(horizons, geometries, strict=True)
