@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dsmr.model import Block, Transformer
 from dsmr.native import structs
+from dsmr_kernels.pages import Pages
 from dsmr_kernels.storage import quantise
 
 Weights = Literal["float32", "bf16", "int8"]
@@ -33,6 +34,8 @@ class PackedModel:
     def __init__(self, model: Transformer, weights: Weights) -> None:
         self._dtype = DTYPES[weights]
         self._tensors: list[Tensor] = []  # the structs hold only addresses
+        # Enough for every type, padding and scales included: what is not written takes no memory.
+        self._pages = Pages(2 * sum(p.numel() for p in model.parameters()) * 4, torch.device("cpu"))
         config = model.config
         blocks = [self._layer(block) for block in model.blocks if isinstance(block, Block)]
         self._layers = (structs.Layer * len(blocks))(*blocks)
@@ -85,9 +88,9 @@ class PackedModel:
         return structs.Norm(self._vector(fill_up(norm.weight.detach())), self._vector(fill_up(norm.bias.detach())))
 
     def _vector(self, values: Tensor) -> ctypes.c_void_p:
-        return self._keep(values.detach().to(torch.float32, copy=True))
+        return self._keep(values.detach().to(torch.float32))
 
     def _keep(self, values: Tensor) -> ctypes.c_void_p:
-        values = values.contiguous()
-        self._tensors.append(values)
-        return ctypes.c_void_p(values.data_ptr())
+        copy = self._pages.zeros(tuple(values.shape), values.dtype).copy_(values)
+        self._tensors.append(copy)
+        return ctypes.c_void_p(copy.data_ptr())
