@@ -87,7 +87,7 @@ QUICK = Plan(
     corpus_tokens=200_000,
     longest=6_000,
     training=TrainingConfig(steps=130, lanes=8, learning_rate=2e-3, validations=2),  # as good on a slow machine
-    resets=Resets(at=(1024,), width=512, end=4096),
+    resets=Resets(at=(1024,), width=512, end=4608),
     takes=4,
     seconds=20.0,
     beats_bigram=False,
