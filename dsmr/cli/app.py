@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -70,6 +71,7 @@ def run(arguments: list[str] | None = None) -> int:
         message, exit_code = str(error), error.exit_code
     except typer.TyperException as error:  # what typer itself finds wrong in the arguments
         message, exit_code = error.format_message(), error.exit_code
-    line = f"dsmr: {' '.join(message.split())}"
+    rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    line = f"dsmr: {rank}{' '.join(message.split())}"
     stderr.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
     return exit_code

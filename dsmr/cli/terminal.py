@@ -72,8 +72,10 @@ def choose_device(name: str) -> torch.device:
     """The device called `name`, after trying that it works."""
     import torch
 
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")  # not the first one: each of several processes takes its own
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA

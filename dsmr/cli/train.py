@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dsmr.checkpoint import CheckpointInfo
     from dsmr.model import ModelConfig, Transformer
     from dsmr.schedules import Schedule
-    from dsmr.training import RunFolder, TrainingConfig
+    from dsmr.training import Run, RunFolder, TrainingConfig
     from dsmr_kernels import Retention
 
 MODEL, OPTIMISATION = "Model: the preset's values, unless told otherwise", "Optimisation"
@@ -116,8 +116,15 @@ def train(
         Literal["sinusoidal", "rotary"] | None, typer.Option(help="Position signal.", rich_help_panel=MODEL)
     ] = None,
     dropout: Annotated[float | None, typer.Option(metavar="X", help="Probability.", rich_help_panel=MODEL)] = None,
+    fsdp: Annotated[
+        bool,
+        typer.Option("--fsdp", help="Spread the parameters over the processes.", rich_help_panel=OPTIMISATION),
+    ] = False,
     lanes: Annotated[
-        int, typer.Option(metavar="N", help="Pieces read side by side.", rich_help_panel=OPTIMISATION)
+        int,
+        typer.Option(
+            metavar="N", help="Pieces read side by side, by all processes together.", rich_help_panel=OPTIMISATION
+        ),
     ] = 4,
     accumulate: Annotated[
         int, typer.Option(metavar="N", help="Segments of every lane in a step.", rich_help_panel=OPTIMISATION)
@@ -145,10 +152,14 @@ def train(
     SIGTERM too; **--resume** goes on with it, or with one that was killed, as if nothing had happened: give --out,
     --data and nothing else that the run was begun with, or all of it. The exit code is 1 if training diverged or RUN
     could not be written.
+
+    Several processes share the lanes: **torchrun --nproc-per-node N -m dsmr train ...**, see docs/scaling.md.
     """
     from dsmr.checkpoint import CheckpointError, read_info
-    from dsmr.training import BEST, LAST, DivergedError, RunFolder
+    from dsmr.distributed import LostProcessError, WorldError, joined
+    from dsmr.training import DivergedError, RunFolder
     from dsmr.training import train as run_training
+    from dsmr.training.optimisation import check_world
 
     given = {name: value for name, value in context.params.items() if _on_command_line(context, name)}
     if resume:
@@ -159,29 +170,45 @@ def train(
         began = read_info(folder.newest()) if resume else None
         config = _training_config(context.params, given, began)
         model = _model(context.params, given, began)
-    if not resume:
-        _make_room(folder, force)
     try:
-        run = run_training(
-            model.to(where),
-            store,
-            config,
-            out,
-            resume=resume,
-            keep=keep,
-            save_minutes=save_minutes,
-            console=stderr,
-            tensorboard=tensorboard,
-        )
-    except CheckpointError as error:
+        with joined(where) as world:
+            world.share(config.lanes)  # before anything is removed
+            if fsdp and world.size == 1:
+                raise BadInput("--fsdp: there is one process; several are started by torchrun, see docs/scaling.md")
+            check_world(config, world, fsdp)
+            if world.first and not resume:
+                _make_room(folder, force)
+            run = run_training(
+                model.to(world.device),
+                store,
+                config,
+                out,
+                resume=resume,
+                keep=keep,
+                save_minutes=save_minutes,
+                world=world,
+                shard=fsdp,
+                console=stderr if world.first else None,
+                tensorboard=tensorboard,
+            )
+    except (CheckpointError, WorldError) as error:
         raise BadInput(str(error)) from error
-    except (DivergedError, OSError) as error:
+    except DivergedError as error:  # of all processes alike
+        raise CommandError(str(error)) if world.first else typer.Exit(CommandError.exit_code) from error
+    except (LostProcessError, OSError) as error:
         raise CommandError(str(error)) from error
+    if world.first:
+        _print_result(run, out)
+    if run.interrupted is not None:
+        raise typer.Exit(128 + run.interrupted)
+
+
+def _print_result(run: Run, out: Path) -> None:
+    from dsmr.training import BEST, LAST
+
     if run.best_ppl is not None:
         stdout.print(f"{out / BEST}: validation PPL {run.best_ppl:.2f} at step {run.best_step:,}", markup=False)
     stdout.print(f"{out / LAST}: {run.step:,} steps, {run.tokens:,} tokens", markup=False)
-    if run.interrupted is not None:
-        raise typer.Exit(128 + run.interrupted)
 
 
 def _on_command_line(context: typer.Context, name: str) -> bool:

@@ -52,15 +52,17 @@ class LossWatch:
         return bool(self.losses) and self.losses[-1] > self.ignorance + 1
 
 
-def describe_worst(nll: Tensor, batches: Sequence[Batch], store: TokenStore) -> str:
+def describe_worst(nll: Tensor, batches: Sequence[Batch], store: TokenStore, first_lane: int = 0) -> str:
     """Where the loss was highest (or not a number): lane and piece, for people.
 
     Args:
         nll: `[segments, B]`, as `accumulate_gradients` returns it for `batches`.
         batches: the segments.
         store: knows the pieces' names.
+        first_lane: the number of lane 0 among the lanes of all processes.
     """
     number, lane = divmod(int(nll.argmax()), nll.shape[1])  # not a number counts as the largest
     pieces = sorted(set(batches[number].piece[lane].tolist()) - {-1})
     names = ", ".join(f"{index} ({store.pieces[index].title!r})" for index in pieces)
-    return f"lane {lane}, piece{'s' * (len(pieces) > 1)} {names} with a loss of {float(nll[number, lane]):.4g}"
+    loss = float(nll[number, lane])
+    return f"lane {first_lane + lane}, piece{'s' * (len(pieces) > 1)} {names} with a loss of {loss:.4g}"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from dsmr.checkpoint import CheckpointError
 from dsmr.corpus.store import TokenStore
+from dsmr.distributed import World, spread_like, unsharded
 from dsmr.model import Transformer
 from dsmr.training.config import TrainingConfig
 from dsmr.training.folder import METRICS_FILE, RunFolder
-from dsmr.training.report import Report, describe_result, describe_run
+from dsmr.training.report import NoReport, Report, describe_result, describe_run
 from dsmr.training.run import Run
 from dsmr.training.signals import StopSignals
 from dsmr.training.state import TrainingState
@@ -32,6 +33,8 @@ def train(
     resume: bool = False,
     keep: int = 2,
     save_minutes: float = 10.0,
+    world: World | None = None,
+    shard: bool = False,
     console: Console | None = None,
     tensorboard: bool = False,
 ) -> Run:
@@ -57,6 +60,9 @@ def train(
             and `config` must be those it was begun with.
         keep: how many of the newest states to keep, besides the best.
         save_minutes: save when that much time has passed since the last saved state.
+        world: the processes that train together, from `dsmr.distributed.joined`; every one of them calls this. The
+            first alone prints and writes.
+        shard: spread the parameters over them, see `dsmr.distributed.parallelise`.
         console: where to print what the run costs, a progress line and the validations; None: nowhere.
         tensorboard: write the measurements for TensorBoard too, into `out_dir/tensorboard`.
 
@@ -65,43 +71,54 @@ def train(
         FileExistsError: `out_dir` holds a run, and `resume` is not asked for.
         CheckpointError: there is nothing to resume, or it is damaged, or it is of another model, store or config.
         SaveError: `out_dir` cannot be written. What was saved before stays as it was.
-        ValueError: a split without pieces, or an argument out of its range.
+        LostProcessError: another process of `world` has ended or does not answer, if `world` is entered.
+        ValueError: a split without pieces, an argument out of its range, or lanes that the processes cannot share out.
     """
     if not save_minutes > 0:
         raise ValueError(f"save_minutes: expected a number above 0, got {save_minutes}")
-    folder = RunFolder(out_dir, keep)
-    if not resume and folder.holds_run:
+    folder, world = RunFolder(out_dir, keep), world or World()
+    if world.first and not resume and folder.holds_run:  # the first process alone: for the others it may have begun
         raise FileExistsError(f"{folder.path}: expected a folder without a run, got one with {METRICS_FILE}")
-    trainer = Trainer(model, store, config)
+    trainer = Trainer(model, store, config, world, shard=shard)
     run, reported = trainer.run, None
     if resume:
         reported = restore(trainer, folder)
         run = trainer.run
+    reporting: Report | NoReport = NoReport()
+    if world.first:
+        state_bytes = trainer.memory.bytes_per_lane * config.lanes
+        reporting = Report(folder.path, config.log_every, state_bytes, console, tensorboard, reported)
     with (
-        Report(folder.path, config.log_every, trainer.memory, console, tensorboard, reported) as report,
+        reporting as report,
         StopSignals(lambda: report.print("finishing the step and saving; once more ends at once")) as stop,
     ):
 
         def save() -> float:
             trainer.count_seconds()
-            state = trainer.state()
-            folder.save(model, TrainingState({**state.document, "report": report.state_dict()}, state.tensors))
+            whole_model, state = unsharded(model, world), trainer.state()
+            if world.first:
+                document = {**state.document, "report": report.state_dict()}
+                folder.save(whole_model, TrainingState(document, state.tensors))
             return time.monotonic()
 
-        report.print(describe_run(model, trainer.memory, trainer.stream, config))
+        report.print(describe_run(model, trainer.memory, trainer.stream, config, world.size))
         if resume:
             report.print(f"resumed at step {run.step:,}, {run.tokens:,} tokens, {run.seconds:,.0f} s")
         saved_at, due = time.monotonic() if resume else save(), False
-        while run.progress < 1 and stop.received is None:
+        saved_step, received = run.step, 0.0
+        while run.progress < 1 and not received:
             loss = trainer.step()
             val_loss = trainer.validate() if trainer.validation_due else None
             report.step(run, loss, val_loss, trainer.learning_rate)
-            due |= val_loss is not None or time.monotonic() - saved_at >= 60 * save_minutes
+            # Whichever process was told to stop, all do; and the first one's clock tells all of them when to save.
+            long_ago = world.first and time.monotonic() - saved_at >= 60 * save_minutes
+            received, by_clock = world.max(stop.received or 0, long_ago)
+            due |= val_loss is not None or bool(by_clock)
             if due and (run.best_step == run.step or not trainer.watch.alarmed):
-                saved_at, due = save(), False
-        if folder.steps()[-1] != run.step:
+                saved_at, saved_step, due = save(), run.step, False
+        if saved_step != run.step:
             save()
-        run.interrupted = stop.received if run.progress < 1 else None
+        run.interrupted = int(received) if received and run.progress < 1 else None
         report.print(describe_result(run, trainer.stream, folder.path))
     return run
 
@@ -123,7 +140,9 @@ def restore(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
         trainer.load_state(state)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: expected the state of this training, got: {error}") from error
-    trainer.model.load_state_dict(model.state_dict())
-    folder.point(trainer.run.best_step)
+    own = trainer.model.state_dict()
+    trainer.model.load_state_dict({name: spread_like(t, own[name]) for name, t in model.state_dict().items()})
+    if trainer.world.first:
+        folder.point(trainer.run.best_step)
     report: dict[str, Any] = state.document["report"]
     return report

@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsmr.corpus.stream import Batch
+from dsmr.distributed import World, WorldError, joining_gradients
 from dsmr.model import Transformer
 from dsmr.training.config import TrainingConfig
 from dsmr_kernels import MemoryStack
 
-TokenNLL = Callable[[Transformer, MemoryStack, Batch], Tensor]
+TokenNLL = Callable[[nn.Module, MemoryStack, Batch], Tensor]
 
 
-def eager_token_nll(model: Transformer, state: MemoryStack, batch: Batch) -> Tensor:
+def eager_token_nll(model: nn.Module, state: MemoryStack, batch: Batch) -> Tensor:
     """Read a segment; the NLL of every token, float32 `[B, T]`."""
-    logits = model(batch.tokens, state, batch.segment_start)
+    logits: Tensor = model(batch.tokens, state, batch.segment_start)
     nll = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
     return nll.view_as(batch.targets)
 
@@ -32,7 +33,7 @@ def compiled_token_nll() -> TokenNLL:
 
 
 def accumulate_gradients(
-    model: Transformer,
+    model: nn.Module,
     state: MemoryStack,
     batches: Sequence[Batch],
     precision: torch.autocast,
@@ -45,7 +46,8 @@ def accumulate_gradients(
     mean loss, all of them read with the same parameters, with all memory taken as constant.
 
     Args:
-        model, state: the state is moved past the segments.
+        model, state: a `Transformer`, or what `parallelise` makes of one; the gradients are then the mean over all
+            processes. The state is moved past the segments.
         batches: full segments (no padding), as an endless `LaneStream` gives them, on the model's device.
         precision: the autocast to run the forward passes under.
         token_nll: `eager_token_nll`, or what `compiled_token_nll` returned.
@@ -54,11 +56,12 @@ def accumulate_gradients(
         The NLL of every segment and lane, float32 `[segments, B]` on the CPU, nats per token.
     """
     nll = []
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
         state.reset(batch.reset)
-        with precision:
-            per_token = token_nll(model, state, batch)
-        (per_token.mean() / len(batches)).backward()
+        with joining_gradients(model, last=number == len(batches)):
+            with precision:
+                per_token = token_nll(model, state, batch)
+            (per_token.mean() / len(batches)).backward()
         nll.append(per_token.detach().mean(1).cpu())
     return torch.stack(nll)
 
@@ -85,6 +88,14 @@ class Optimizers:
             part.zero_grad()
 
 
+def check_world(config: TrainingConfig, world: World, shard: bool) -> None:
+    """WorldError for what has not been shown to do the same with several processes, or with sharded parameters."""
+    if config.compile and world.size > 1:
+        raise WorldError(f"compile: expected one process, got {world.size}")
+    if config.optimizer != "adamw" and shard:  # Muon's bfloat16 products came out 10 % apart on two processes
+        raise WorldError(f"optimizer: expected adamw where parameters are sharded, got {config.optimizer}")
+
+
 def make_optimizer(model: Transformer, config: TrainingConfig) -> Optimizers:
     """The optimisers that `config` asks for. Matrices decay; the embedding, biases and norms do not."""
     decayed: list[nn.Parameter] = []
@@ -105,9 +116,9 @@ def _adamw(groups: list[tuple[list[nn.Parameter], float]], config: TrainingConfi
     return torch.optim.AdamW(decays, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed PyTorch's generators for one step: dropout is a function of seed and step, and so nothing to be saved."""
-    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed PyTorch's generators for one step: dropout is a function of seed, step and rank: nothing to be saved."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
 

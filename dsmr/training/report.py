@@ -28,7 +28,7 @@ class Report:
     Args:
         out: the run's folder.
         log_every: steps between two rows.
-        memory: the recurrent state, whose size is shown.
+        state_bytes: of the recurrent state of all lanes, to be shown.
         console: where to print; None: nowhere.
         tensorboard: write for TensorBoard too.
         resumed: `state_dict()` of a report to go on with: rows that came after it are dropped.
@@ -42,14 +42,14 @@ class Report:
         self,
         out: Path,
         log_every: int,
-        memory: MemoryStack,
+        state_bytes: int,
         console: Console | None = None,
         tensorboard: bool = False,
         resumed: dict[str, Any] | None = None,
     ) -> None:
         self._file, self._log_every = out / METRICS_FILE, log_every
         self._console, self._tensorboard = console, tensorboard
-        self._state_size = format_bytes(memory.bytes_per_lane * memory.lanes)
+        self._state_size = format_bytes(state_bytes)
         self._state = resumed or {"bytes": 0, "step": 0, "tokens": 0, "training_seconds": 0.0, "losses": []}
         self._losses: list[float] = list(self._state["losses"])
         self._val_ppl = ""
@@ -144,9 +144,34 @@ class Report:
                     self._writer.add_scalar(name, value, row["step"])
 
 
-def describe_run(model: Transformer, state: MemoryStack, stream: LaneStream, config: TrainingConfig) -> str:
+class NoReport:
+    """The report of a process that is not the first: nothing is printed or written twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def print(self, text: str) -> None:
+        """Does not."""
+
+    def step(self, run: Run, loss: float, val_loss: float | None, learning_rate: float) -> None:
+        """Does not report it."""
+
+
+def describe_run(
+    model: Transformer, state: MemoryStack, stream: LaneStream, config: TrainingConfig, processes: int = 1
+) -> str:
     """What a run costs, for people: parameters, recurrent state per lane and layer, tokens a step and an epoch."""
     step = config.lanes * stream.segment * config.accumulate
+    lanes = f"{config.lanes} lanes" + (f" on {processes} processes" if processes > 1 else "")
     layers = ", ".join(
         f"{horizon:,} tokens in {format_bytes(count)}"
         for horizon, count in zip(state.horizons, state.bytes_per_layer, strict=True)
@@ -155,8 +180,8 @@ def describe_run(model: Transformer, state: MemoryStack, stream: LaneStream, con
         [
             f"{model.parameters_count:,} parameters",
             f"recurrent state: {format_bytes(state.bytes_per_lane)} per lane, "
-            f"{format_bytes(state.bytes_per_lane * state.lanes)} in all; by layer: {layers}",
-            f"{config.lanes} lanes x {stream.segment} tokens x {config.accumulate} segments = {step:,} tokens a step",
+            f"{format_bytes(state.bytes_per_lane * config.lanes)} in all; by layer: {layers}",
+            f"{lanes} x {stream.segment} tokens x {config.accumulate} segments = {step:,} tokens a step",
             f"{stream.epoch_positions:,} tokens an epoch, {stream.epoch_positions / step:,.0f} steps",
         ]
     )

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from dsmr.checkpoint import CheckpointError, digest_tensors, open_tensors, write_durably
+from dsmr.distributed import World, spread_like, whole
 from dsmr.model import Transformer
 from dsmr.training.optimisation import Optimizers
 from dsmr_kernels import MemoryStack
@@ -98,6 +99,16 @@ def memory_tensors(memory: MemoryStack) -> dict[str, Tensor]:
     return whole | {f"{_LANES}{name}": tensor for name, tensor in state.items()}
 
 
+def join_tensors(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """A state's tensors with the lanes of all processes, nothing of them sharded; empty but on the first process."""
+    joined = {}
+    for name, tensor in tensors.items():
+        full = world.join_lanes(tensor) if name.startswith(_LANES) else whole(tensor)
+        if full is not None and world.first:
+            joined[name] = full if world.size == 1 else full.cpu()
+    return joined
+
+
 def load_memory(memory: MemoryStack, tensors: Mapping[str, Tensor], first_lane: int = 0) -> None:
     """Fill `memory` from the `memory.*` of all lanes; its own first lane is number `first_lane` among them.
 
@@ -148,7 +159,7 @@ def load_optimizer(model: Transformer, optimizer: Optimizers, tensors: Mapping[s
                     raise ValueError(
                         f"optimizer state: expected {key} of {names[parameter]!r} of shape {shape}, got {got}"
                     )
-                state[key] = tensor.to(parameter.device)
+                state[key] = tensor.to(parameter.device) if key == "step" else spread_like(tensor, parameter)
             loaded.append((part, parameter, state))
     if own:
         raise ValueError(f"optimizer state: expected nothing but the model's parameters, got {next(iter(own))!r} too")

@@ -7,17 +7,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsmr.corpus.augment import Augmentation
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
+from dsmr.distributed import World, clip_gradients, gathered, parallelise
 from dsmr.evaluation import evaluate_pieces
 from dsmr.model import Transformer
 from dsmr.training.config import TrainingConfig
 from dsmr.training.divergence import WINDOW, DivergedError, LossWatch, describe_worst
 from dsmr.training.optimisation import (
     accumulate_gradients,
+    check_world,
     compiled_token_nll,
     eager_token_nll,
     make_optimizer,
@@ -25,7 +27,14 @@ from dsmr.training.optimisation import (
     seed_step,
 )
 from dsmr.training.run import Run, peak_memory, perplexity
-from dsmr.training.state import TrainingState, load_memory, load_optimizer, memory_tensors, optimizer_tensors
+from dsmr.training.state import (
+    TrainingState,
+    join_tensors,
+    load_memory,
+    load_optimizer,
+    memory_tensors,
+    optimizer_tensors,
+)
 
 
 class Trainer:
@@ -38,28 +47,45 @@ class Trainer:
         model: on the device to train on; trained in place.
         store: its splits "train" and "validation" must not be empty.
         config: see there.
+        world: the processes that share the lanes out; each makes a `Trainer`, and all call its methods together.
+        shard: spread the parameters over them, see `dsmr.distributed.parallelise`.
 
     Raises:
-        ValueError: a split without pieces.
+        ValueError: a split without pieces, or lanes that the processes cannot share out evenly.
+        WorldError: the latter, an optimiser whose parameters cannot be sharded, or `compile` with several processes.
     """
 
-    def __init__(self, model: Transformer, store: TokenStore, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        store: TokenStore,
+        config: TrainingConfig,
+        world: World | None = None,
+        *,
+        shard: bool = False,
+    ) -> None:
         self.model, self.store, self.config = model, store, config
+        self.world = world or World()
+        lanes = self.world.share(config.lanes)
+        check_world(config, self.world, shard)
         self._validation, pieces = store.indices("validation"), store.indices("train")
         if not self._validation or not pieces:
             raise ValueError(f"store: expected pieces in the splits train and validation of {store.path}, got none")
         self.device = model.embedding.weight.device
         self.precision = make_precision(config.autocast, self.device)
         with self.precision:
-            self.memory = model.new_state(config.lanes)
+            self.memory = model.new_state(lanes)
         self.stream = LaneStream(
             store,
             pieces,
-            lanes=config.lanes,
+            lanes=lanes,
             segment=model.config.segment,
             seed=config.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
             transform=Augmentation(config.semitones, config.tempo, config.seed),
         )
+        self._net = parallelise(model, self.world, shard=shard)
         self.optimizer = make_optimizer(model, config)
         self._token_nll = compiled_token_nll() if config.compile else eager_token_nll
         self.watch = LossWatch(model.config.vocab_size)
@@ -75,14 +101,15 @@ class Trainer:
                 of the step before.
         """
         run, config, begun = self.run, self.config, time.monotonic()
-        run.progress = config.progress(run.step + 1, begun - self._begun, run.validation_seconds)
+        progress = config.progress(run.step + 1, begun - self._begun, run.validation_seconds)
+        seed_step(config.seed, run.step, self.world.rank)
+        batches = [next(self.stream).to(self.device) for _ in range(config.accumulate)]
+        nll = accumulate_gradients(self._net, self.memory, batches, self.precision, self._token_nll)
+        norm = clip_gradients(self.model, config.clip)
+        # Of all clocks the first process's counts.
+        loss, run.progress = self.world.sum(float(nll.mean()) / self.world.size, progress * self.world.first)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        seed_step(config.seed, run.step)
-        batches = [next(self.stream).to(self.device) for _ in range(config.accumulate)]
-        nll = accumulate_gradients(self.model, self.memory, batches, self.precision, self._token_nll)
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
-        loss = float(nll.mean())
         self._check(loss, norm, nll, batches)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -105,14 +132,18 @@ class Trainer:
     def validate(self) -> float:
         """Score the validation split; returns nats per token. DivergedError if that is not finite."""
         run, begun = self.run, time.monotonic()
-        with self.precision:
-            nll = evaluate_pieces(
+        with self.precision, gathered(self.model):
+            own = evaluate_pieces(
                 self.model,
                 self.store,
                 self._validation,
-                lanes=self.config.lanes,
+                lanes=self.memory.lanes,
                 max_tokens=self.config.validation_tokens,
-            ).nll
+                rank=self.world.rank,
+                world_size=self.world.size,
+            )
+        nll_sum, tokens = self.world.sum(own.nll_sum, own.tokens)
+        nll = nll_sum / tokens
         if not math.isfinite(ppl := perplexity(nll)):
             raise _diverged(f"step {run.step}: expected a finite validation PPL, got {ppl}")
         run.last_ppl = ppl
@@ -128,24 +159,29 @@ class Trainer:
         self.run.seconds, self.run.peak_memory = time.monotonic() - self._begun, peak_memory(self.device)
 
     def state(self) -> TrainingState:
-        """All but the model's weights, by global lane; see `dsmr.training.state`. Tensors are not copied."""
+        """All but the model's weights, by global lane; see `dsmr.training.state`.
+
+        The tensors, not copied if they need not be, are on the first process only.
+        """
+        streams = self.world.gather(self.stream.state_dict())
         document = {
             "run": self.run.counters(),
             "store": self.store.digest,
             "config": asdict(self.config),
-            "stream": self.stream.state_dict(),
+            "stream": {**streams[0], "lanes": [lane for stream in streams for lane in stream["lanes"]]},
             "losses": list(self.watch.losses),
         }
-        return TrainingState(document, memory_tensors(self.memory) | optimizer_tensors(self.model, self.optimizer))
+        tensors = memory_tensors(self.memory) | optimizer_tensors(self.model, self.optimizer)
+        return TrainingState(document, join_tensors(tensors, self.world))
 
     def load_state(self, state: TrainingState) -> None:
-        """Go on from where `state` was taken; the model's weights are restored by whoever calls this.
+        """Go on from where `state` was taken, by any number of processes; whoever calls this restores the weights.
 
         Raises:
             ValueError: a state of another stream, memory or model.
         """
         self.stream.load_state_dict(state.document["stream"])
-        load_memory(self.memory, state.tensors)
+        load_memory(self.memory, state.tensors, self.world.rank * self.memory.lanes)
         load_optimizer(self.model, self.optimizer, state.tensors)
         self.watch.losses.extend(state.document["losses"])
         self.run = Run(**state.document["run"])
@@ -154,15 +190,21 @@ class Trainer:
     def _check(self, loss: float, norm: float, nll: Tensor, batches: Sequence[Batch]) -> None:
         step = f"step {self.run.step + 1}"
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            worst = describe_worst(nll, batches, self.store)
+            worst = self._worst(nll, batches)
             raise _diverged(f"{step}: expected a finite loss and gradient norm, got {loss}, {norm}; worst is {worst}")
         self.watch.add(loss)
         if self.watch.exploded:
             raise _diverged(
                 f"{step}: expected the last {WINDOW} steps to cost less than a nat more than knowing nothing "
                 f"({self.watch.ignorance:.2f}), got {self.watch.excess:.2f} nats more; "
-                f"worst is {describe_worst(nll, batches, self.store)}"
+                f"worst is {self._worst(nll, batches)}"
             )
+
+    def _worst(self, nll: Tensor, batches: Sequence[Batch]) -> str:
+        """Of all processes."""
+        own = describe_worst(nll, batches, self.store, self.world.rank * self.memory.lanes)
+        found = self.world.gather((float(nll.max()), own))
+        return str(max(found, key=lambda entry: (math.isnan(entry[0]), entry[0]))[1])
 
 
 def _diverged(what: str) -> DivergedError:
