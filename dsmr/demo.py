@@ -77,7 +77,7 @@ MODEL = preset("tiny", segment=128)
 FULL = Plan(
     corpus_tokens=1_500_000,
     longest=16_000,
-    training=TrainingConfig(minutes=3.75, lanes=8, learning_rate=2e-3),
+    training=TrainingConfig(minutes=3.75, lanes=8, optimizer="muon", learning_rate=5e-3),
     resets=Resets(at=(2048,), width=512, end=6656),
     takes=4,
     seconds=90.0,
@@ -86,7 +86,9 @@ FULL = Plan(
 QUICK = Plan(
     corpus_tokens=200_000,
     longest=6_000,
-    training=TrainingConfig(steps=130, lanes=8, learning_rate=2e-3, validations=2),  # as good on a slow machine
+    training=TrainingConfig(  # by steps: as good on a slow machine
+        steps=130, lanes=8, optimizer="muon", learning_rate=5e-3, validations=2
+    ),
     resets=Resets(at=(1024,), width=512, end=4608),
     takes=4,
     seconds=20.0,
