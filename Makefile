@@ -88,7 +88,7 @@ $(VENV)/.build-installed: $(VENV)/bin/python constraints.txt
 
 $(VENV)/.%-installed: $(VENV)/.build-installed pyproject.toml
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-build-isolation \
-		-C wheel.cmake=false -C editable.mode=inplace -c constraints.txt -e ".[$(EXTRAS)]"
+		--config-settings wheel.cmake=false --config-settings editable.mode=inplace -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
 $(VENV)/bin/python:
