@@ -147,7 +147,7 @@ def print_differences(found: Sequence[Compared]) -> None:
     """The paired tests, a row each."""
     table = Table(title="differences between models, paired bootstrap over pieces")
     for heading in ("quantity", "first - second"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, overflow="fold")  # in a narrow terminal names break, numbers do not
     for heading in ("nats (95 % interval)", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in found:

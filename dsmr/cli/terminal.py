@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
     from dsmr.corpus.store import TokenStore
 
-stdout = Console(soft_wrap=True, highlight=False)
+# Where the width is nobody's, in a file or a pipe, tables get all the room that they need.
+stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240)
 stderr = Console(stderr=True, soft_wrap=True)
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]

@@ -624,3 +624,22 @@ class TestDoctor:
                     value = name.value if isinstance(name, ast.Constant) else constants[ast.unparse(name)]
                     assert value in doctor.VARIABLES, f"{file} reads {value}"
                 assert not (isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("environ")), file
+
+
+def test_tables_in_a_pipe_are_as_wide_as_they_need(trained: tuple[Path, str], store: Path) -> None:
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "COLUMNS"}
+    command = [
+        sys.executable,
+        "-m",
+        "dsmr",
+        "evaluate",
+        trained[0] / "last",
+        trained[0] / "best",
+        "--data",
+        store,
+        "--krcu",
+    ]
+    options = ["--reset-at", "64", "--krcu-bin", "64", "--krcu-end", "256"]
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=True)
+    assert "95 % interval" in done.stdout
+    assert "…" not in done.stdout
