@@ -104,14 +104,20 @@ def joined(device: torch.device) -> Iterator[World]:
         device: "cpu", or "cuda", of which each process takes the one of its number on the machine.
 
     Raises:
-        WorldError: a GPU that the machine does not have, or one and the same for several processes.
+        WorldError: a GPU that the machine does not have, or one and the same for several processes, or an environment
+            that lacks what `torchrun` sets.
         LostProcessError: another process has ended or does not answer, at the beginning or while this is entered.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device=device)
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    own = {"RANK": os.environ.get("RANK"), "LOCAL_RANK": os.environ.get("LOCAL_RANK")}
+    if missing := [name for name, value in own.items() if value is None]:
+        raise WorldError(
+            f"WORLD_SIZE={size}: expected RANK and LOCAL_RANK too, as torchrun sets them, got no {missing[0]}"
+        )
+    rank, local = (int(value) for value in own.values() if value is not None)
     if device.type == "cuda":
         if device.index:  # PyTorch makes cuda:0 of cuda
             raise WorldError(f"device: expected cuda, of which every process takes its own, got {device}")

@@ -40,6 +40,10 @@ VARIABLES = {
     "DSMR_KERNELS_ISA": "the instruction set of the native CPU kernels; unset: the best that this processor runs",
     "OMP_NUM_THREADS": "read by PyTorch: CPU threads",
     "CUDA_VISIBLE_DEVICES": "read by PyTorch: which GPUs to see",
+    "WORLD_SIZE": "set by torchrun: how many processes train together",
+    "RANK": "set by torchrun: which of them this is",
+    "LOCAL_WORLD_SIZE": "set by torchrun: how many of them are on this machine",
+    "LOCAL_RANK": "set by torchrun: which of those this is, and so its GPU",
     "HF_HOME": "read by huggingface_hub: where downloaded checkpoints are kept",
     "HF_HUB_OFFLINE": "read by huggingface_hub: 1 downloads nothing",
 }

@@ -251,3 +251,12 @@ def test_the_tables_of_the_scaling_document_are_what_the_code_says() -> None:
         count = model.parameters_count
         row = [name, f"{count:,}", f"{16 * count / 1e6:,.1f} MB", f"{config.segment:,}", f"{slots:,}", *sizes]
         assert f"| {' | '.join(row)} |" in text
+
+
+def test_half_an_environment_of_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    message = "WORLD_SIZE=2: expected RANK and LOCAL_RANK too, as torchrun sets them, got no LOCAL_RANK"
+    with pytest.raises(WorldError, match=message), joined(torch.device("cpu")):
+        pass

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -406,6 +407,15 @@ def test_non_finite_validation_loss_stops_the_run(
     assert not (tmp_path / "best").exists()
 
 
+@pytest.fixture
+def in_the_foreground() -> Iterator[None]:
+    """A background job of a shell ignores Ctrl-C, and so would a run in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_ends_the_run_after_the_step_and_saves_it(store: TokenStore, tmp_path: Path, number: int) -> None:
     def interrupt(logits: Tensor) -> Tensor:
@@ -422,6 +432,7 @@ def test_a_signal_ends_the_run_after_the_step_and_saves_it(store: TokenStore, tm
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("in_the_foreground")
 def test_a_second_ctrl_c_ends_at_once(store: TokenStore, tmp_path: Path) -> None:
     def interrupt(logits: Tensor) -> Tensor:
         os.kill(os.getpid(), signal.SIGINT)
