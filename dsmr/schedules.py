@@ -288,6 +288,11 @@ def format_tokens(tokens: float) -> str:
     return f"{tokens / 1024:.3g}k" if tokens >= 1024 else f"{tokens:.3g}"
 
 
+def format_span(start: int, stop: int | None) -> str:
+    """A stretch of tokens in words: `512-1k`, or `32k+` without an end."""
+    return f"{format_tokens(start)}{'+' if stop is None else f'-{format_tokens(stop)}'}"
+
+
 def format_bytes(count: int) -> str:
     """`count` bytes in the largest binary unit that leaves at least 1: `9.5 MiB`."""
     if count < 1024:

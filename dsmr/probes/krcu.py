@@ -29,7 +29,7 @@ from dsmr.corpus.store import TokenStore
 from dsmr.evaluation import Evaluation
 from dsmr.model import Transformer
 from dsmr.reading import Progress, Stretch, score
-from dsmr.schedules import format_tokens
+from dsmr.schedules import format_span
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class KrcuBin:
     @property
     def name(self) -> str:
         """Where it begins and ends, in words: 512-1k."""
-        return f"{format_tokens(self.start)}-{format_tokens(self.stop)}"
+        return format_span(self.start, self.stop)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from dsmr.evaluation import Evaluation
 from dsmr.model import Transformer
 from dsmr.probes.returns import DISTANCES, KINDS, SKIP
 from dsmr.reading import Progress, Stretch, score
-from dsmr.schedules import format_tokens
+from dsmr.schedules import format_span
 
 CONTEXT = 64
 """Tokens that must lie between a source and its return: about 15 notes."""
@@ -53,7 +53,7 @@ class RecallBin:
     @property
     def name(self) -> str:
         """The bin in words: 512-1k, or 32k+."""
-        return f"{format_tokens(self.start)}{'+' if self.stop is None else f'-{format_tokens(self.stop)}'}"
+        return format_span(self.start, self.stop)
 
 
 @dataclass(frozen=True, eq=False)

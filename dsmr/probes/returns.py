@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from dsmr.bootstrap import Interval, PieceSums
 from dsmr.corpus.store import Piece, ReturnKind, TokenStore
 from dsmr.evaluation import Evaluation
-from dsmr.schedules import format_tokens
+from dsmr.schedules import format_span
 
 KINDS: tuple[ReturnKind, ...] = ("exact", "transposed")
 DISTANCES = (0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -98,7 +98,7 @@ class GainBin:
     @property
     def name(self) -> str:
         """The bin in words: 512-1k, or 32k+."""
-        return f"{format_tokens(self.start)}{'+' if self.stop is None else f'-{format_tokens(self.stop)}'}"
+        return format_span(self.start, self.stop)
 
 
 @dataclass(frozen=True, eq=False)
