@@ -28,8 +28,8 @@ Case make(const std::string& name, Type type, Type storage, int tokens, int64_t 
 int Case::run() const {
     const int tokens = plan.longest();
     Random random(0);
-    Ring ring(plan);
-    Tensors tensors(plan, tokens, 0);
+    Ring ring(plan, Edge::end);
+    Tensors tensors(plan, tokens, 0, Edge::end);
     const int64_t queries = int64_t(tokens) * plan.heads(), keys = int64_t(tokens) * plan.kv_heads;
     fill(ring.k, plan.kv_heads * ring.slots * plan.dim, 1, random);
     fill(ring.v, plan.kv_heads * ring.slots * plan.dim, 1, random);

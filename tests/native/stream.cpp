@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -19,7 +18,7 @@ struct Part {
 class Feeder {
 public:
     Feeder(const Plan& plan, const std::vector<Numbers>& numbers, const Way& way)
-        : plan(plan), numbers(numbers), way(way), gap(way.gap), ring(plan), done(plan.lanes()) {
+        : plan(plan), numbers(numbers), way(way), gap(way.gap), ring(plan, way.edge), done(plan.lanes()) {
         for (const Numbers& lane : numbers) {
             const std::vector<double> q(lane.q.size()), k(lane.k.size()), lse(lane.lse_grad.size());
             outputs.push_back({q, lse, q, k, k});
@@ -67,7 +66,7 @@ private:
     }
 
     void feed(const Part& part) {
-        Tensors tensors(plan, part.tokens, gap);
+        Tensors tensors(plan, part.tokens, gap, way.edge);
         for (int lane = 0; lane < plan.lanes(); ++lane) {
             if (part.resets[lane]) *length(lane) = *phase(lane) = 0;
             load(part, lane, tensors);
@@ -77,15 +76,15 @@ private:
         tensors.describe(plan, call);
         call.append = 1;
         call.threads = way.threads;
-        const std::vector<int32_t> starts(part.starts.begin(), part.starts.end());
-        const std::vector<int32_t> taken(part.taken.begin(), part.taken.end());
+        const Array<int64_t> starts(part.starts, way.edge), taken(part.taken, way.edge);
+        const Array<int32_t> narrow_starts(part.starts, way.edge), narrow_taken(part.taken, way.edge);
         if (way.narrow) {
-            call.segment_start = starts.data();
-            call.segment_len = taken.data();
+            call.segment_start = narrow_starts.data();
+            call.segment_len = narrow_taken.data();
             call.start_bytes = call.len_bytes = sizeof(int32_t);
         } else {
-            if (*std::max_element(starts.begin(), starts.end())) call.segment_start = part.starts.data();
-            if (*std::min_element(taken.begin(), taken.end()) < part.tokens) call.segment_len = part.taken.data();
+            if (*std::max_element(starts.begin(), starts.end())) call.segment_start = starts.data();
+            if (*std::min_element(taken.begin(), taken.end()) < part.tokens) call.segment_len = taken.data();
             call.start_bytes = call.len_bytes = sizeof(int64_t);
         }
         if (const int status = dsmr_kernels_forward(&call)) fail("forward", status);
@@ -170,22 +169,18 @@ private:
 
 } // namespace
 
-Buffer::Buffer(Type type, int64_t count) : type_(type), memory_(std::malloc(count * size(type) + !count)) {
-    std::memset(data(), 0xff, count * size(type));
-}
-
 // Slots as in dsmr_kernels/geometry.py.
-Ring::Ring(const Plan& plan)
+Ring::Ring(const Plan& plan, Edge edge)
     : archive(plan.horizon + (plan.longest() + plan.stride - 3) / plan.stride + 2),
       recent(plan.stride > 1 ? plan.longest() : 0),
       slots(archive + recent),
-      k(plan.storage, plan.lanes() * plan.kv_heads * slots * plan.dim),
-      v(plan.storage, plan.lanes() * plan.kv_heads * slots * plan.dim),
-      k_scale(Type::float32, plan.lanes() * plan.kv_heads * slots),
-      v_scale(Type::float32, plan.lanes() * plan.kv_heads * slots),
-      written(plan.lanes()),
-      clock(3 * plan.lanes()),
-      horizon(plan.horizon) {}
+      k(plan.storage, plan.lanes() * plan.kv_heads * slots * plan.dim, edge),
+      v(plan.storage, plan.lanes() * plan.kv_heads * slots * plan.dim, edge),
+      k_scale(Type::float32, plan.lanes() * plan.kv_heads * slots, edge),
+      v_scale(Type::float32, plan.lanes() * plan.kv_heads * slots, edge),
+      written(std::vector<int64_t>(plan.lanes()), edge),
+      clock(std::vector<int64_t>(3 * plan.lanes()), edge),
+      horizon(std::vector<int64_t>{plan.horizon}, edge) {}
 
 void Ring::describe(const Plan& plan, DsmrCall& call) {
     const bool quantised = plan.storage != plan.type;
@@ -207,7 +202,7 @@ void Ring::describe(const Plan& plan, DsmrCall& call) {
     call.ring_type = int64_t(plan.storage);
     call.written = written.data();
     call.clock = clock.data();
-    call.horizon = &horizon;
+    call.horizon = horizon.data();
     call.archive = archive;
     call.recent = recent;
     call.max_segment = plan.longest();
@@ -219,19 +214,20 @@ namespace {
 int64_t spread(int64_t tokens, int64_t per_token, int gap) { return tokens * (per_token + gap) - gap; }
 } // namespace
 
-Tensors::Tensors(const Plan& plan, int tokens, int gap)
+Tensors::Tensors(const Plan& plan, int tokens, int gap, Edge edge)
     : tokens(tokens),
       gap(gap),
-      q(plan.type, spread(plan.lanes() * tokens, plan.heads() * plan.dim, gap)),
-      k(plan.type, spread(plan.lanes() * tokens, plan.kv_heads * plan.dim, gap)),
-      v(plan.type, spread(plan.lanes() * tokens, plan.kv_heads * plan.dim, gap)),
-      grad_o(plan.type, spread(plan.lanes() * tokens, plan.heads() * plan.dim, gap)),
-      grad_lse(Type::float32, plan.lanes() * tokens * plan.heads()),
-      o(plan.type, plan.lanes() * tokens * plan.heads() * plan.dim),
-      lse(Type::float32, plan.lanes() * tokens * plan.heads()),
-      dq(plan.type, plan.lanes() * tokens * plan.heads() * plan.dim),
-      dk(plan.type, plan.lanes() * tokens * plan.kv_heads * plan.dim),
-      dv(plan.type, plan.lanes() * tokens * plan.kv_heads * plan.dim) {}
+      q(plan.type, spread(plan.lanes() * tokens, plan.heads() * plan.dim, gap), edge),
+      k(plan.type, spread(plan.lanes() * tokens, plan.kv_heads * plan.dim, gap), edge),
+      v(plan.type, spread(plan.lanes() * tokens, plan.kv_heads * plan.dim, gap), edge),
+      grad_o(plan.type, spread(plan.lanes() * tokens, plan.heads() * plan.dim, gap), edge),
+      grad_lse(Type::float32, plan.lanes() * tokens * plan.heads(), edge),
+      o(plan.type, plan.lanes() * tokens * plan.heads() * plan.dim, edge),
+      lse(Type::float32, plan.lanes() * tokens * plan.heads(), edge),
+      dq(plan.type, plan.lanes() * tokens * plan.heads() * plan.dim, edge),
+      dk(plan.type, plan.lanes() * tokens * plan.kv_heads * plan.dim, edge),
+      dv(plan.type, plan.lanes() * tokens * plan.kv_heads * plan.dim, edge),
+      slopes(plan.slopes, edge) {}
 
 void Tensors::describe(const Plan& plan, DsmrCall& call) {
     const auto tensor = [&](const Buffer& buffer, int64_t heads) {
@@ -254,7 +250,7 @@ void Tensors::describe(const Plan& plan, DsmrCall& call) {
     call.dq = dq.data();
     call.dk = dk.data();
     call.dv = dv.data();
-    call.slopes = plan.slopes.empty() ? nullptr : plan.slopes.data();
+    call.slopes = plan.slopes.empty() ? nullptr : slopes.data();
     call.scale = plan.scale;
     call.softcap = plan.softcap;
     call.window_token = plan.token_window;

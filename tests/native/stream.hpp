@@ -1,11 +1,11 @@
-// Feeds a plan to the kernels through their C interface, with every buffer exactly as large as the interface says.
+// Feeds a plan to the kernels through their C interface, with every buffer exactly as large as the interface says
+// and at the border of a page that must not be touched.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
 #include "api.h"
+#include "memory.hpp"
 #include "plan.hpp"
 
 extern "C" {
@@ -18,40 +18,38 @@ int dsmr_kernels_backward(DsmrCall* call);
 
 namespace driver {
 
-// Memory of its own allocation, so that a sanitizer sees the first byte beyond it. Full of NaN at first; of -1 in int8.
+// Numbers of a type.
 class Buffer {
 public:
-    Buffer(Type type, int64_t count);
-    void* data() const { return memory_.get(); }
+    Buffer(Type type, int64_t count, Edge edge) : type_(type), memory_(count * size(type), edge) {}
+    void* data() const { return memory_.data(); }
     double get(int64_t index) const { return driver::get(type_, data(), index); }
     void put(int64_t index, double x) { driver::put(x, type_, data(), index); }
 
 private:
-    struct Free {
-        void operator()(void* memory) const { std::free(memory); }
-    };
     Type type_;
-    std::unique_ptr<void, Free> memory_;
+    Memory memory_;
 };
 
 // A layer's ring and clock, as dsmr_kernels.MemoryStack makes them.
 struct Ring {
-    explicit Ring(const Plan& plan);
+    Ring(const Plan& plan, Edge edge);
     void describe(const Plan& plan, DsmrCall& call);
 
     int64_t archive, recent, slots;
     Buffer k, v, k_scale, v_scale;
-    std::vector<int64_t> written, clock;
-    int64_t horizon;
+    Array<int64_t> written, clock, horizon;
 };
 
 // The tensors of one call of up to `tokens` tokens a lane.
 struct Tensors {
-    Tensors(const Plan& plan, int tokens, int gap); // gap: elements between the tokens of q, k, v and grad_o
+    // gap: elements between the tokens of q, k, v and grad_o
+    Tensors(const Plan& plan, int tokens, int gap, Edge edge);
     void describe(const Plan& plan, DsmrCall& call);
 
     int tokens, gap;
     Buffer q, k, v, grad_o, grad_lse, o, lse, dq, dk, dv;
+    Array<float> slopes;
 };
 
 // One lane's results, laid out as `Numbers`.
@@ -62,7 +60,8 @@ struct Output {
 // Ways to make the same calls.
 struct Way {
     int threads;
-    int gap;      // see Tensors
+    Edge edge;   // where in memory everything lies
+    int gap;     // see Tensors
     bool narrow; // describe ragged input in 4-byte integers, and always; else in 8-byte ones, and where it is ragged
 };
 
