@@ -67,7 +67,7 @@ check-sanitizers: $(VENV)/.dev-installed
 	$(TOOLS) tests/native/sanitizers.sh $(CHECKS)/sanitizers
 
 check-wheel: $(VENV)/.dev-installed
-	$(TOOLS) OTHER_PYTHON=$(PYTHON) tests/native/wheel.sh $(CHECKS)/wheel
+	$(TOOLS) tests/native/wheel.sh $(CHECKS)/wheel
 
 check-neon: $(VENV)/.build-installed
 	$(TOOLS) tests/native/neon.sh $(CHECKS)/neon

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the wheel into FOLDER and tries it in empty environments: with this Python and its PyTorch, a call; with
-# OTHER_PYTHON (python3 by default) and nothing else, loading the libraries.
+# Builds the wheel into FOLDER and tries it in empty environments: with this Python and its PyTorch, a call; with another
+# version of Python (OTHER_PYTHON, or the newest that is found) and nothing else, loading the libraries.
 #     tests/native/wheel.sh FOLDER        needs the development environment's python on PATH
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -32,15 +32,35 @@ torch.testing.assert_close(dsmr_kernels.recurrent_attention(q, k, v, stack[0], i
 print("the wheel's kernels work with Python", sys.version.split()[0])
 PYTHON
 
-"${OTHER_PYTHON:-python3}" -m venv --without-pip "$folder/other"
-(cd "$folder/packages" && "$folder/other/bin/python" - <<'PYTHON')
-import ctypes, importlib.util, pathlib, sys
-spec = importlib.util.spec_from_file_location("library", "dsmr_kernels/backends/cpu/library.py")  # it needs no PyTorch
-library = importlib.util.module_from_spec(spec)
+# The path of a Python of another version than this one's.
+other_python() {
+    local candidate found
+    PYENV_VERSION=$(pyenv versions --bare 2>/dev/null | paste -sd:) # pyenv hides those that are not chosen
+    export PYENV_VERSION
+    for candidate in ${OTHER_PYTHON:-python3.15 python3.14 python3.13 python3.12 python3.11}; do
+        found=$("$candidate" -c "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)" 2>/dev/null) || continue
+        [ "${found%% *}" = "$(python -c "import sys; print('%d.%d' % sys.version_info[:2])")" ] || { echo "${found#* }"; return; }
+    done
+    return 1
+}
+
+if ! other=$(other_python); then
+    [ -z "${OTHER_PYTHON:-}" ] || { echo "$OTHER_PYTHON is not another version of Python" >&2; exit 1; }
+    echo "*** NOT CHECKED: there is no other version of Python here to install the wheel with" >&2
+    exit
+fi
+rm -rf "$folder/other"
+"$other" -m venv "$folder/other"
+"$folder/other/bin/python" -m pip install --disable-pip-version-check --no-index --no-deps --quiet "$wheel"
+(cd "$folder/other" && bin/python - <<'PYTHON')
+import ctypes, importlib.util, pathlib, sys, sysconfig
+packages = pathlib.Path(sysconfig.get_path("purelib"))
+source = packages / "dsmr_kernels/backends/cpu/library.py"  # it needs no PyTorch
+library = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("library", source))
 spec.loader.exec_module(library)
 for isa in library.load().available:
     library.load().use(isa)
-(native,) = pathlib.Path("dsmr/native").resolve().glob("libdsmr_native.*")
+(native,) = (packages / "dsmr/native").glob("libdsmr_native.*")
 assert ctypes.CDLL(str(native)).dsmr_native_abi() > 0
 print("both libraries load with Python", sys.version.split()[0])
 PYTHON
