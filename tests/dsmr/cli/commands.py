@@ -1,0 +1,58 @@
+"""Commands run as a shell runs them, or in this process."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from dsmr.cli import app
+
+ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+SMALL_MODEL = ["--layers", 2, "--width", 32, "--heads", 2, "--kv-heads", 2, "--segment", 64]
+SMALL_MODEL += ["--schedule", "two_scale", "--budget", 256]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dsmr", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    # In a background job the shell has Ctrl-C ignored, and children inherit that: make it count again.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+
+
+def shell(*arguments: object, exits: int = 0) -> tuple[str, str]:
+    """Run a command in a process of its own; returns its stdout and stderr."""
+    process = start(*arguments)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == exits, out + error
+    return out, error
+
+
+def here(*arguments: object, exits: int = 0) -> tuple[str, str]:
+    """The same in this process: starting one, and importing torch there, takes longer than most commands."""
+    out, error = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(error):
+        code = app.run([*map(str, arguments)])
+    assert code == exits, out.getvalue() + error.getvalue()
+    return out.getvalue(), error.getvalue()
+
+
+def succeeds(*arguments: object) -> str:
+    """Run a command that has to succeed; returns its stdout."""
+    return here(*arguments)[0]
+
+
+def fails(*arguments: object, exits: int = 2) -> str:
+    """Run a command that has to fail with one line on stderr and nothing on stdout; returns the line."""
+    out, error = here(*arguments, exits=exits)
+    assert out == ""
+    assert re.fullmatch(r"dsmr: [^\n]+\n", error)
+    return error

@@ -1,0 +1,90 @@
+"""`dsmr generate`: music in files, and what makes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsmr import native
+from dsmr.midi import read_midi
+from dsmr.tokens import encode
+from tests.dsmr.cli.commands import fails, succeeds
+
+
+def test_writes_music_sound_and_picture(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "piece.mid"
+    arguments = ["generate", checkpoint, "--seconds", 3, "--out", out, "--wav", "--png", "--seed", 7]
+    text = succeeds(*arguments)
+    assert f"{out}: 3.0 s of music in " in text
+    assert "x real time" in text
+    assert out.with_suffix(".wav").read_bytes().startswith(b"RIFF")
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    first = out.read_bytes()
+    assert f"{out}: exists already; --force replaces it" in fails(*arguments)
+    succeeds(*arguments, "--force")
+    assert out.read_bytes() == first
+
+
+def test_numbers_takes_and_reports_them_to_machines(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "piece.mid"
+    made = json.loads(succeeds("generate", checkpoint, "--tokens", 200, "--takes", 2, "--out", out, "--json"))["takes"]
+    assert [each["file"] for each in made] == [str(tmp_path / "piece-1.mid"), str(tmp_path / "piece-2.mid")]
+    assert [(each["tokens"], each["stopped"]) for each in made] == [(200, "tokens")] * 2
+    assert all((tmp_path / f"piece-{number}.mid").is_file() for number in (1, 2))
+    assert not out.exists()
+
+
+def test_says_what_makes_the_steps(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["generate", checkpoint, "--tokens", 20, "--out", tmp_path / "piece.mid", "--force", "--json"]
+    found = json.loads(succeeds(*arguments, "--engine", "python"))
+    assert (found["engine"], found["engine_reason"]) == ("python", "as asked for")
+    found = json.loads(succeeds(*arguments))
+    if native.absence():
+        assert (found["engine"], found["engine_reason"]) == ("python", native.absence())
+    else:
+        assert found["engine"] == "native"
+        assert "weights in float32" in found["engine_reason"]
+        narrow = json.loads(succeeds(*arguments, "--weights", "int8", "--memory", "bf16"))
+        assert "weights in int8" in narrow["engine_reason"]
+
+
+def test_continues_a_prompt(checkpoint: Path, music: Path, tmp_path: Path) -> None:
+    prompt = read_midi(music / "piece 0.mid")
+    arguments = ["generate", checkpoint, "--prompt", music / "piece 0.mid", "--seconds", 3, "--seed", 1]
+    succeeds(*arguments, "--out", tmp_path / "new.mid")
+    succeeds(*arguments, "--out", tmp_path / "both.mid", "--include-prompt")
+    new, both = read_midi(tmp_path / "new.mid"), read_midi(tmp_path / "both.mid")
+    assert new.notes["offset"].max() <= 3.01
+    ids = encode(prompt)
+    assert np.array_equal(encode(both)[: len(ids) - 1], ids[:-1])
+    assert len(both.notes) == len(prompt.notes) + len(new.notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "piece.wav"], "--out: expected a name that ends in .mid, got piece.wav"),
+        (["--temperature", -1], "temperature: expected a finite number >= 0"),
+        (["--top-p", 0], "top_p: expected a number above 0"),
+        (["--engine", "python", "--weights", "int8"], "engine: 'python' cannot have weights in int8"),
+        (["--engine", "python", "--memory", "bf16"], "engine: 'python' cannot have memory in bf16"),
+        (["--prompt", "nowhere.mid"], "nowhere.mid"),
+        (["--include-prompt"], "--include-prompt: there is no --prompt"),
+        (["--soundfont", "nowhere.sf2"], "--soundfont: expected an .sf2 file"),
+        (["--takes", 0], "--takes"),
+        (["--at-end", "explode"], "--at-end"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_explains_what_is_wrong(
+    arguments: list[object],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    everything = ["generate", checkpoint, "--out", tmp_path / "piece.mid", *arguments]
+    assert message in fails(*everything)
+    assert not any(tmp_path.iterdir())
