@@ -158,7 +158,7 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
             "loses later is what it made of things heard long ago. Past the dashed line nothing can be left. Intervals "
             "that cross zero have shown nothing.",
             f"KRCU: loss with the memory cleared minus loss, by position from {reset:,} to {end:,} tokens: "
-            f"{krcu.bins[0].dnll:.3f} nats per token in the first {krcu.resets.width} tokens, {krcu.auc:.4f} in all.",
+            f"{krcu.bins[0].mean:.3f} nats per token in the first {krcu.resets.width} tokens, {krcu.auc:.4f} in all.",
             drawn(lambda path: draw_krcu([outcome.probed], path, "")),
         )
     if outcome.probed.returns is not None:

@@ -99,7 +99,7 @@ def print_by_distance(models: Sequence[Probed], found: Sequence[ReturnGain | Rec
     _add_columns(table, models)
     for kind in KINDS:
         for row in zip(*(each.distance_bins(kind) for each in probes), strict=True):
-            cells = [_with_interval(each.gain, each.interval) for each in row]
+            cells = [_with_interval(each.mean, each.interval) for each in row]
             table.add_row(kind, row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
         table.add_section()
     stdout.print(table)
@@ -119,7 +119,7 @@ def print_krcu(models: Sequence[Probed]) -> None:
     table.add_column("after the reset", justify="right", no_wrap=True)
     _add_columns(table, models)
     for row in zip(*(each.bins for each in found), strict=True):
-        cells = [_with_interval(each.dnll, each.interval, 4) for each in row]
+        cells = [_with_interval(each.mean, each.interval, 4) for each in row]
         table.add_row(row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
     table.add_section()
     table.add_row("mean (AUC)", *(_with_interval(each.auc, each.sums.interval_of_bins(), 4) for each in found))
@@ -137,7 +137,7 @@ def print_truncation(models: Sequence[Probed]) -> None:
     _add_columns(table, models)
     for number, keep in enumerate(found[0].cuts.keeps):
         for row in zip(*(each.row(number) for each in found), strict=True):
-            cells = [_with_interval(each.dnll, each.interval, 4) for each in row]
+            cells = [_with_interval(each.mean, each.interval, 4) for each in row]
             table.add_row(format_tokens(keep), row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
         table.add_section()
     stdout.print(table)

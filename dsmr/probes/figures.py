@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from dsmr.plots import Curve, Mark, band, difference_panels, nll_by_position
+from dsmr.probes.bins import Bin
 from dsmr.probes.comparison import Probed
-from dsmr.probes.recall import Recall, RecallBin
-from dsmr.probes.returns import KINDS, GainBin, ReturnGain
+from dsmr.probes.recall import Recall
+from dsmr.probes.returns import KINDS, ReturnGain
 from dsmr.schedules import format_tokens
 
 POSITION_FIGURE = "nll_by_position.png"
@@ -66,7 +67,7 @@ def _draw_by_distance(
             ends = [_ends(each) for each in bins]
             least, most = min([least, *(low for low, _ in ends)]), max([most, *(high for _, high in ends)])
             x = [float(np.sqrt(low * high)) for low, high in ends]
-            gain = [each.gain for each in bins]
+            gain = [each.mean for each in bins]
             panels[f"{kind} returns"].append(Curve(model.label, x, gain, *band([each.interval for each in bins])))
     difference_panels(
         panels,
@@ -90,10 +91,10 @@ def draw_krcu(models: Sequence[Probed], path: Path, title: str) -> None:
         at = model.krcu.resets.at
         first = at[0] if len(at) == 1 else 0
         bins = model.krcu.bins
-        end = max(end, *(first + each.stop for each in bins))
-        x = [first + (each.start + each.stop) / 2 for each in bins]
+        end = max(end, *(first + _stop(each) for each in bins))
+        x = [first + (each.start + _stop(each)) / 2 for each in bins]
         label = f"{model.label}: mean {model.krcu.auc:.4f}"
-        curves.append(Curve(label, x, [each.dnll for each in bins], *band([each.interval for each in bins])))
+        curves.append(Curve(label, x, [each.mean for each in bins], *band([each.interval for each in bins])))
     difference_panels(
         {"": curves},
         path,
@@ -115,9 +116,9 @@ def draw_truncation(models: Sequence[Probed], path: Path, title: str) -> None:
         panels[model.label] = []
         for number, keep in enumerate(model.truncation.cuts.keeps):
             cells = model.truncation.row(number)
-            ends |= {end for cell in cells for end in (cell.start, cell.stop)}
-            x = [(cell.start + cell.stop) / 2 for cell in cells]
-            dnll = [cell.dnll for cell in cells]
+            ends |= {end for cell in cells for end in (cell.start, _stop(cell))}
+            x = [(cell.start + _stop(cell)) / 2 for cell in cells]
+            dnll = [cell.mean for cell in cells]
             label = f"last {format_tokens(keep)} tokens kept"
             panels[model.label].append(Curve(label, x, dnll, *band([cell.interval for cell in cells])))
     difference_panels(
@@ -139,7 +140,13 @@ def _memory_ends(models: Sequence[Probed], first: int = 0) -> list[Mark]:
     ]
 
 
-def _ends(bin_: GainBin | RecallBin) -> tuple[float, float]:
+def _ends(bin_: Bin) -> tuple[float, float]:
     """Where a bin begins and ends on a logarithmic axis: the first has no beginning there, the last has no end."""
     stop = 2.0 * bin_.start if bin_.stop is None else float(bin_.stop)
     return max(float(bin_.start), stop / 2), stop
+
+
+def _stop(bin_: Bin) -> int:
+    """Where a bin of positions ends: all of them do."""
+    assert bin_.stop is not None
+    return bin_.stop

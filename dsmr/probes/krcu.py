@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from dsmr.bootstrap import Interval, PieceSums
+from dsmr.bootstrap import PieceSums
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation import Evaluation
 from dsmr.model import Transformer
+from dsmr.probes.bins import Bin, bins_with_tokens
 from dsmr.reading import Progress, Stretch, score
-from dsmr.schedules import format_span
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,6 @@ class Resets:
         return -(-(self.end - self.at[0]) // self.width)
 
 
-@dataclass(frozen=True)
-class KrcuBin:
-    """Tokens from `start` to below `stop` after the reset; `dnll` in nats, with its 95 % interval over pieces."""
-
-    start: int
-    stop: int
-    tokens: int
-    pieces: int
-    dnll: float
-    interval: Interval | None
-
-    @property
-    def name(self) -> str:
-        """Where it begins and ends, in words: 512-1k."""
-        return format_span(self.start, self.stop)
-
-
 @dataclass(frozen=True, eq=False)
 class Krcu:
     """The dNLL after resets.
@@ -104,17 +87,10 @@ class Krcu:
         return self.sums.mean_of_bins
 
     @property
-    def bins(self) -> list[KrcuBin]:
-        """The curve; bins that no piece reaches are left out."""
-        width, longest = self.resets.width, self.resets.end - self.resets.at[0]
-        rows = zip(
-            self.sums.tokens.tolist(),
-            self.sums.pieces.tolist(),
-            self.sums.mean.tolist(),
-            self.sums.intervals(),
-            strict=True,
-        )
-        return [KrcuBin(b * width, min((b + 1) * width, longest), *row) for b, row in enumerate(rows) if row[0]]
+    def bins(self) -> list[Bin]:
+        """The curve, dNLL by tokens since the reset; bins that no piece reaches are left out."""
+        longest = self.resets.end - self.resets.at[0]
+        return bins_with_tokens(self.sums, range(0, longest, self.resets.width), longest)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -129,7 +105,7 @@ class Krcu:
             "bins_with_tokens": len(self.bins),
             "pieces": len(self.pieces),
             "pieces_too_short": self.short,
-            "curve": [vars(each) for each in self.bins],
+            "curve": [each.to_dict("dnll") for each in self.bins],
         }
 
 

@@ -23,37 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from dsmr.bootstrap import Interval, PieceSums
+from dsmr.bootstrap import PieceSums
 from dsmr.corpus.store import Return, ReturnKind, TokenStore
 from dsmr.evaluation import Evaluation
 from dsmr.model import Transformer
+from dsmr.probes.bins import Bin, bins_with_tokens
 from dsmr.probes.returns import DISTANCES, KINDS, SKIP
 from dsmr.reading import Progress, Stretch, score
-from dsmr.schedules import format_span
 
 CONTEXT = 64
 """Tokens that must lie between a source and its return: about 15 notes."""
-
-
-@dataclass(frozen=True)
-class RecallBin:
-    """Returns at a distance from `start` to below `stop` tokens (None: no end).
-
-    `gain` is the recall in nats per token and `interval` its 95 % bootstrap interval over pieces (None: fewer than two
-    pieces).
-    """
-
-    start: int
-    stop: int | None
-    tokens: int
-    pieces: int
-    gain: float
-    interval: Interval | None
-
-    @property
-    def name(self) -> str:
-        """The bin in words: 512-1k, or 32k+."""
-        return format_span(self.start, self.stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,19 +52,9 @@ class Recall:
     sums: dict[ReturnKind, PieceSums]
     read: int
 
-    def distance_bins(self, kind: ReturnKind) -> list[RecallBin]:
+    def distance_bins(self, kind: ReturnKind) -> list[Bin]:
         """The recall by distance; bins without tokens are left out."""
-        sums = self.sums[kind]
-        rows = zip(
-            self.distances,
-            [*self.distances[1:], None],
-            sums.tokens.tolist(),
-            sums.pieces.tolist(),
-            sums.mean.tolist(),
-            sums.intervals(),
-            strict=True,
-        )
-        return [each for each in (RecallBin(*row) for row in rows) if each.tokens]
+        return bins_with_tokens(self.sums[kind], self.distances, None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -94,7 +63,10 @@ class Recall:
             "skip": self.skip,
             "context": CONTEXT,
             "kinds": {
-                kind: {"returns": self.returns[kind], "by_distance": [vars(each) for each in self.distance_bins(kind)]}
+                kind: {
+                    "returns": self.returns[kind],
+                    "by_distance": [each.to_dict("gain") for each in self.distance_bins(kind)],
+                }
                 for kind in KINDS
             },
         }

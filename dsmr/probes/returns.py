@@ -37,10 +37,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.bootstrap import Interval, PieceSums
+from dsmr.bootstrap import PieceSums
 from dsmr.corpus.store import Piece, ReturnKind, TokenStore
 from dsmr.evaluation import Evaluation
-from dsmr.schedules import format_span
+from dsmr.probes.bins import Bin, bins_with_tokens
 
 KINDS: tuple[ReturnKind, ...] = ("exact", "transposed")
 DISTANCES = (0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -79,26 +79,15 @@ def restated(piece: Piece) -> NDArray[np.void]:
 
 
 @dataclass(frozen=True)
-class GainBin:
-    """Tokens of returns with a distance (or an index within the return) from `start` to below `stop`.
+class GainBin(Bin):
+    """The gain of tokens of returns by distance, or by index within the return.
 
-    `nll_first` and `nll_return` are mean nats per token at the first statement and at the return; `gain` is their
-    difference and `interval` its 95 % bootstrap interval over pieces (None: fewer than two pieces).
+    `nll_first` and `nll_return` are mean nats per token at the first statement and at the return; the mean is their
+    difference.
     """
 
-    start: int
-    stop: int | None
-    tokens: int
-    pieces: int
     nll_first: float
     nll_return: float
-    gain: float
-    interval: Interval | None
-
-    @property
-    def name(self) -> str:
-        """The bin in words: 512-1k, or 32k+."""
-        return format_span(self.start, self.stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +142,9 @@ class ReturnGain:
             "tokens": tokens,
             "gain": float(pooled.mean[0]) if tokens else None,
             "interval_95": pooled.intervals()[0],
-            "by_distance": [vars(each) for each in self.distance_bins(kind)],
-            "by_distance_whole_span": [vars(each) for each in self.distance_bins(kind, skip=0)],
-            "by_index_within_return": [vars(each) for each in self.offset_bins(kind)],
+            "by_distance": [each.to_dict("gain") for each in self.distance_bins(kind)],
+            "by_distance_whole_span": [each.to_dict("gain") for each in self.distance_bins(kind, skip=0)],
+            "by_index_within_return": [each.to_dict("gain") for each in self.offset_bins(kind)],
         }
 
     def _sums(
@@ -174,18 +163,10 @@ class ReturnGain:
 
     def _bins(self, by: str, edges: Sequence[int], kind: ReturnKind, skip: int) -> list[GainBin]:
         first, again, gain = self._sums(by, edges, kind, skip)
-        rows = zip(
-            edges,
-            [*edges[1:], None],
-            gain.tokens.tolist(),
-            gain.pieces.tolist(),
-            first.mean.tolist(),
-            again.mean.tolist(),
-            gain.mean.tolist(),
-            gain.intervals(),
-            strict=True,
-        )
-        return [row for row in (GainBin(*values) for values in rows) if row.tokens]
+        means = zip(first.mean.tolist(), again.mean.tolist(), strict=True)
+        known = [pair for pair, tokens in zip(means, gain.tokens.tolist(), strict=True) if tokens]
+        bins = bins_with_tokens(gain, edges, None)
+        return [GainBin(**vars(each), nll_first=a, nll_return=b) for each, (a, b) in zip(bins, known, strict=True)]
 
 
 def return_gain(

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from dsmr.bootstrap import Interval, PieceSums
+from dsmr.bootstrap import PieceSums
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation import Evaluation
 from dsmr.model import Transformer
+from dsmr.probes.bins import Bin, bins_with_tokens
 from dsmr.reading import Progress, Stretch, score
-from dsmr.schedules import format_span
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,6 @@ class Cuts:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class TruncationCell:
-    """Tokens at positions from `start` to below `stop` with the last `keep` tokens known.
-
-    `dnll` in nats, with its 95 % bootstrap interval over pieces (None: fewer than two pieces).
-    """
-
-    keep: int
-    start: int
-    stop: int
-    tokens: int
-    pieces: int
-    dnll: float
-    interval: Interval | None
-
-    @property
-    def name(self) -> str:
-        """Where it begins and ends, in words: 512-1k."""
-        return format_span(self.start, self.stop)
-
-
 @dataclass(frozen=True, eq=False)
 class Truncation:
     """The dNLL of sampled blocks with their history cut.
@@ -97,19 +76,9 @@ class Truncation:
     sums: tuple[PieceSums, ...]
     read: int
 
-    def row(self, number: int) -> list[TruncationCell]:
-        """The cells of `cuts.keeps[number]`, bucket by bucket; buckets that no piece reaches are left out."""
-        sums = self.sums[number]
-        rows = zip(
-            self.cuts.buckets[:-1],
-            self.cuts.buckets[1:],
-            sums.tokens.tolist(),
-            sums.pieces.tolist(),
-            sums.mean.tolist(),
-            sums.intervals(),
-            strict=True,
-        )
-        return [cell for cell in (TruncationCell(self.cuts.keeps[number], *row) for row in rows) if cell.tokens]
+    def row(self, number: int) -> list[Bin]:
+        """The dNLL with `cuts.keeps[number]` tokens known, by position; buckets that no piece reaches are left out."""
+        return bins_with_tokens(self.sums[number], self.cuts.buckets[:-1], self.cuts.buckets[-1])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -119,7 +88,11 @@ class Truncation:
             "buckets": list(self.cuts.buckets),
             "block": self.cuts.block,
             "blocks_per_bucket_at_most": self.cuts.blocks,
-            "cells": [vars(cell) for number in range(len(self.cuts.keeps)) for cell in self.row(number)],
+            "cells": [
+                {"keep": keep, **cell.to_dict("dnll")}
+                for number, keep in enumerate(self.cuts.keeps)
+                for cell in self.row(number)
+            ],
         }
 
 

@@ -33,12 +33,12 @@ def test_what_is_lost_is_what_can_be_copied_and_nothing_else(store: TokenStore) 
         found = recall(model, store, evaluate_pieces(model, store, store.indices("test")), skip=CONTEXT)
         (far,) = found.distance_bins("exact")
         assert (far.name, far.tokens, far.pieces) == ("128-256", 3 * (LONG - CONTEXT), 3)
-        assert far.gain == pytest.approx(expected, abs=2 * FLOAT32)
+        assert far.mean == pytest.approx(expected, abs=2 * FLOAT32)
         assert far.interval == pytest.approx((expected, expected), abs=2 * FLOAT32)
-        assert [each.gain for each in found.distance_bins("transposed")] == [0]
+        assert [each.mean for each in found.distance_bins("transposed")] == [0]
     # The tokens by which the theme is recognised are not copied.
     (whole,) = recall(model, store, evaluate_pieces(model, store, [0, 1]), skip=0).distance_bins("exact")
-    assert whole.gain == pytest.approx(COPY_GAIN * (LONG - CONTEXT) / LONG, abs=2 * FLOAT32)
+    assert whole.mean == pytest.approx(COPY_GAIN * (LONG - CONTEXT) / LONG, abs=2 * FLOAT32)
 
 
 def test_a_sample_is_the_same_each_time_and_reads_no_more_than_it_needs(store: TokenStore) -> None:

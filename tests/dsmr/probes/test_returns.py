@@ -41,7 +41,7 @@ def scores(store: TokenStore, memory: int) -> Evaluation:
 
 def gains(found: ReturnGain, **arguments: int) -> dict[str, float]:
     """The gain of exact returns by the name of its bin of distances."""
-    return {each.name: each.gain for each in found.distance_bins("exact", **arguments)}
+    return {each.name: each.mean for each in found.distance_bins("exact", **arguments)}
 
 
 def test_a_memory_longer_than_the_distance_gains_and_a_shorter_one_does_not(store: TokenStore) -> None:
@@ -62,7 +62,7 @@ def test_a_model_without_reach_gains_nothing_and_one_with_reach_gains_after_it_r
     store: TokenStore,
 ) -> None:
     found = return_gain(store, scores(store, 10_000))
-    by_index = {each.name: each.gain for each in found.offset_bins("exact")}
+    by_index = {each.name: each.mean for each in found.offset_bins("exact")}
     # A token is copied if the three before it are of the theme: not the tokens 0, 1 and 2.
     expected = {"0-1": 0.0, "1-2": 0.0, "2-4": COPY_GAIN / 2, "4-8": COPY_GAIN, "8-16": COPY_GAIN, "16-32": COPY_GAIN}
     assert by_index == pytest.approx(expected, abs=2 * FLOAT32)
@@ -71,8 +71,8 @@ def test_a_model_without_reach_gains_nothing_and_one_with_reach_gains_after_it_r
     # The whole span of 30 tokens: 27 of them are copied.
     assert gains(found, skip=0)["128-256"] == pytest.approx(COPY_GAIN * (LONG - CONTEXT) / LONG, abs=2 * FLOAT32)
     # A copier knows nothing of transposition.
-    assert [each.gain for each in found.distance_bins("transposed", skip=0)] == pytest.approx([0], abs=2 * FLOAT32)
-    assert all(each.gain == 0 for each in return_gain(store, scores(store, 0)).distance_bins("exact", skip=0))
+    assert [each.mean for each in found.distance_bins("transposed", skip=0)] == pytest.approx([0], abs=2 * FLOAT32)
+    assert all(each.mean == 0 for each in return_gain(store, scores(store, 0)).distance_bins("exact", skip=0))
 
 
 def test_the_first_statement_is_what_a_return_of_a_return_goes_back_to(store: TokenStore) -> None:

@@ -38,9 +38,9 @@ def test_a_copier_misses_what_was_cut_off_and_nothing_else(store: TokenStore) ->
     lost, kept, longer = (found.row(number) for number in range(3))
     # Entries START ... START + 31 predict the ids START + 1 ... START + 32, copied from the third on.
     copied = (32 - (CONTEXT - 1)) * (GUESSED - COPIED) / 32
-    assert [cell.dnll for cell in lost[:2]] == pytest.approx([0, copied], abs=2 * FLOAT32)
-    assert [cell.dnll for cell in kept[:2]] == [0, 0]
-    assert [cell.dnll for cell in longer] == [0, 0, 0]
+    assert [cell.mean for cell in lost[:2]] == pytest.approx([0, copied], abs=2 * FLOAT32)
+    assert [cell.mean for cell in kept[:2]] == [0, 0]
+    assert [cell.mean for cell in longer] == [0, 0, 0]
     assert [cell.tokens for cell in lost[:2]] == [3 * (START - 32) + 90 + 1 - 32, 3 * 32]
     assert [cell.pieces for cell in lost] == [4, 3, 3]
     assert lost[1].interval == pytest.approx((copied, copied), abs=2 * FLOAT32)
@@ -67,8 +67,8 @@ def test_blocks_are_scored_as_if_the_rest_had_been_hidden(store: TokenStore, pos
     expected = (cut - scores.token_nll[0][160:192].sum(dtype=np.float64)) / 32
     (only,) = found.row(0)
     rounding = 2 * 2**-19  # NLLs below 64 nats in float32
-    assert only.dnll == pytest.approx(expected, abs=rounding)
-    assert abs(only.dnll) > 10 * rounding
+    assert only.mean == pytest.approx(expected, abs=rounding)
+    assert abs(only.mean) > 10 * rounding
     assert only.interval is None
     assert found.read == 64
 
@@ -78,7 +78,7 @@ def test_a_history_that_reaches_the_beginning_is_not_cut(store: TokenStore) -> N
     scores = evaluate_pieces(model, store, store.indices("test"))
     model.fed = 0
     found = truncation(model, store, scores, Cuts((1024,), buckets=(64, 10_000), block=64, blocks=9))
-    assert [cell.dnll for cell in found.row(0)] == [0]
+    assert [cell.mean for cell in found.row(0)] == [0]
     assert model.fed == found.read == 0
 
 
