@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.pages import Pages
+from dsmr_kernels.ragged import check_ragged, values_are_at_hand
 from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED, Storage, ring_bytes
 
 
@@ -166,7 +168,9 @@ class MemoryStack:
             raise TypeError(f"dtype: expected one of {COMPUTE_DTYPES}, got {dtype!r}")
         if storage is not None and storage not in QUANTISED:
             raise ValueError(f"storage: expected None or one of {sorted(QUANTISED)}, got {storage!r}")
-        _check_horizons(horizons)
+        horizons = _check_horizons(horizons)
+        if retention is not None and not isinstance(retention, Retention):
+            raise TypeError(f"retention: expected None or a Retention, got {type(retention).__name__}")
         device = torch.get_default_device() if device is None else torch.device(device)
         self.dtype = dtype
         self.storage = storage
@@ -232,7 +236,7 @@ class MemoryStack:
 
         A horizon that grows again counts on entries the ring has kept all along, so nothing is lost by shrinking it.
         """
-        _check_horizons(horizons)
+        horizons = _check_horizons(horizons)
         if len(horizons) != len(self._rings) or any(
             new > most for new, most in zip(horizons, self._largest, strict=True)
         ):
@@ -256,12 +260,19 @@ class MemoryStack:
         """
         if not isinstance(tokens, int) or not 1 <= tokens <= self.max_segment:
             raise ValueError(f"tokens: expected an integer from 1 to max_segment={self.max_segment}, got {tokens!r}")
-        if segment_size is not None and not tokens <= segment_size <= self.max_segment:
+        if segment_size is not None and not (
+            isinstance(segment_size, int) and tokens <= segment_size <= self.max_segment
+        ):
             raise ValueError(
-                f"segment_size: expected at least tokens={tokens}, at most {self.max_segment}, got {segment_size}"
+                f"segment_size: expected an integer from tokens={tokens} to {self.max_segment}, got {segment_size!r}"
             )
+        check_ragged(self.lanes, tokens, self.device, segment_start, segment_len)
         position, length, phase = self.clock.state.unbind()
         count = torch.full_like(position, tokens) if segment_len is None else segment_len.to(position.dtype)
+        if segment_size is not None and values_are_at_hand(self.device, phase, count):
+            fed = (phase + count).tolist()
+            if max(fed) > segment_size:
+                raise ValueError(f"tokens: expected a segment to end after segment_size={segment_size}, got {fed}")
         grown = length + count
         if segment_start is not None:
             last = (count - 1).clamp_min(0)[:, None]
@@ -282,7 +293,7 @@ class MemoryStack:
                 raise ValueError(f"lanes: expected a bool tensor of shape [{self.lanes}], got {list(lanes.shape)}")
             chosen = lanes.to(self.device)
         else:
-            numbers = [int(lane) for lane in lanes]
+            numbers = _integers("lanes", lanes)
             if any(not 0 <= lane < self.lanes for lane in numbers):
                 raise ValueError(f"lanes: expected numbers from 0 to {self.lanes - 1}, got {numbers}")
             chosen = torch.zeros(self.lanes, dtype=torch.bool, device=self.device)
@@ -361,6 +372,17 @@ class MemoryStack:
         self._rings = [replace(ring, clock=self.clock) for ring in self._rings]
 
 
-def _check_horizons(horizons: Sequence[int]) -> None:
-    if not horizons or any(not isinstance(horizon, int) or horizon < 0 for horizon in horizons):
-        raise ValueError(f"horizons: expected integers >= 0, one per layer, got {list(horizons)!r}")
+def _integers(name: str, values: Sequence[int] | Tensor) -> list[int]:
+    """The integers of a sequence, or of a one-dimensional tensor."""
+    numbers = values.tolist() if isinstance(values, Tensor) else values
+    try:
+        return [operator.index(number) for number in numbers]
+    except TypeError:
+        raise ValueError(f"{name}: expected a sequence of integers, got {values!r}") from None
+
+
+def _check_horizons(horizons: Sequence[int]) -> list[int]:
+    numbers = _integers("horizons", horizons)
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"horizons: expected integers >= 0, one per layer, got {numbers}")
+    return numbers

@@ -124,7 +124,8 @@ def test_a_clock_in_a_graph_is_replaced_and_any_other_moved_in_place() -> None:
     [
         ({"horizons": ()}, "horizons: expected"),
         ({"horizons": (4, -1)}, r"horizons: expected integers >= 0, one per layer, got \[4, -1\]"),
-        ({"horizons": (1.5,)}, "horizons: expected"),
+        ({"horizons": (1.5,)}, r"horizons: expected a sequence of integers, got \(1.5,\)"),
+        ({"horizons": 8}, "horizons: expected a sequence of integers, got 8"),
         ({"lanes": 0}, "lanes: expected an integer of at least 1, got 0"),
         ({"kv_heads": 0}, "kv_heads: expected"),
         ({"head_dim": -3}, "head_dim: expected"),
@@ -139,9 +140,22 @@ def test_bad_arguments_are_named(changes: dict, message: str) -> None:
         make(**changes)
 
 
-def test_a_dtype_that_cannot_be_computed_in_is_refused() -> None:
+def test_arguments_of_a_wrong_type_are_named() -> None:
     with pytest.raises(TypeError, match=r"dtype: expected one of .* got torch.int8"):
         make(dtype=torch.int8)
+    with pytest.raises(TypeError, match=r"retention: expected None or a Retention, got int"):
+        make(retention=3)
+    with pytest.raises(TypeError, match=r"segment_len: expected an int64 or int32 tensor, got list"):
+        make().advance(2, segment_len=[1, 2])
+
+
+def test_piecemeal_tokens_end_with_their_segment() -> None:
+    stack = make()
+    stack.advance(3, segment_size=4)
+    with pytest.raises(ValueError, match=r"tokens: expected a segment to end after segment_size=4, got \[5, 5\]"):
+        stack.advance(2, segment_size=4)
+    stack.advance(1, segment_size=4)
+    assert stack.clock.phase.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -149,8 +163,18 @@ def test_a_dtype_that_cannot_be_computed_in_is_refused() -> None:
     [
         (lambda s: s.advance(0), "tokens: expected an integer from 1 to max_segment=8, got 0"),
         (lambda s: s.advance(9), "tokens: expected"),
-        (lambda s: s.advance(4, segment_size=3), "segment_size: expected at least tokens=4, at most 8, got 3"),
+        (lambda s: s.advance(4, segment_size=3), "segment_size: expected an integer from tokens=4 to 8, got 3"),
         (lambda s: s.advance(4, segment_size=9), "segment_size: expected"),
+        (lambda s: s.advance(4, segment_size=4.5), "segment_size: expected an integer"),
+        (
+            lambda s: s.advance(4, segment_len=torch.tensor([4])),
+            r"segment_len: expected \[2\] on cpu, got \[1\] on cpu",
+        ),
+        (lambda s: s.advance(4, segment_len=torch.tensor([4, 5])), "segment_len: expected values from 0 to T=4"),
+        (lambda s: s.advance(4, torch.zeros(2, 5, dtype=torch.int64)), r"segment_start: expected \[2, 4\] on cpu"),
+        (lambda s: s.advance(2, torch.tensor([[0, 2], [0, 0]])), "segment_start: expected non-decreasing rows"),
+        (lambda s: s.reset(1), "lanes: expected a sequence of integers, got 1"),
+        (lambda s: s.reset([0.7]), "lanes: expected a sequence of integers"),
         (lambda s: s.reset([2]), r"lanes: expected numbers from 0 to 1, got \[2\]"),
         (lambda s: s.reset(torch.tensor([True])), r"lanes: expected a bool tensor of shape \[2\], got \[1\]"),
         (
