@@ -111,7 +111,8 @@ def _losses(found: Sequence[Duel]) -> list[str]:
     if not found:
         return []
     lost = sum(one.lead[1] < 1 for one in found)
-    lines = [f"Of {len(found)} cases with a peer that computes the same, {lost} are lost. The three worst:", ""]
+    verb = "is" if lost == 1 else "are"
+    lines = [f"Of {len(found)} cases with a peer that computes the same, {lost} {verb} lost. The three worst:", ""]
     for one in summary.worst(found):
         verb = "loses to" if one.lead[1] < 1 else "is ahead of"
         lines.append(f"- {one.name}: {one.ours.contender} {verb} {one.peer.contender}, {_interval(one.lead)}.")

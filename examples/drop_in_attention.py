@@ -13,4 +13,4 @@ for _ in range(8):
         out.square().mean().backward()  # gradients for q, k and v; none into the memory
     stack.advance(256)  # once a segment, after the last layer
 stack.reset(lanes=[1])  # lane 1 begins a new piece
-print(f"{stack.bytes_per_lane / 2**20:.1f} MB a lane, however long the stream; lengths {stack.clock.length.tolist()}")
+print(f"{stack.bytes_per_lane / 2**20:.1f} MiB a lane, however long the stream; lengths {stack.clock.length.tolist()}")

@@ -1,8 +1,8 @@
 """The PyTorch back end: any device, any floating type, no concatenation and no full score matrix.
 
-Every lane walks the tiles (block of queries) x (chunk of keys) that its intervals make visible: at most four runs of the
-ring (read where they lie), then the segment. Hidden slots are never read, so what they hold cannot matter. Logits are
-kept in base 2 (`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
+Every lane walks the tiles (block of queries) x (chunk of keys) that its intervals make visible: at most four runs of
+the ring (read where they lie), then the segment. Hidden slots are never read, so what they hold cannot matter. Logits
+are kept in base 2 (`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def run(example: str) -> str:
 
 
 def test_drop_in_attention() -> None:
-    assert run("drop_in_attention.py") == "5.0 MB a lane, however long the stream; lengths [2048, 0]\n"
+    assert run("drop_in_attention.py") == "5.0 MiB a lane, however long the stream; lengths [2048, 0]\n"
 
 
 def test_the_language_models_memory_earns_its_keep() -> None:
