@@ -2,7 +2,8 @@
 
 `compiling_for(architecture)` turns every launch inside it into a compilation with the very arguments of the launch, so
 what is examined is what would run: the same constants, the same knowledge of alignment. The gate: `Compiled.problems`.
-`python -m bench.gate sm_90 gfx942` prints the table of these architectures, without arguments that of all (an hour).
+`python -m bench.gate sm_90 gfx942` prints what the table's entries for these architectures compile to, without
+arguments all (hours); with `--record` it can be interrupted, and what it found is kept: see `bench.gate_record`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from bench import gate_record
+from bench.gate_record import Entry, Record, Row
 from dsmr_kernels import MemoryStack, Retention
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends import triton as backend
@@ -290,77 +293,67 @@ class Examined(NamedTuple):
     dim: int
     problems: list[str]
 
+    def __str__(self) -> str:
+        kernel = self.kernel
+        return f"{kernel.architecture}, D={self.dim}, {self.kind}, {kernel.name}: {'; '.join(self.problems) or 'good'}"
+
+
+def distinct(kind: Kind, kernel: Kernel) -> tuple[Variant, ...]:
+    """The variants of a kind that a kernel tells apart: all, but dkdv never reads the memory."""
+    kept: dict[Variant, Variant] = {}
+    for variant in VARIANTS[kind]:
+        kept.setdefault(variant._replace(storage=None) if kernel == "dkdv" else variant, variant)
+    return tuple(kept.values())
+
 
 def examine(
-    architecture: str,
-    kind: Kind,
-    dim: int,
-    variants: Sequence[Variant] | None = None,
-    kernels: Sequence[Kernel] = get_args(Kernel),
+    architecture: str, kind: Kind, dim: int, variants: Sequence[Variant], kernels: Sequence[Kernel] = get_args(Kernel)
 ) -> list[Examined]:
-    """Put kernels of a kind's variants (None: all) through the gate."""
-    examined, without_memory = [], set()
-    for variant in variants or VARIANTS[kind]:
-        again = variant._replace(storage=None) in without_memory  # dkdv, which never reads the memory, was compiled
-        without_memory.add(variant._replace(storage=None))
-        found = compiled(architecture, variant, dim, [k for k in kernels if not (again and k == "dkdv")])
-        examined += [Examined(kernel, kind, dim, kernel.problems(required(kernel, kind))) for kernel in found]
-    return examined
+    """Put kernels through the gate for these variants of a kind."""
+    found = (kernel for variant in variants for kernel in compiled(architecture, variant, dim, kernels))
+    return [Examined(kernel, kind, dim, kernel.problems(required(kernel, kind))) for kernel in found]
 
 
-HEADER = (
-    "architecture",
-    "D",
-    "kind",
-    "kernel",
-    "tile",
-    "warps",
-    "stages",
-    "registers",
-    "spills",
-    "shared",
-    "instructions",
-)
-
-
-def lines(examined: Sequence[Examined]) -> Iterator[str]:
-    """A Markdown table: of each entry the most that any variant takes; what is wrong stands last."""
-    entries = defaultdict(list)
-    for one in examined:
-        entries[one.kernel.architecture, one.dim, one.kind, one.kernel.name].append(one)
-    for (architecture, dim, kind, name), group in entries.items():
-        kernels = [one.kernel for one in group]
-        first = kernels[0]
-        tile = "x".join(str(first.constants[block]) for block in ("BM", "BN") if block in first.constants)
-        most = (f"{max(getattr(k, field) for k in kernels)}" for field in ("registers", "spills", "shared"))
-        counts = ", ".join(f"{name} {count}" for name, count in first.instructions.items())
-        problems = "; ".join(dict.fromkeys(problem for one in group for problem in one.problems))
-        cells = (architecture, dim, kind, name.removesuffix("_kernel"), tile, first.warps, first.stages, *most, counts)
-        yield f"| {' | '.join(map(str, cells))} |" + (f" **{problems}**" if problems else "")
+def examine_entry(entry: Entry, variants: Sequence[Variant]) -> Row:
+    """Put an entry through the gate, alone or with the small kernel that comes with it."""
+    examined = examine(entry.architecture, entry.kind, entry.dim, variants, [entry.kernel])
+    kernels = [one.kernel for one in examined]
+    counts = {name: max(kernel.instructions.get(name, 0) for kernel in kernels) for name in INSTRUCTIONS}
+    return Row(
+        entry.config,
+        len(variants),
+        *(max(getattr(kernel, name) for kernel in kernels) for name in ("registers", "spills", "shared")),
+        {name: count for name, count in counts.items() if count},
+        sorted({f"{one.kernel.name}: {problem}" for one in examined for problem in one.problems}),
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the gate's table; 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description="What every table entry compiles to.")
     parser.add_argument("architectures", nargs="*", default=[], metavar="ARCHITECTURE", help=", ".join(ARCHITECTURES))
-    parser.add_argument("--dims", nargs="+", type=int, default=DIMS, metavar="D")
+    parser.add_argument("--dims", nargs="+", type=int, default=DIMS, choices=DIMS, metavar="D")
     parser.add_argument("--kinds", nargs="+", default=get_args(Kind), choices=get_args(Kind))
     parser.add_argument("--first", action="store_true", help="of each kind only the variant that takes most registers")
+    parser.add_argument(
+        "--record", action="store_true", help="write what is found to bench/results, passing over what is there"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.architectures) - ARCHITECTURES.keys()
     if unknown:
         parser.error(f"architectures: expected some of {list(ARCHITECTURES)}, got {sorted(unknown)}")
-    print(
-        f"Triton {triton.__version__}. Registers a thread; spills in bytes a thread; shared memory in bytes a block.\n"
-    )
-    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    record = Record.current(triton.__version__) if options.record else Record(triton.__version__, gate_record.sources())
+    print(*gate_record.header(), sep="\n")
     failed = False
-    for architecture in options.architectures or ARCHITECTURES:
-        for dim in options.dims:
-            for kind in options.kinds:
-                examined = examine(architecture, kind, dim, VARIANTS[kind][:1] if options.first else None)
-                failed |= any(one.problems for one in examined)
-                print(*lines(examined), sep="\n", flush=True)
+    for entry in gate_record.entries(options.architectures or tuple(ARCHITECTURES), options.dims, options.kinds):
+        variants = distinct(entry.kind, entry.kernel)[: 1 if options.first else None]
+        if not record.holds(entry, len(variants)):
+            record.rows[entry] = examine_entry(entry, variants)
+            if options.record:
+                record.write()
+        row = record.rows[entry]
+        failed |= bool(row.problems)
+        print(gate_record.line(entry, row), flush=True)
     return int(failed)
 
 

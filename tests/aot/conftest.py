@@ -10,7 +10,7 @@ collect_ignore_glob = ["*"] if INTERPRETED or importlib.util.find_spec("triton")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`aot_full` takes an hour: it runs only if asked for by `-m`."""
+    """`aot_full` takes hours: it runs only if asked for by `-m`."""
     if "aot_full" in config.option.markexpr:
         return
     left_out = [item for item in items if item.get_closest_marker("aot_full")]

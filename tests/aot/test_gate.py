@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 
-from bench import gate
+from bench import gate, gate_record
 from bench.gate import VARIANTS, Variant
 from dsmr_kernels.backends.triton import configs
 from dsmr_kernels.backends.triton.configs import DIMS, Config, Kernel, Kind
@@ -28,7 +28,7 @@ CHOSEN = [
 
 def assert_good(examined: list[gate.Examined]) -> None:
     bad = [one for one in examined if one.problems]
-    assert not bad, "\n" + "\n".join(gate.lines(bad))
+    assert not bad, "\n" + "\n".join(map(str, bad))
 
 
 @pytest.mark.parametrize(("architecture", "dim", "kind", "variant"), CHOSEN)
@@ -39,11 +39,9 @@ def test_chosen_entries_compile_well(architecture: str, dim: int, kind: Kind, va
 
 
 @pytest.mark.aot_full
-@pytest.mark.parametrize("kind", get_args(Kind))
-@pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("architecture", gate.ARCHITECTURES)
-def test_every_entry_compiles_well(architecture: str, dim: int, kind: Kind) -> None:
-    assert_good(gate.examine(architecture, kind, dim))
+@pytest.mark.parametrize("entry", gate_record.entries(), ids=lambda entry: "-".join(map(str, entry)))
+def test_every_entry_compiles_well(entry: gate_record.Entry) -> None:
+    assert not gate.examine_entry(entry, gate.distinct(entry.kind, entry.kernel)).problems
 
 
 @pytest.mark.parametrize(
