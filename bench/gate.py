@@ -336,7 +336,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", default=get_args(Kind), choices=get_args(Kind))
     parser.add_argument("--first", action="store_true", help="of each kind only the variant that takes most registers")
     parser.add_argument(
-        "--record", action="store_true", help="write what is found to bench/results, passing over what is there"
+        "--record", action="store_true", help="write what is found to bench/compiled, passing over what is there"
     )
     options = parser.parse_args(arguments)
     unknown = set(options.architectures) - ARCHITECTURES.keys()

@@ -1,6 +1,6 @@
 """The gate's record: what every table entry compiled to, in a file that a changed kernel or entry makes out of date.
 
-A file a version of Triton, `bench/results/gate-triton-<version>.md`: a table to read, with a row for each entry, and a
+A file a version of Triton, `bench/compiled/triton-<version>.md`: a table to read, with a row for each entry, and a
 digest of the kernels' sources. `python -m bench.gate --record` fills it and passes over what it holds.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple, get_args
 from dsmr_kernels.backends.triton import configs
 from dsmr_kernels.backends.triton.configs import DIMS, TABLE, Config, Kernel, Kind
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent / "compiled"
 COLUMNS = (
     *("architecture", "D", "kind", "kernel", "tile", "warps", "stages", "loads"),
     *("variants", "registers", "spills", "shared", "instructions", "problems"),
@@ -87,7 +87,7 @@ class Record:
     @staticmethod
     def path(version: str) -> Path:
         """Where the record of a version lies."""
-        return FOLDER / f"gate-triton-{version}.md"
+        return FOLDER / f"triton-{version}.md"
 
     @classmethod
     def read(cls, version: str) -> Record:
