@@ -343,6 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"architectures: expected some of {list(ARCHITECTURES)}, got {sorted(unknown)}")
     record = Record.current(triton.__version__) if options.record else Record(triton.__version__, gate_record.sources())
+    print(f"Triton {triton.__version__}. Registers and spilled bytes a thread, bytes of shared memory a block.\n")
     print(*gate_record.header(), sep="\n")
     failed = False
     for entry in gate_record.entries(options.architectures or tuple(ARCHITECTURES), options.dims, options.kinds):
