@@ -39,7 +39,7 @@ def test_chosen_entries_compile_well(architecture: str, dim: int, kind: Kind, va
 
 
 @pytest.mark.aot_full
-@pytest.mark.parametrize("entry", gate_record.entries(), ids=lambda entry: "-".join(map(str, entry)))
+@pytest.mark.parametrize("entry", list(gate_record.entries()), ids=lambda entry: "-".join(map(str, entry)))
 def test_every_entry_compiles_well(entry: gate_record.Entry) -> None:
     assert not gate.examine_entry(entry, gate.distinct(entry.kind, entry.kernel)).problems
 
