@@ -9,7 +9,7 @@
 
 namespace driver {
 
-Memory::Memory(std::size_t bytes, Edge edge) {
+Memory::Memory(std::size_t bytes, Edge edge) : bytes_(bytes) {
     const std::size_t page = std::size_t(sysconf(_SC_PAGESIZE)), usable = (bytes + page - 1) / page * page;
     size_ = usable + 2 * page;
     void* const pages = mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -22,7 +22,11 @@ Memory::Memory(std::size_t bytes, Edge edge) {
 }
 
 Memory::Memory(Memory&& other) noexcept
-    : pages_(std::exchange(other.pages_, nullptr)), data_(other.data_), size_(other.size_) {}
+    : pages_(std::exchange(other.pages_, nullptr)), data_(other.data_), bytes_(other.bytes_), size_(other.size_) {}
+
+bool Memory::operator==(const Memory& other) const {
+    return bytes_ == other.bytes_ && std::memcmp(data_, other.data_, bytes_) == 0;
+}
 
 Memory::~Memory() {
     if (pages_) munmap(pages_, size_);

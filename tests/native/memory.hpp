@@ -17,10 +17,11 @@ public:
     ~Memory();
 
     void* data() const { return data_; }
+    bool operator==(const Memory& other) const; // bit for bit
 
 private:
     char *pages_, *data_;
-    std::size_t size_; // of the pages
+    std::size_t bytes_, size_; // asked for, and of the pages
 };
 
 // A vector of fixed size in such memory.

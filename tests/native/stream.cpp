@@ -89,10 +89,25 @@ private:
         }
         if (const int status = dsmr_kernels_forward(&call)) fail("forward", status);
         if (const int status = dsmr_kernels_backward(&call)) fail("backward", status);
+        differentiate_alone(call, tensors);
         for (int lane = 0; lane < plan.lanes(); ++lane) {
             save(part, lane, tensors);
             advance(part, lane);
         }
+    }
+
+    // Gradients of q alone and of k and v alone are those of all three.
+    void differentiate_alone(DsmrCall call, const Tensors& together) const {
+        const Tensors alone(plan, together.tokens, gap, way.edge);
+        call.dq = alone.dq.data();
+        call.dk = call.dv = nullptr;
+        if (const int status = dsmr_kernels_backward(&call)) fail("backward of q", status);
+        call.dq = nullptr;
+        call.dk = alone.dk.data();
+        call.dv = alone.dv.data();
+        if (const int status = dsmr_kernels_backward(&call)) fail("backward of k and v", status);
+        if (!(alone.dq == together.dq && alone.dk == together.dk && alone.dv == together.dv))
+            throw std::runtime_error("gradients depend on which others are wanted");
     }
 
     [[noreturn]] static void fail(const char* what, int status) {

@@ -25,6 +25,7 @@ public:
     void* data() const { return memory_.data(); }
     double get(int64_t index) const { return driver::get(type_, data(), index); }
     void put(int64_t index, double x) { driver::put(x, type_, data(), index); }
+    bool operator==(const Buffer& other) const { return type_ == other.type_ && memory_ == other.memory_; }
 
 private:
     Type type_;
