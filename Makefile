@@ -6,7 +6,8 @@ VENV ?= .venv
 MAKEFLAGS += --no-print-directory
 
 .PHONY: demo test lint build native driver clean
-.PHONY: check-native check-driver check-isas check-instructions count-instructions check-sanitizers check-wheel check-neon
+.PHONY: check-native check-driver check-isas check-guards check-instructions check-sanitizers check-wheel check-neon
+.PHONY: count-instructions
 .DELETE_ON_ERROR: # an environment whose making broke off is no environment
 
 demo: $(VENV)/.music-installed native
@@ -38,7 +39,7 @@ TOOLS = PATH="$(abspath $(VENV))/bin:$$PATH"
 CHECKS ?= build/checks
 DRIVER = build/tests/native/driver
 
-check-native: check-driver check-isas check-instructions check-sanitizers check-wheel
+check-native: check-driver check-isas check-guards check-instructions check-sanitizers check-wheel
 
 driver: $(VENV)/.build-installed
 	$(CONFIGURE) -DDSMR_TESTS=ON
@@ -54,6 +55,10 @@ check-isas: $(VENV)/.dev-installed build
 		DSMR_KERNELS_ISA=$$isa $(VENV)/bin/python -m pytest -q $(NATIVE_TESTS) || exit; done
 NATIVE_TESTS = tests/dsmr_kernels/test_laws.py tests/dsmr/test_native.py -k "cpu or native"
 OTHER_ISAS = from dsmr_kernels.backends.cpu import library; print(*library.load().available[1:])
+
+# The native step, with rings and weights against pages that must not be touched.
+check-guards: $(VENV)/.dev-installed build
+	$(VENV)/bin/python -m pytest -q -p tests.guarded tests/dsmr/test_native.py
 
 # Instructions against bench/instructions.json, which count-instructions writes anew.
 check-instructions: driver
