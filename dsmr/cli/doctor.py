@@ -107,7 +107,7 @@ def advise(found: dict[str, Any]) -> list[str]:
         advice.append(f"OMP_NUM_THREADS={cores} dsmr ...    for all cores: PyTorch uses {threads} of {cores} now")
     return [
         *advice,
-        "dsmr demo    for a page with music by a model that was trained here, in about six minutes",
+        "dsmr demo    for a page with music by a model that was trained here, in about five minutes",
         "dsmr prepare folder YOUR_MIDI --out my.tokens    for a corpus of your own music",
         "dsmr train --data my.tokens --out runs/mine --minutes 60    for a model of it",
     ]
