@@ -376,8 +376,8 @@ def _lanes(
         raise ValueError(f"at_end: expected 'stop', 'restart' or 'forbid', got {at_end!r}")
     if len(prompts) == 0:
         raise ValueError("prompts: expected one for each take, got none")
-    if seconds is not None and not seconds * STEPS_PER_SECOND >= 1:
-        raise ValueError(f"seconds: expected at least {1 / STEPS_PER_SECOND}, got {seconds}")
+    if seconds is not None and not 1 <= seconds * STEPS_PER_SECOND < math.inf:
+        raise ValueError(f"seconds: expected a finite number of at least {1 / STEPS_PER_SECOND}, got {seconds}")
     if tokens is not None and not tokens >= 1:
         raise ValueError(f"tokens: expected at least 1, got {tokens}")
     if seed < 0:

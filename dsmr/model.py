@@ -49,6 +49,9 @@ class ModelConfig:
     vocab_size: int = VOCAB_SIZE
 
     def __post_init__(self) -> None:
+        for name in ("width", "heads", "kv_heads", "feed_forward"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"heads: expected a divisor of width={self.width} with an even quotient, got {self.heads}")
         if self.heads % self.kv_heads:

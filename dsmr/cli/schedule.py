@@ -35,7 +35,9 @@ RatioOption = Annotated[
         metavar="X", help="Longest horizon / shortest, of two-scale and progressive schedules.", rich_help_panel=SHAPE
     ),
 ]
-LongestOption = Annotated[int, typer.Option(metavar="N", help="Tokens that **full** remembers.", rich_help_panel=SHAPE)]
+LongestOption = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Tokens that **full** remembers.", rich_help_panel=SHAPE)
+]
 StrideOption = Annotated[
     int | None,
     typer.Option(metavar="N", help="Keep one in every so many tokens.", show_default="all", rich_help_panel=SHAPE),

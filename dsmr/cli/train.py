@@ -280,7 +280,8 @@ def _schedule(
     from dsmr.schedules import make_schedule
 
     own = make_preset(preset).schedule
-    layers = layers or len(horizons or own.horizons)
+    if layers is None:
+        layers = len(horizons or own.horizons)
     if budget is None and name not in ("full", "explicit"):
         budget = own.total
     return make_schedule(name, layers, budget_tokens=budget, horizons=horizons, retention=retention)

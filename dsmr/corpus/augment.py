@@ -6,6 +6,7 @@ note. `Augmentation` draws them for a piece and an epoch; give it to `LaneStream
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,8 +86,8 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("semitones", "tempo", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a finite number of at least 0, got {getattr(self, name)}")
 
     def __call__(self, ids: Ids, piece: int, epoch: int) -> Ids:
         """The piece as it is to be heard in `epoch`: uint16, BEGIN and END included before and after."""

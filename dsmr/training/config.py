@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dsmr.corpus.augment import Augmentation
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -71,6 +73,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+        Augmentation(self.semitones, self.tempo, self.seed)  # refuses what it cannot be
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise ValueError(
                 f"min_learning_rate: expected 0 to learning_rate={self.learning_rate}, got {self.min_learning_rate}"

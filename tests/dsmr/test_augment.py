@@ -144,5 +144,5 @@ def test_augmentation_of_nothing_is_the_piece_itself():
 
 @pytest.mark.parametrize("field", ["semitones", "tempo", "seed"])
 def test_negative_fields_are_refused(field):
-    with pytest.raises(ValueError, match=f"{field}: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match=f"{field}: expected a finite number of at least 0, got -1"):
         Augmentation(**{field: -1})

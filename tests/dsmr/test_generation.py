@@ -255,8 +255,9 @@ def test_progress_counts_all_takes_and_ends_with_none_running() -> None:
     [
         ({}, "at least one limit"),
         ({"tokens": 0}, "tokens: expected at least 1"),
-        ({"seconds": 0.0}, "seconds: expected at least 0.01"),
+        ({"seconds": 0.0}, "seconds: expected a finite number of at least 0.01"),
         ({"seconds": float("nan")}, "seconds"),
+        ({"seconds": float("inf")}, "seconds"),
         ({"tokens": 1, "prompts": []}, "prompts"),
         ({"tokens": 1, "prompts": [[60, END]]}, "prompt: expected events of one piece after BEGIN, got END"),
         ({"tokens": 1, "prompts": [[391]]}, "0..390"),

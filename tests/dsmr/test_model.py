@@ -174,6 +174,10 @@ def test_a_training_step_compiles_whole_and_does_not_recompile() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"width": 0}, "width: expected at least 1, got 0"),
+        ({"heads": 0}, "heads: expected at least 1, got 0"),
+        ({"kv_heads": -2}, "kv_heads: expected at least 1, got -2"),
+        ({"feed_forward": 0}, "feed_forward: expected at least 1, got 0"),
         ({"heads": 5}, "heads: expected a divisor of width=32"),
         ({"kv_heads": 3}, "kv_heads: expected a divisor of heads=4, got 3"),
         ({"position": "learned"}, "position: expected 'sinusoidal' or 'rotary', got 'learned'"),

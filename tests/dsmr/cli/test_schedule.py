@@ -48,6 +48,7 @@ def test_takes_every_shape() -> None:
         (["explicit", "--horizons", "1,2,x"], "--horizons: expected whole numbers separated by commas"),
         (["explicit", "--horizons", "1,2"], "horizons: expected one for each of 8 layers, got 2"),
         (["uniform", "--storage", "int3"], "storage: expected one of fp32"),
+        (["uniform", "--longest", 0], "Invalid value for '--longest'"),
         (["selective", "--stride", 0], "stride: expected an integer of at least 1"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",

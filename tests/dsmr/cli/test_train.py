@@ -134,11 +134,14 @@ def test_says_when_it_diverged(store: Path, tmp_path: Path) -> None:
         (["--steps", 1, "--preset", "huge"], "preset: expected one of tiny"),
         (["--steps", 1, "--budget", 100], "--budget: it needs --schedule"),
         (["--steps", 1, "--heads", 3], "heads: expected a divisor of width"),
+        (["--steps", 1, "--kv-heads", 0], "kv_heads: expected at least 1, got 0"),
+        (["--steps", 1, "--schedule", "uniform", "--layers", 0], "layers: expected at least 1, got 0"),
+        (["--steps", 1, "--tempo", -1], "tempo: expected a finite number of at least 0, got -1.0"),
         (["--steps", 1, "--lanes", 0], "lanes: expected at least 1, got 0"),
         (["--steps", 1, "--device", "abacus"], "--device: expected one that works here, got 'abacus'"),
         (["--steps", 1, "--data", "nowhere.tokens"], "nowhere.tokens: no such token store"),
     ],
-    ids=["budget", "preset", "schedule", "heads", "lanes", "device", "data"],
+    ids=["budget", "preset", "schedule", "heads", "kv-heads", "layers", "tempo", "lanes", "device", "data"],
 )
 def test_explains_what_is_wrong(arguments: list[object], message: str, store: Path, tmp_path: Path) -> None:
     everything = ["train", "--data", store, "--out", tmp_path / "run", *arguments]

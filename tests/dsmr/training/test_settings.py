@@ -91,6 +91,8 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
         ({"minutes": 0.0}, "minutes: expected a finite number above 0, got 0"),
         ({"lanes": 0}, "lanes: expected at least 1, got 0"),
         ({"accumulate": 0}, "accumulate"),
+        ({"semitones": -1}, "semitones: expected a finite number of at least 0, got -1"),
+        ({"tempo": math.inf}, "tempo: expected a finite number of at least 0, got inf"),
         ({"learning_rate": math.nan}, "learning_rate: expected a finite number above 0, got nan"),
         ({"optimizer": "sgd"}, "optimizer: expected 'adamw' or 'muon', got 'sgd'"),
         ({"min_learning_rate": 0.1}, "min_learning_rate: expected 0 to learning_rate=0.001, got 0.1"),
