@@ -14,12 +14,11 @@ DSMR_INLINE const T* moved(const T* p, int64_t count) {
 template <class T>
 static void attend(const KeyBlock<T>& slots, const float* q, int rows, int dim, const RowSums& sums) {
     sums.clear(rows, dim);
-    for (int64_t first = 0; first < slots.count; first += ROW_KEYS) {
+    for (int64_t first = 0; first < slots.count; first += ROW_KEYS<T>) {
         KeyBlock<T> block = slots;
         block.keys += first * slots.key_stride, block.values += first * slots.value_stride;
         block.key_scale = moved(slots.key_scale, first), block.value_scale = moved(slots.value_scale, first);
-        block.count = least(ROW_KEYS, slots.count - first);
-        block.following = slots.count - first - block.count;
+        block.count = least(ROW_KEYS<T>, slots.count - first);
         attend_rows<AsFloats<T>>(block, q, rows, dim, sums, [](auto, int64_t, float*) { return 1.0f; });
     }
 }

@@ -44,6 +44,7 @@ class DecodeRows {
 public:
     DecodeRows(const DsmrCall& call, const Lane& lane, const Tile& tile, const RowSums& sums)
         : call_(call), lane_(lane), tile_(tile), rule_(make_rule(call, tile)), sums_(sums), dim_(call.dim),
+          memory_keys_(row_keys(call.ring_type)), segment_keys_(row_keys(call.type)),
           in_pairs_(HAS_PAIRS && tile.rows > 1 && call.type == DSMR_BF16 && call.ring_type == DSMR_BF16 &&
                     dim_ % (2 * WIDTH) == 0) {
         for (int64_t r = 0; r < tile.rows; ++r) {
@@ -61,11 +62,11 @@ public:
         for (int i = 0; i < lane_.runs; first -= lane_.run[i].count, last -= lane_.run[i].count, ++i) {
             const Run& run = lane_.run[i];
             const int64_t from = most(most(first, 0), entries_before(run, tile_.lowest)), to = least(last, run.count);
-            for (int64_t k = from; k < to; k += ROW_KEYS) attend(memory_block(run, k, to), to - k);
+            for (int64_t k = from; k < to; k += memory_keys_) attend(memory_block(run, k, to));
         }
         if (!with_segment) return;
         const int64_t end = tile_.last_token + 1;
-        for (int64_t k = most(tile_.lowest, 0); k < end; k += ROW_KEYS) attend(segment_block(k), end - k);
+        for (int64_t k = most(tile_.lowest, 0); k < end; k += segment_keys_) attend(segment_block(k));
     }
 
 private:
@@ -75,21 +76,21 @@ private:
                 ring_rows(call_, call_.ring_v, lane, head, slot),
                 ring_scales(call_.ring_k, lane, head, slot),
                 ring_scales(call_.ring_v, lane, head, slot),
-                least(ROW_KEYS, end - first),
+                least(memory_keys_, end - first),
                 &run,
                 first,
                 entries_before(run, tile_.highest_bound) > first};
     }
 
     Block segment_block(int64_t first) const {
-        const int64_t count = least(ROW_KEYS, tile_.last_token + 1 - first), lane = tile_.lane, head = tile_.kv_head;
+        const int64_t count = least(segment_keys_, tile_.last_token + 1 - first);
+        const int64_t lane = tile_.lane, head = tile_.kv_head;
         const bool masked = tile_.highest_bound > first || first + count - 1 > tile_.first_token;
         return {segment_rows(call_, call_.k, lane, head, first),
                 segment_rows(call_, call_.v, lane, head, first), nullptr, nullptr, count, nullptr, first, masked};
     }
 
-    // `keys_left`: how many keys follow in memory from the block's first on.
-    void attend(const Block& block, int64_t keys_left) {
+    void attend(const Block& block) {
         const auto prepare = [&](auto rows, int64_t row, float* s) {
             if (!block.masked && !rule_.capped && !rule_.sloped) return rule_.factor;
             return prepare_rows<decltype(rows)::value>(call_, lane_, tile_, rule_, block, row, s);
@@ -98,7 +99,7 @@ private:
             using T = std::remove_const_t<std::remove_pointer_t<decltype(keys)>>;
             const KeyBlock<T> rows{keys, static_cast<const T*>(block.values.data), block.keys.stride,
                                    block.values.stride, block.key_scale, block.value_scale,
-                                   block.count, keys_left - block.count};
+                                   block.count};
 #ifdef __AVX512BF16__
             if constexpr (std::is_same_v<T, bf16>) {
                 const bf16* const q = reinterpret_cast<const bf16*>(queries_);
@@ -114,7 +115,7 @@ private:
     const Tile& tile_;
     const LogitRule rule_;
     const RowSums sums_;
-    const int64_t dim_;
+    const int64_t dim_, memory_keys_, segment_keys_; // keys: at most so many a block
     const bool in_pairs_; // for one row, reading takes longer than computing, and pairs read more slowly
     alignas(ALIGNMENT) float queries_[DECODE_ROWS * LARGEST_DIM]; // [rows][padded dim], bf16 if in pairs
 };

@@ -8,7 +8,11 @@
 
 namespace dsmr::DSMR_ISA {
 
-constexpr int ROW_KEYS = 64; // keys a block: their float values are 16 KB for a head dimension of 64
+// Keys a block. Of floats so many that the processor, which foresees one stream better than two that take turns, spends
+// most of its time in long ones; of narrower types few enough for one block's computing to hide behind the next's reads.
+template <class T>
+constexpr int ROW_KEYS = sizeof(T) == sizeof(float) ? 1024 : 64;
+DSMR_INLINE int64_t row_keys(int64_t type) { return type == DSMR_FP32 ? ROW_KEYS<float> : ROW_KEYS<bf16>; }
 
 // An online softmax's sums for some rows: [rows][padded dim], and two numbers a row.
 struct RowSums {
@@ -25,14 +29,13 @@ struct RowSums {
     RowSums from_row(int64_t r, int64_t dim) const { return {out + r * padded(dim), highest + r, total + r}; }
 };
 
-// Up to ROW_KEYS consecutive keys and their values; scales of quantised types or null. `following` more keys lie behind
-// them, which will be asked for next.
+// Up to ROW_KEYS<T> consecutive keys and their values; scales of quantised types or null.
 template <class T>
 struct KeyBlock {
     const T *keys, *values;
     int64_t key_stride, value_stride;
     const float *key_scale, *value_scale;
-    int64_t count, following;
+    int64_t count;
 };
 
 // How elements of type T multiply: as floats, whatever they are stored as.
@@ -57,56 +60,58 @@ struct AsPairs {
 };
 #endif
 
-// Rows to fetch into the second-level cache while others are read: the processor does not foresee that keys and values
-// take turns. A block of 16 KB is too much for the first level. Types narrower than float are slower for it.
-struct Ahead {
-    const char* data;
-    int64_t stride, count, bytes;
+// `p`, which the compiler must take to depend on `value`: it puts no read by it before the last of what makes `value`.
+template <class T>
+DSMR_INLINE const T* after(Vec value, const T* p) {
+    __asm__("" : "+r"(p) : "X"(value));
+    return p;
+}
 
-    template <class T>
-    static Ahead of(const T* rows, int64_t stride, int64_t count, int64_t dim) {
-        const int64_t size = sizeof(T);
-        return {reinterpret_cast<const char*>(rows), stride * size, size == 4 ? count : 0, dim * size};
+// out[c][r] = q[r] . key[c], for as many keys as make four sums. A key is read to its end before the next one is begun:
+// the processor fetches ahead of reads in order, and of none better.
+template <class Math, int ROWS, int FULL>
+DSMR_INLINE void score_keys(const typename Math::Key* const (&key)[4 / ROWS], const typename Math::Query* __restrict q,
+                            int64_t dim, float* __restrict out) {
+    const int64_t full = FULL ? FULL : dim / Math::STEP, rest = FULL ? 0 : dim % Math::STEP, pitch = padded(dim);
+    Vec sums[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
+#pragma GCC unroll 4
+    for (int c = 0; c < 4 / ROWS; ++c) {
+        const typename Math::Key* const elements = c ? after(sums[c * ROWS - 1], key[c]) : key[c];
+#pragma GCC unroll 8
+        for (int64_t d = 0; d < full * Math::STEP; d += Math::STEP) {
+            const auto x = Math::load_key(elements + d);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) {
+                Vec& sum = sums[c * ROWS + r];
+                sum = Math::multiply_add(x, Math::load_query(q + r * pitch + d), sum);
+            }
+        }
+        if constexpr (Math::STEP == WIDTH) {
+            if (!rest) continue;
+            const Vec x = load_part(elements + full * WIDTH, rest);
+            for (int r = 0; r < ROWS; ++r) {
+                sums[c * ROWS + r] = fma(x, load(q + r * pitch + full * WIDTH), sums[c * ROWS + r]);
+            }
+        }
     }
-    void fetch(int64_t i) const {
-        if (i >= count) return;
-        for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(data + i * stride + byte, 0, 2);
-    }
-};
+    sum4(sums[0], sums[1], sums[2], sums[3], out);
+}
 
 // s[k][r] = q[r] . key[k]. FULL: registers that a row fills, known at compile time, or 0.
 template <class Math, int ROWS, int FULL>
 static __attribute__((noinline)) void score(const typename Math::Key* keys, int64_t stride, int64_t count,
-                                            const Ahead& ahead, const typename Math::Query* q, int64_t dim, float* s) {
-    constexpr int KEYS = 4 / ROWS; // as many as make four sums
-    const int64_t full = FULL ? FULL : dim / Math::STEP, rest = FULL ? 0 : dim % Math::STEP, pitch = padded(dim);
-    for (int64_t k = 0; k < count; k += KEYS) {
-        const typename Math::Key* row[KEYS];
-        for (int c = 0; c < KEYS; ++c) { // beyond the last key: the last key again
-            row[c] = keys + least(k + c, count - 1) * stride;
-            ahead.fetch(k + c);
-        }
-        Vec sums[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
-        for (int64_t d = 0; d < full * Math::STEP; d += Math::STEP) {
-#pragma GCC unroll 4
-            for (int c = 0; c < KEYS; ++c) {
-                const auto x = Math::load_key(row[c] + d);
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; ++r) {
-                    sums[c * ROWS + r] = Math::multiply_add(x, Math::load_query(q + r * pitch + d), sums[c * ROWS + r]);
-                }
-            }
-        }
-        if constexpr (Math::STEP == WIDTH) {
-            for (int c = 0; rest && c < KEYS; ++c) {
-                const Vec x = load_part(row[c] + full * WIDTH, rest);
-                for (int r = 0; r < ROWS; ++r) {
-                    sums[c * ROWS + r] = fma(x, load(q + r * pitch + full * WIDTH), sums[c * ROWS + r]);
-                }
-            }
-        }
-        sum4(sums[0], sums[1], sums[2], sums[3], s + k * ROWS);
+                                            const typename Math::Query* __restrict q, int64_t dim,
+                                            float* __restrict s) {
+    constexpr int KEYS = 4 / ROWS;
+    const typename Math::Key* key[KEYS];
+    int64_t k = 0;
+    for (; k + KEYS <= count; k += KEYS) {
+        for (int c = 0; c < KEYS; ++c) key[c] = keys + (k + c) * stride;
+        score_keys<Math, ROWS, FULL>(key, q, dim, s + k * ROWS);
     }
+    if (k == count) return;
+    for (int c = 0; c < KEYS; ++c) key[c] = keys + least(k + c, count - 1) * stride; // the last key again
+    score_keys<Math, ROWS, FULL>(key, q, dim, s + k * ROWS);
 }
 
 // Logits are products times `factor`; they become weights [k][r], with zeros behind them to a multiple of WIDTH.
@@ -157,8 +162,7 @@ constexpr int chunk_for(int rows) { // vectors of a row that stay in registers, 
 
 // out[r] = out[r] shrink[r] + sum over k of w[k][r] value[k], for vectors from `first` on, CHUNK at a time.
 template <class T, int ROWS, int CHUNK>
-DSMR_INLINE void accumulate_from(int64_t first, const T* values, int64_t stride, int64_t count, const Ahead& ahead,
-                                 const float* w, const float* shrink, int64_t dim, float* out) {
+DSMR_INLINE void accumulate_from(int64_t first, const T* values, int64_t stride, int64_t count, const float* w, const float* shrink, int64_t dim, float* out) {
     const int64_t full = dim / WIDTH, pitch = padded(dim);
     for (; first + CHUNK <= full; first += CHUNK) {
         Vec sums[ROWS][CHUNK];
@@ -169,7 +173,6 @@ DSMR_INLINE void accumulate_from(int64_t first, const T* values, int64_t stride,
         }
         for (int64_t k = 0; k < count; ++k) {
             const T* const row = values + k * stride + first * WIDTH;
-            if (first == 0) ahead.fetch(k);
             Vec x[CHUNK];
 #pragma GCC unroll 8
             for (int j = 0; j < CHUNK; ++j) x[j] = load(row + j * WIDTH);
@@ -185,7 +188,7 @@ DSMR_INLINE void accumulate_from(int64_t first, const T* values, int64_t stride,
         }
     }
     if constexpr (CHUNK > 1) {
-        accumulate_from<T, ROWS, CHUNK / 2>(first, values, stride, count, ahead, w, shrink, dim, out);
+        accumulate_from<T, ROWS, CHUNK / 2>(first, values, stride, count, w, shrink, dim, out);
     } else if (dim % WIDTH) {
         for (int r = 0; r < ROWS; ++r) {
             Vec sums = mul(load(out + r * pitch + full * WIDTH), broadcast(shrink[r]));
@@ -201,9 +204,9 @@ DSMR_INLINE void accumulate_from(int64_t first, const T* values, int64_t stride,
 template <class Math, int ROWS>
 struct Accumulate {
     using T = typename Math::Key;
-    static __attribute__((noinline)) void run(const T* values, int64_t stride, int64_t count, const Ahead& ahead,
-                                              const float* w, const float* shrink, int64_t dim, float* out) {
-        accumulate_from<T, ROWS, chunk_for(ROWS)>(0, values, stride, count, ahead, w, shrink, dim, out);
+    static __attribute__((noinline)) void run(const T* values, int64_t stride, int64_t count, const float* w,
+                                              const float* shrink, int64_t dim, float* out) {
+        accumulate_from<T, ROWS, chunk_for(ROWS)>(0, values, stride, count, w, shrink, dim, out);
     }
 };
 
@@ -211,9 +214,9 @@ struct Accumulate {
 // Two keys at a time.
 template <int ROWS>
 struct Accumulate<AsPairs, ROWS> {
-    static __attribute__((noinline)) void run(const bf16* values, int64_t stride, int64_t count, const Ahead&,
-                                              const float* w, const float* shrink, int64_t dim, float* out) {
-        alignas(ALIGNMENT) uint32_t pairs[ROWS * ROW_KEYS / 2];
+    static __attribute__((noinline)) void run(const bf16* values, int64_t stride, int64_t count, const float* w,
+                                              const float* shrink, int64_t dim, float* out) {
+        alignas(ALIGNMENT) uint32_t pairs[ROWS * ROW_KEYS<bf16> / 2];
         const int64_t weights = ceil_div(count * ROWS, WIDTH) * WIDTH; // zeros behind the last key's
         for (int64_t i = 0; i < weights; i += 2 * WIDTH) {
             const Vec high = i + WIDTH < weights ? load(w + i + WIDTH) : broadcast(0.0f);
@@ -267,21 +270,17 @@ DSMR_INLINE void scale_keys(const float* scale, int64_t count, float* s) {
 }
 
 template <class Math, int ROWS, class Prepare>
-DSMR_INLINE void attend_group(const KeyBlock<typename Math::Key>& block, bool from_memory,
-                              const typename Math::Query* q, int64_t row, int64_t dim, const RowSums& sums,
-                              const Prepare& prepare) {
-    alignas(ALIGNMENT) float s[ROWS * ROW_KEYS];
-    const int64_t stride = block.key_stride, count = block.count, after = least(ROW_KEYS, block.following);
-    const Ahead values = Ahead::of(block.values, block.value_stride, from_memory ? count : 0, dim);
-    const Ahead keys = Ahead::of(block.keys + count * stride, stride, from_memory ? after : 0, dim);
-    if (dim == 64) score<Math, ROWS, 64 / Math::STEP>(block.keys, stride, count, values, q, dim, s);
-    else score<Math, ROWS, 0>(block.keys, stride, count, values, q, dim, s);
-    scale_keys<ROWS>(block.key_scale, count, s);
+DSMR_INLINE void attend_group(const KeyBlock<typename Math::Key>& block, const typename Math::Query* q, int64_t row,
+                              int64_t dim, const RowSums& sums, const Prepare& prepare) {
+    alignas(ALIGNMENT) float s[ROWS * ROW_KEYS<typename Math::Key>];
+    if (dim == 64) score<Math, ROWS, 64 / Math::STEP>(block.keys, block.key_stride, block.count, q, dim, s);
+    else score<Math, ROWS, 0>(block.keys, block.key_stride, block.count, q, dim, s);
+    scale_keys<ROWS>(block.key_scale, block.count, s);
     const float factor = prepare(std::integral_constant<int, ROWS>(), row, s);
     float shrink[ROWS];
-    exponentiate<ROWS>(count, factor, s, sums, shrink);
-    scale_keys<ROWS>(block.value_scale, count, s);
-    Accumulate<Math, ROWS>::run(block.values, block.value_stride, count, keys, s, shrink, dim, sums.out);
+    exponentiate<ROWS>(block.count, factor, s, sums, shrink);
+    scale_keys<ROWS>(block.value_scale, block.count, s);
+    Accumulate<Math, ROWS>::run(block.values, block.value_stride, block.count, s, shrink, dim, sums.out);
 }
 
 // Rows q [rows][padded dim] against one block. `prepare(ROWS, row, s)`, with ROWS as a type, makes logits of products
@@ -289,9 +288,9 @@ DSMR_INLINE void attend_group(const KeyBlock<typename Math::Key>& block, bool fr
 template <class Math, class Prepare>
 DSMR_INLINE void attend_rows(const KeyBlock<typename Math::Key>& block, const typename Math::Query* q, int64_t rows,
                              int64_t dim, const RowSums& sums, const Prepare& prepare) {
-    const auto group = [&](auto size, int64_t row) { // only the first group waits for memory
-        attend_group<Math, decltype(size)::value>(block, row == 0, q + row * padded(dim), row, dim,
-                                                  sums.from_row(row, dim), prepare);
+    const auto group = [&](auto size, int64_t row) {
+        attend_group<Math, decltype(size)::value>(block, q + row * padded(dim), row, dim, sums.from_row(row, dim),
+                                                  prepare);
     };
     int64_t row = 0;
     for (; row + 4 <= rows; row += 4) group(std::integral_constant<int, 4>(), row);
