@@ -58,7 +58,7 @@ def recurrent_attention(
         append: write k and v into the ring. The same segment at the same clock may be written any number of times.
         return_lse: also return the logarithm of the sum of exponentials.
         impl: a back end by name, or None for the best that supports the call. The environment variable
-            `DSMR_KERNELS_IMPL` stands in for None.
+            `DSMR_KERNELS_IMPL` stands in for None; a ring asks for it at its first call and whenever shapes change.
 
     Returns:
         `o [B, T, H, D]` in q's type, or `(o, lse)` with `lse [B, H, T]`, natural logarithm, float32 (float64 for
@@ -69,22 +69,20 @@ def recurrent_attention(
         RuntimeError: from backward, if later segments have overwritten the memory that this segment saw; or if `memory`
             was taken from the stack before its last `advance`.
     """
-    _check_tensors(q, k, v)
     if memory is None:
+        _check_tensors(q, k, v)
         if window != "segment":
             raise ValueError(f"window: {window!r} needs a memory, whose horizon it is; got memory=None")
         memory, append = _no_memory(k), False
-    _check_memory(q, k, memory, window)
+    signature = _check(q, k, v, memory, window, scale, softcap, append)
     if segment_start is not None or segment_len is not None:
         _check_ragged(q, segment_start, segment_len)
     if alibi_slopes is not None:
         _check_slopes(q, alibi_slopes)
     if scale is None:
         scale = q.shape[3] ** -0.5
-    if not (math.isfinite(scale) and math.isfinite(softcap) and softcap >= 0):
-        raise ValueError(f"scale, softcap: expected finite numbers and softcap >= 0, got {scale} and {softcap}")
-    call = Call(q, k, v, memory, window, segment_start, segment_len, alibi_slopes, scale, softcap, append)
-    o, lse = ops.attend(call, impl)
+    ragged = segment_start, segment_len, alibi_slopes
+    o, lse = ops.attend(Call(q, k, v, memory, window, *ragged, scale, softcap, append, return_lse, signature), impl)
     return (o, lse) if return_lse else o
 
 
@@ -93,6 +91,48 @@ def _no_memory(k: Tensor) -> RingMemory:
     clock = Clock(torch.zeros(3, k.shape[0], dtype=torch.int64, device=k.device))
     geometry = Geometry(archive=0, recent=0, max_segment=k.shape[1], retention=Retention())
     return RingMemory.empty(k.shape[0], k.shape[2], k.shape[3], 0, geometry, clock, k.dtype, k.device)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    memory: RingMemory,
+    window: str,
+    scale: float | None,
+    softcap: float,
+    append: bool,
+) -> tuple[object, ...] | None:
+    """Raise if one of these arguments is wrong; the call's signature, or None if nothing of it may be remembered.
+
+    A ring's next call of the same signature is not examined again: that would take longer than a small call itself.
+    """
+    signature = None
+    if type(q) is type(k) is type(v) is Tensor and type(memory) is RingMemory and not torch.compiler.is_compiling():
+        signature = (
+            *(q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride()),
+            *(q.dtype, k.dtype, v.dtype, q.device, k.device, v.device),
+            *(window, scale, softcap, append),
+        )
+        last: tuple[object, ...] | None = memory.remembered.get("signature")
+        if signature == last:
+            _check_clock(memory)
+            return last
+    _check_tensors(q, k, v)
+    _check_memory(q, k, memory, window)
+    _check_clock(memory)
+    if not (scale is None or math.isfinite(scale)) or not 0 <= softcap < math.inf:
+        raise ValueError(f"scale, softcap: expected finite numbers and softcap >= 0, got {scale} and {softcap}")
+    if signature is not None:
+        memory.remembered["signature"] = signature
+    return signature
+
+
+def _check_clock(memory: RingMemory) -> None:
+    # Activation checkpointing replays a segment during backward, when time has moved on: that is what old clocks are
+    # for.
+    if memory.clock.superseded and torch._C._current_graph_task_id() == -1:
+        raise RuntimeError("memory: this ring's clock has moved on; take stack[layer] anew after each advance()")
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -142,10 +182,6 @@ def _check_memory(q: Tensor, k: Tensor, memory: RingMemory, window: str) -> None
         raise ValueError(f"q: expected T <= max_segment={geometry.max_segment}, the ring's slack, got {tokens}")
     if window == "token" and geometry.retention.stride > 1:
         raise ValueError("window: 'token' needs a ring that keeps every token, got one with a retention stride above 1")
-    # Activation checkpointing replays a segment during backward, when time has moved on: that is what old clocks are
-    # for.
-    if memory.clock.superseded and torch._C._current_graph_task_id() == -1:
-        raise RuntimeError("memory: this ring's clock has moved on; take stack[layer] anew after each advance()")
 
 
 def _check_ragged(q: Tensor, segment_start: Tensor | None, segment_len: Tensor | None) -> None:

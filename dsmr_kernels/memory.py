@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +97,16 @@ class RingMemory:
             clock=clock,
             geometry=geometry,
         )
+
+    @cached_property
+    def remembered(self) -> dict[str, Any]:
+        """What calls found out about this ring and need not find out again, by names of their own."""
+        return {}
+
+    @cached_property
+    def state(self) -> tuple[Tensor, ...]:
+        """The values of `tensors()`."""
+        return tuple(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that make up this layer's state, by name."""

@@ -42,10 +42,11 @@ _library.define(
 
 def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     """Run a validated call; `(o, lse)`. Goes round the dispatcher where nobody has to see the operator."""
-    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
+    q, k, v = call[:3]
+    wants_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if wants_grad:
         call.memory.clock.in_graph = True
-    elif type(call.q) is Tensor and not torch.compiler.is_compiling():
+    elif type(q) is Tensor and not torch.compiler.is_compiling():
         return _run_forward(call, impl)
     o, lse = torch.ops.dsmr_kernels.attend_(*_flatten(call, impl))
     return o, lse
@@ -54,9 +55,7 @@ def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
 def _run_forward(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     result = backends.choose(impl, call).forward(call)
     if call.append:  # whatever way the back end writes, autograd must notice
-        memory = call.memory
-        written = (memory.k, memory.v, memory.written, memory.k_scale, memory.v_scale)
-        torch.autograd.graph.increment_version([x for x in written if x is not None])
+        torch.autograd.graph.increment_version(call.memory.state)
     return result
 
 
@@ -138,7 +137,7 @@ class _Attend(torch.autograd.Function):
         call, _ = _unflatten(*arguments)
         # Not among the saved tensors: autograd's version check would refuse every segment that is appended before this
         # one's backward pass, while the ring may have room for several. `_check_not_overwritten` is the exact check.
-        ctx.ring = tuple(call.memory.tensors().values())
+        ctx.ring = call.memory.state
         optional = (call.segment_start, call.segment_len, call.alibi_slopes)
         ctx.save_for_backward(q, k, v, o, lse, call.memory.clock.state, call.memory.horizon.clone(), *optional)
         ctx.quantised = call.memory.k_scale is not None

@@ -37,16 +37,21 @@ class Call(NamedTuple):
     scale: float
     softcap: float
     append: bool
+    wants_lse: bool = True
+    signature: object = None  # of two calls on one ring with the same object all but addresses and values is the same
 
 
 class Backend(Protocol):
     """What a back end module offers."""
 
     def unsupported(self, call: Call) -> str | None:
-        """Why this back end cannot serve `call`, or None."""
+        """Why this back end cannot serve `call`, or None. Ragged lanes and slopes must make no difference."""
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
-        """`o [B, T, H, D]` in q's type and `lse [B, H, T]`; appends the segment to the ring if `call.append`."""
+        """`o [B, T, H, D]` in q's type and `lse [B, H, T]`; appends the segment to the ring if `call.append`.
+
+        Unless `call.wants_lse`, any tensor may stand in for `lse`.
+        """
 
     def backward(
         self, call: Call, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, needs: tuple[bool, bool]
@@ -63,16 +68,22 @@ def load(name: str) -> Backend:
 
 
 def choose(impl: str | None, call: Call) -> Backend:
-    """The back end for a call: the one asked for, by argument or environment, or the best that supports the call."""
-    asked = impl or (ENVIRONMENT_VARIABLE in os.environ and os.environ[ENVIRONMENT_VARIABLE])  # get takes 1 us more
-    if asked:
-        backend = load(asked)
-        reason = backend.unsupported(call)
-        if reason:
+    """The back end for a call: the one asked for, by argument or environment, or the best that supports the call.
+
+    A ring's next call of the same signature is served by the same one, without asking it or the environment again.
+    """
+    remembered = call.memory.remembered
+    signature, asked, chosen = remembered.get("backend", (None, None, ""))
+    if call.signature is None or signature is not call.signature or asked != impl:
+        chosen = _choose(impl, call)
+        remembered["backend"] = call.signature, impl, chosen
+    return load(chosen)
+
+
+def _choose(impl: str | None, call: Call) -> str:
+    if asked := impl or os.environ.get(ENVIRONMENT_VARIABLE):
+        if reason := load(asked).unsupported(call):
             raise ValueError(f"impl={asked!r} cannot serve this call: {reason}")
-        return backend
-    for name in FOR_DEVICE.get(call.q.device.type, ()):
-        backend = load(name)
-        if not backend.unsupported(call):
-            return backend
-    return load("eager")
+        return asked
+    able = (name for name in FOR_DEVICE.get(call.q.device.type, ()) if not load(name).unsupported(call))
+    return next(able, "eager")

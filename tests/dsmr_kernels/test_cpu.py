@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import product
 
 import pytest
 import torch
@@ -347,6 +349,29 @@ def test_default_types_and_devices_are_not_for_the_results(default_type: None) -
         o, lse = cpu.forward(call)
         grads = cpu.backward(call, o, lse, o, lse, (True, True))
     assert all(x.is_cpu and x.dtype == torch.float32 for x in (o, lse, *grads))
+
+
+def test_what_a_ring_remembers_of_its_last_call_is_not_for_others() -> None:
+    """Shapes, strides, options and addresses change, and change back: always as on a ring that knows nothing."""
+    generator = torch.Generator().manual_seed(4)
+    stack = MemoryStack([6], 2, 2, 8, 5)
+    for tokens, scale, softcap, transposed, moved in product(
+        (5, 3), (None, 0.5), (0.0, 4.0), (False, True), (False, True)
+    ):
+        sizes = [(2, heads, tokens, 8) if transposed else (2, tokens, heads, 8) for heads in (4, 2, 2)]
+        q, k, v = (torch.randn(size, generator=generator) for size in sizes)
+        if transposed:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if moved:
+            stack[0].written.set_(stack[0].written.clone())
+        unknowing = copy.deepcopy(stack)
+        unknowing[0].remembered.clear()
+        options = {"scale": scale, "softcap": softcap, "return_lse": True, "impl": "cpu"}
+        got, want = (recurrent_attention(q, k, v, s[0], **options) for s in (stack, unknowing))
+        assert all(map(torch.equal, got, want))
+        for s in (stack, unknowing):
+            s.advance(tokens)
+        assert all(map(torch.equal, stack.state_dict().values(), unknowing.state_dict().values()))
 
 
 def test_threads_of_python_do_not_disturb_each_other() -> None:

@@ -90,6 +90,14 @@ def test_bad_arguments_are_named(changes: dict, error: type[Exception], message:
         recurrent_attention(**arguments(**changes))
 
 
+@pytest.mark.parametrize(("changes", "error", "message"), CASES, ids=[message[:40] for _, _, message in CASES])
+def test_a_ring_that_served_a_good_call_refuses_a_bad_one(changes: dict, error: type[Exception], message: str) -> None:
+    good = arguments()
+    recurrent_attention(**good)
+    with pytest.raises(error, match=message):
+        recurrent_attention(**good | changes)
+
+
 def test_a_call_across_the_end_of_an_open_segment_is_refused(impl: str) -> None:
     stack = MemoryStack([6], lanes=2, kv_heads=2, head_dim=8, max_segment=8)
     recurrent_attention(**arguments(memory=stack[0], impl=impl))
@@ -103,6 +111,15 @@ def test_the_environment_chooses_a_back_end_where_the_call_does_not(monkeypatch:
     with pytest.raises(ValueError, match="got 'abacus'"):
         recurrent_attention(**arguments())
     recurrent_attention(**arguments(impl="eager"))
+
+
+def test_a_ring_asks_the_environment_again_when_shapes_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = arguments()
+    recurrent_attention(**call)
+    monkeypatch.setenv("DSMR_KERNELS_IMPL", "abacus")
+    recurrent_attention(**call)
+    with pytest.raises(ValueError, match="got 'abacus'"):
+        recurrent_attention(**call | {name: call[name][:, :4] for name in "qkv"})
 
 
 def test_slopes_that_became_bad_are_noticed() -> None:

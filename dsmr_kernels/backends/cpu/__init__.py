@@ -21,8 +21,11 @@ from dsmr_kernels.memory import RingMemory
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_DIM = 256  # as in src/tile.hpp
 
-# DsmrCall of src/api.h: the ring, the call, the gradients, room for the numbers of an error message.
-_RING, _CALL, _GRADIENTS, _ERROR = (struct.Struct(code) for code in ("26q", "208s22q2d3q", "8q", "3q"))  # 208: _RING
+# DsmrCall of src/api.h: the ring, the call's constants and strides, its addresses, the gradients, numbers for an error.
+# What does not change from call to call is kept as bytes; one `struct` puts it together with the addresses.
+_RING, _CONSTANT, _STRIDES = struct.Struct("26q"), struct.Struct("208s5q2d"), struct.Struct("3q")  # 208: _RING
+_CALL = struct.Struct("264s" + "q24s" * 3 + "8q")  # 264: _CONSTANT, 24: _STRIDES
+_GRADIENTS, _ERROR = struct.Struct("q24sq3q"), struct.Struct("3q")
 _GRADIENTS_OFFSET = _CALL.size
 _ERROR_OFFSET = _GRADIENTS_OFFSET + _GRADIENTS.size
 _Struct = ctypes.c_char * (_ERROR_OFFSET + _ERROR.size)
@@ -49,10 +52,11 @@ def unsupported(call: Call) -> str | None:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """See `dsmr_kernels.backends.Backend.forward`."""
     q = call.q
-    batch, tokens, heads, _ = shape = q.shape
     # Of all ways to allocate, empty_like takes the least time; it keeps strides, and results are contiguous.
-    o = torch.empty_like(q) if q.is_contiguous() else q.new_empty(shape)
-    lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
+    o = lse = torch.empty_like(q) if q.is_contiguous() else q.new_empty(q.shape)
+    if call.wants_lse:
+        batch, tokens, heads, _ = q.shape
+        lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
     kept = _pack(call, o, lse)
     _run(_functions()[0])
     del kept
@@ -70,7 +74,7 @@ def backward(
     do = do if do.stride(3) == 1 else do.contiguous()
     kept = _pack(call, o, lse)
     addresses = (x.data_ptr() if x.numel() else 0 for x in (dq, dk, dv))  # 0: not wanted
-    values = (do.data_ptr(), *do.stride()[:3], dlse.data_ptr(), *addresses)
+    values = (do.data_ptr(), _strides(do), dlse.data_ptr(), *addresses)
     _GRADIENTS.pack_into(_room.struct, _GRADIENTS_OFFSET, *values)
     _run(_functions()[1])
     del kept
@@ -95,7 +99,7 @@ _room = _Room()
 
 def _pack(call: Call, o: Tensor, lse: Tensor) -> tuple[Tensor | None, ...]:
     """Write a call into this thread's struct. Returns what must stay alive until the kernel has run."""
-    q, k, v, memory, window, start, length, slopes, scale, softcap, append = call
+    q, k, v, _, _, start, length, slopes, *_ = call
     kept: tuple[Tensor | None, ...] = ()
     ragged: tuple[int, ...] = (0, 0, 0, 0, 0)
     if start is not None or length is not None or slopes is not None:
@@ -105,16 +109,10 @@ def _pack(call: Call, o: Tensor, lse: Tensor) -> tuple[Tensor | None, ...]:
         kept = start, length, slopes
         sizes = (0 if x is None else x.itemsize for x in (start, length))
         ragged = (_address(start), _address(length), *sizes, _address(slopes))
-    _, tokens, heads, _ = q.shape
-    q_lane, q_token, q_head, _ = q.stride()
-    k_lane, k_token, k_head, _ = k.stride()
-    v_lane, v_token, v_head, _ = v.stride()
+    constant, q_strides, k_strides, v_strides = _constants(call)
     _CALL.pack_into(
-        *(_room.struct, 0, _ring_bytes(memory)),
-        *(_TYPES[q.dtype], tokens, heads, q.data_ptr(), q_lane, q_token, q_head),
-        *(k.data_ptr(), k_lane, k_token, k_head, v.data_ptr(), v_lane, v_token, v_head),
-        *(o.data_ptr(), lse.data_ptr(), *ragged),
-        *(scale, softcap, window == "token", append, torch.get_num_threads()),
+        *(_room.struct, 0, constant, q.data_ptr(), q_strides, k.data_ptr(), k_strides, v.data_ptr(), v_strides),
+        *(o.data_ptr(), lse.data_ptr() if call.wants_lse else 0, *ragged, torch.get_num_threads()),
     )
     return kept
 
@@ -136,8 +134,12 @@ def _run(function: ctypes._NamedFuncPointer) -> None:
     raise MemoryError("the attention kernels found no memory for their working space")
 
 
-def _ring_bytes(memory: RingMemory) -> bytes:
-    """The ring's part of the struct. A ring remembers it, together with the addresses that it was made from."""
+def _constants(call: Call) -> tuple[bytes, bytes, bytes, bytes]:
+    """The ring and the call's constants, and the strides of q, k and v.
+
+    A ring remembers those of its last call, together with the addresses and the signature that they were made from.
+    """
+    memory, signature = call.memory, call.signature
     k_scale, v_scale = memory.k_scale, memory.v_scale
     addresses = (
         memory.k.data_ptr(),
@@ -148,21 +150,36 @@ def _ring_bytes(memory: RingMemory) -> bytes:
         memory.clock.state.data_ptr(),
         memory.horizon.data_ptr(),
     )
-    remembered: tuple[tuple[int, ...], bytes] | None = memory.__dict__.get("_packed_for_cpu")
-    if remembered is not None and remembered[0] == addresses:
-        return remembered[1]
+    known_addresses, known_signature, known = memory.remembered.get("cpu", (None, None, None))
+    if known_addresses == addresses and known_signature is signature and known is not None:
+        constants: tuple[bytes, bytes, bytes, bytes] = known
+        return constants
+    q, k, v = call[:3]
+    constant = _CONSTANT.pack(
+        *(_ring(memory, addresses), _TYPES[q.dtype], q.shape[1], q.shape[2], call.window == "token", call.append),
+        *(call.scale, call.softcap),
+    )
+    made = constant, _strides(q), _strides(k), _strides(v)
+    if signature is not None:
+        memory.remembered["cpu"] = addresses, signature, made
+    return made
+
+
+def _ring(memory: RingMemory, addresses: tuple[int, ...]) -> bytes:
     geometry = memory.geometry
     batch, kv_heads, _, dim = memory.k.shape
     values: list[int] = []
-    for x, scale in ((memory.k, k_scale), (memory.v, v_scale)):
+    for x, scale in ((memory.k, memory.k_scale), (memory.v, memory.v_scale)):
         values += [x.data_ptr(), *x.stride()[:3], _address(scale)]
         values += [0, 0] if scale is None else scale.stride()[:2]
-    packed = _RING.pack(
+    return _RING.pack(
         *(*values, *addresses[4:], batch, kv_heads, dim, geometry.archive, geometry.recent, geometry.max_segment),
         *(geometry.retention.stride, geometry.retention.keep == "random", _TYPES[memory.k.dtype]),
     )
-    memory.__dict__["_packed_for_cpu"] = addresses, packed  # frozen forbids fields to change, and this is none
-    return packed
+
+
+def _strides(x: Tensor) -> bytes:
+    return _STRIDES.pack(*x.stride()[:3])
 
 
 def _address(x: Tensor | None) -> int:

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define DSMR_KERNELS_ABI 1
+#define DSMR_KERNELS_ABI 2
 
 typedef enum { DSMR_FP32, DSMR_BF16, DSMR_FP16, DSMR_INT8, DSMR_FP8 } DsmrType;
 
@@ -40,16 +40,16 @@ typedef struct {
     int64_t archive, recent, max_segment, stride, keep_random;
     int64_t ring_type;
 
-    int64_t type, tokens, heads;
+    int64_t type, tokens, heads, window_token, append;
+    double scale, softcap;
     DsmrTensor q, k, v;
     void* o;                   /* [batch, tokens, heads, dim] */
-    float* lse;                /* [batch, heads, tokens] */
+    float* lse;                /* [batch, heads, tokens], or null: not wanted */
     const void* segment_start; /* [batch, tokens] or null */
     const void* segment_len;   /* [batch] or null */
     int64_t start_bytes, len_bytes;
     const float* slopes; /* [heads] or null */
-    double scale, softcap;
-    int64_t window_token, append, threads;
+    int64_t threads;
 
     DsmrTensor grad_o;
     const float* grad_lse; /* [batch, heads, tokens] */

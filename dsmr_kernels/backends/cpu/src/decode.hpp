@@ -140,7 +140,7 @@ DSMR_INLINE void finish_rows(const DsmrCall& call, const Tile& tile, float* part
         const float inverse = total == 0 ? 0.0f : 1.0f / total; // a row that sees nothing: zeros
         for (int64_t d = 0; d < pitch; ++d) row[d] *= inverse;
         store_row(row, call.dim, at(call.o, call.type, row_offset(tile, call, r)), call.type);
-        call.lse[lse_offset(tile, call, r)] = total == 0 ? HIDDEN : (highest + __builtin_log2f(total)) * LN2;
+        write_lse(call, tile, r, highest, total);
     }
 }
 

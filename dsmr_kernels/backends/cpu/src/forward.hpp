@@ -140,8 +140,7 @@ private:
             const float inverse = total_[r] == 0 ? 0.0f : 1.0f / total_[r]; // a row that sees nothing: zeros
             for (int64_t d = 0; d < dim_; ++d) row[d] = out_[d * LANES + r] * inverse;
             store_row(row, dim_, at(call_.o, call_.type, row_offset(tile_, call_, r)), call_.type);
-            call_.lse[lse_offset(tile_, call_, r)] =
-                total_[r] == 0 ? HIDDEN : (highest_[r] + __builtin_log2f(total_[r])) * LN2;
+            write_lse(call_, tile_, r, highest_[r], total_[r]);
         }
     }
 

@@ -94,7 +94,7 @@ void append(const DsmrCall& call) {
 void write_absent(const DsmrCall& call, const Tile& tile, int64_t rows) {
     for (int64_t r = most(tile.rows, 0); r < rows; ++r) {
         write_zeros(call.o, call, row_offset(tile, call, r));
-        call.lse[lse_offset(tile, call, r)] = HIDDEN;
+        write_lse(call, tile, r, HIDDEN, 0.0f);
     }
 }
 

@@ -67,6 +67,11 @@ DSMR_INLINE int64_t row_offset(const Tile& tile, const DsmrCall& call, int64_t r
 DSMR_INLINE int64_t lse_offset(const Tile& tile, const DsmrCall& call, int64_t r) {
     return (tile.lane * call.heads + row_head(tile, r)) * call.tokens + row_token(tile, r);
 }
+// From the base-2 maximum and the sum of a row's weights; a sum of zero is that of a row that sees nothing.
+DSMR_INLINE void write_lse(const DsmrCall& call, const Tile& tile, int64_t r, float highest, float total) {
+    if (!call.lse) return;
+    call.lse[lse_offset(tile, call, r)] = total == 0 ? HIDDEN : (highest + __builtin_log2f(total)) * LN2;
+}
 
 DSMR_INLINE Rows ring_rows(const DsmrCall& call, const DsmrRing& ring, int64_t lane, int64_t kv_head, int64_t slot) {
     const int64_t offset = lane * ring.lane + kv_head * ring.head + slot * ring.slot;
