@@ -34,12 +34,16 @@ PYTHON
 
 # The path of a Python of another version than this one's.
 other_python() {
-    local candidate found
+    local candidate mine found ask="import ensurepip, sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
+    mine=$(python -c "$ask")
     PYENV_VERSION=$(pyenv versions --bare 2>/dev/null | paste -sd:) # pyenv hides those that are not chosen
     export PYENV_VERSION
     for candidate in ${OTHER_PYTHON:-python3.15 python3.14 python3.13 python3.12 python3.11}; do
-        found=$("$candidate" -c "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)" 2>/dev/null) || continue
-        [ "${found%% *}" = "$(python -c "import sys; print('%d.%d' % sys.version_info[:2])")" ] || { echo "${found#* }"; return; }
+        found=$("$candidate" -c "$ask" 2>/dev/null) || continue
+        if [ "${found%% *}" != "${mine%% *}" ]; then
+            echo "${found#* }"
+            return
+        fi
     done
     return 1
 }
