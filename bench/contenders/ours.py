@@ -142,4 +142,6 @@ WAYS: dict[str, Callable[[Call, str], Tensor]] = {
 
 def _prepare_way(case: AttentionCase, inputs: Inputs, impl: str, way: Callable[[Call, str], Tensor]) -> Prepared:
     call = _call(case, inputs, fill.stack(case.shape, inputs, None))
+    _public(call, impl)  # a ring remembers what it found right: back ends get the signature of later calls
+    call = call._replace(wants_lse=False, signature=call.memory.remembered["signature"])
     return Prepared(differentiated(case, inputs, lambda: way(call, impl)))

@@ -99,7 +99,8 @@ _room = _Room()
 
 def _pack(call: Call, o: Tensor, lse: Tensor) -> tuple[Tensor | None, ...]:
     """Write a call into this thread's struct. Returns what must stay alive until the kernel has run."""
-    q, k, v, _, _, start, length, slopes, *_ = call
+    q, k, v = call[:3]
+    start, length, slopes = call[5:8]
     kept: tuple[Tensor | None, ...] = ()
     ragged: tuple[int, ...] = (0, 0, 0, 0, 0)
     if start is not None or length is not None or slopes is not None:
