@@ -12,6 +12,7 @@ from dsmr_kernels import ops
 from dsmr_kernels.backends import Call
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.memory import Clock, RingMemory
+from dsmr_kernels.ragged import check_ragged
 from dsmr_kernels.storage import COMPUTE_DTYPES
 
 # Slopes that were looked at, and their version then: once is enough, and looking makes a GPU's queue stop.
@@ -76,7 +77,7 @@ def recurrent_attention(
         memory, append = _no_memory(k), False
     signature = _check(q, k, v, memory, window, scale, softcap, append)
     if segment_start is not None or segment_len is not None:
-        _check_ragged(q, segment_start, segment_len)
+        check_ragged(q.shape[0], q.shape[1], q.device, segment_start, segment_len)
     if alibi_slopes is not None:
         _check_slopes(q, alibi_slopes)
     if scale is None:
@@ -121,8 +122,13 @@ def _check(
     _check_tensors(q, k, v)
     _check_memory(q, k, memory, window)
     _check_clock(memory)
+    for name, x in (("scale", 1.0 if scale is None else scale), ("softcap", softcap)):
+        if not isinstance(x, int | float | torch.SymInt | torch.SymFloat):
+            raise TypeError(f"{name}: expected a number, got {type(x).__name__}")
     if not (scale is None or math.isfinite(scale)) or not 0 <= softcap < math.inf:
         raise ValueError(f"scale, softcap: expected finite numbers and softcap >= 0, got {scale} and {softcap}")
+    if not isinstance(append, bool):
+        raise TypeError(f"append: expected a bool, got {type(append).__name__}")
     if signature is not None:
         memory.remembered["signature"] = signature
     return signature
@@ -182,25 +188,6 @@ def _check_memory(q: Tensor, k: Tensor, memory: RingMemory, window: str) -> None
         raise ValueError(f"q: expected T <= max_segment={geometry.max_segment}, the ring's slack, got {tokens}")
     if window == "token" and geometry.retention.stride > 1:
         raise ValueError("window: 'token' needs a ring that keeps every token, got one with a retention stride above 1")
-
-
-def _check_ragged(q: Tensor, segment_start: Tensor | None, segment_len: Tensor | None) -> None:
-    batch, tokens = q.shape[:2]
-    for name, x, shape in (("segment_start", segment_start, (batch, tokens)), ("segment_len", segment_len, (batch,))):
-        if x is None:
-            continue
-        if not isinstance(x, Tensor) or x.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name}: expected an int64 or int32 tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-        if tuple(x.shape) != shape or x.device != q.device:
-            raise ValueError(f"{name}: expected {list(shape)} on {q.device}, got {list(x.shape)} on {x.device}")
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or type(q) is not Tensor:
-        return  # looking at values would stop a GPU's queue, and there are none while tracing
-    if segment_len is not None and not bool(((segment_len >= 0) & (segment_len <= tokens)).all()):
-        raise ValueError(f"segment_len: expected values from 0 to T={tokens}, got {segment_len.tolist()}")
-    if segment_start is not None:
-        inside = (segment_start >= 0) & (segment_start <= torch.arange(tokens))
-        if not bool(inside.all()) or bool((segment_start.diff() < 0).any()):
-            raise ValueError("segment_start: expected non-decreasing rows with 0 <= segment_start[b, i] <= i")
 
 
 def _check_slopes(q: Tensor, slopes: Tensor) -> None:

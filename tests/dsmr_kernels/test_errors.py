@@ -80,6 +80,9 @@ CASES = [
     ({"alibi_slopes": torch.zeros(4, requires_grad=True)}, ValueError, "alibi_slopes: expected constants"),
     ({"scale": math.nan}, ValueError, "scale, softcap: expected finite numbers"),
     ({"softcap": -1.0}, ValueError, "scale, softcap: expected finite numbers and softcap >= 0"),
+    ({"softcap": None}, TypeError, "softcap: expected a number, got NoneType"),
+    ({"scale": "0.5"}, TypeError, "scale: expected a number, got str"),
+    ({"append": None}, TypeError, "append: expected a bool, got NoneType"),
     ({"impl": "abacus"}, ValueError, "impl: expected None or one of .* got 'abacus'"),
 ]
 
