@@ -1,15 +1,17 @@
 """Tile sizes, warps and pipeline depth of every kernel: a table by architecture, kind of call and head dimension.
 
-Where the numbers come from: compilation, without a GPU. An entry is the first of a list of candidates, large tiles
-before small ones, that passes the gate (`bench.gate`) for every variant of its kind of call: no spilled registers, no
-serialised tensor-core instructions, shared memory within the architecture's limit, and the expected instructions. That
-was shown with Triton 3.7.1 for all but "float32 special", where small tiles were taken at once; `bench/compiled`
-has the record, and `tests/aot` refuses a table or kernels that differ from it. (Its rows of sm_86 and sm_89 are ptxas's
-results on the PTX of sm_80, which differs in the target alone.) Products in float32 on the CUDA cores are moody: one
-stage, or few keys over eight warps, may spill where a larger tile does not.
-With Triton 3.6.0 and 3.9.0 these pass, too: "half" at 64 and 128, and of sm_90 "quantised" and "float32" there. Where
-an entry of these spilled on one of the versions, a smaller one that passes on all three stands in its place. The rest
-of the table was not compiled with them.
+Where the numbers come from: compilation, without a GPU. As a rule an entry is the first of a list of candidates, large
+tiles before small ones, that passes the gate (`bench.gate`) for every variant of its kind of call: no spilled
+registers, no serialised tensor-core instructions, shared memory within the architecture's limit, and the expected
+instructions. In "float32 special" small tiles were taken at once. With Triton 3.7.1 that was shown for all entries but
+21 of "float32 special": `bench/compiled` has the record, and `tests/aot` refuses a table or kernels that differ from
+it. The 21 are those that the record lacks: they spilled with all candidates that were tried, or were not compiled for
+all variants. (Most rows of sm_86 and sm_89 there are ptxas's results on the PTX of sm_80 or sm_86, which differs in the
+target alone.) Products in float32 on the CUDA cores are moody: one stage, or few keys over eight warps, may spill where
+a larger tile does not.
+With Triton 3.6.0 and 3.9.0 "half" passes at 64 and 128, and of sm_90 "quantised" and "float32" there; with 3.6.0 these
+lines of sm_90 pass at 16, 32 and 256, too. Where one of them spilled on a version, an entry that passes on all three
+stands in its place. The rest of the table was not compiled with these versions.
 No entry has been timed yet: `python -m bench.tune` does that on a GPU and prints the lines to put here.
 """
 
@@ -89,7 +91,7 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "quantised": (P(128, 32, 8, 2), P(128, 32, 8, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 4, 1)),
             "special": (P(32, 64, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 16, 8, 2), P(32, 16, 4, 1)),
             "float32": (P(64, 32, 8, 2), P(64, 64, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 8, 1), P(16, 16, 4, 1), P(32, 16, 4, 1), P(32, 16, 8, 1)),
+            "float32 special": (P(32, 32, 4, 1), P(32, 32, 8, 1), P(16, 16, 4, 1), P(16, 16, 4, 1), P(32, 16, 8, 1)),
         },
         "dq": {
             "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 4, 2), P(64, 16, 4, 2)),
@@ -102,7 +104,7 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "half": (P(64, 64, 4, 2), P(32, 128, 8, 2), P(32, 128, 8, 2), P(64, 64, 8, 2), P(32, 32, 4, 1)),
             "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
             "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(16, 16, 4, 1)),
-            "float32 special": (P(32, 32, 4, 2), P(32, 32, 4, 1), P(32, 16, 8, 1), P(32, 16, 8, 1), P(32, 16, 8, 1)),
+            "float32 special": (P(32, 32, 4, 2), P(32, 32, 4, 1), P(32, 16, 8, 1), P(32, 16, 8, 1), P(16, 16, 4, 1)),
         },
         "decode": {
             "half": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
@@ -139,7 +141,7 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
             "special": (P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 2), P(16, 16, 8, 2)),
             "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 16, 8, 2), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 64, 8, 1), P(16, 16, 4, 2), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
+            "float32 special": (P(16, 64, 8, 1), P(16, 16, 4, 2), P(16, 16, 8, 1), P(16, 64, 8, 1), P(16, 16, 8, 1)),
         },
     },
     # B200. 64 rows at least, or the products leave tcgen05 for mma.sync.
@@ -180,7 +182,7 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 8, 1)),
             "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
             "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
+            "float32 special": (P(16, 16, 4, 1), P(32, 32, 4, 1), P(16, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 4, 1)),
         },
         "dq": {
             "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 8, 2), P(64, 16, 4, 2)),
@@ -193,14 +195,14 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "half": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 128, 8, 2), P(64, 64, 8, 2), P(32, 32, 4, 1)),
             "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
             "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 2), P(16, 16, 4, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
+            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 4, 1)),
         },
         "decode": {
             "half": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
             "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
             "special": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 4, 3), P(16, 32, 8, 2), P(16, 16, 8, 3)),
             "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 16, 8, 2), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
+            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 32, 4, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
         },
     },
     # MI300X. 64 KB of LDS; four wavefronts have 512 registers each, eight 256.
@@ -217,13 +219,13 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "quantised": (P(64, 64, 4, 3), P(64, 64, 4, 3), P(64, 64, 4, 3), P(64, 32, 4, 2), P(32, 16, 4, 1)),
             "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
             "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
+            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(32, 16, 4, 1)),
         },
         "dkdv": {
             "half": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 1), P(16, 64, 4, 2)),
             "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
             "float32": (P(32, 64, 8, 2), P(32, 32, 4, 2), P(32, 32, 4, 2), P(16, 64, 4, 3), P(16, 32, 4, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
+            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(32, 16, 4, 1)),
         },
         "decode": {
             "half": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2), P(16, 32, 4, 2)),
