@@ -351,6 +351,14 @@ def test_default_types_and_devices_are_not_for_the_results(default_type: None) -
     assert all(x.is_cpu and x.dtype == torch.float32 for x in (o, lse, *grads))
 
 
+@pytest.mark.parametrize("tokens", [1, 5])  # rows and tiles
+def test_results_are_the_same_whether_or_not_somebody_wants_the_lse(tokens: int) -> None:
+    call = plain_call(segment_len=torch.tensor([tokens, tokens // 2]))
+    call = call._replace(q=call.q[:, :tokens], k=call.k[:, :tokens], v=call.v[:, :tokens])
+    o, _ = cpu.forward(call)
+    assert torch.equal(cpu.forward(call._replace(wants_lse=False))[0], o)
+
+
 def test_what_a_ring_remembers_of_its_last_call_is_not_for_others() -> None:
     """Shapes, strides, options and addresses change, and change back: always as on a ring that knows nothing."""
     generator = torch.Generator().manual_seed(4)
