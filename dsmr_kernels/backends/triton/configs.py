@@ -3,12 +3,10 @@
 Where the numbers come from: compilation, without a GPU. As a rule an entry is the first of a list of candidates, large
 tiles before small ones, that passes the gate (`bench.gate`) for every variant of its kind of call: no spilled
 registers, no serialised tensor-core instructions, shared memory within the architecture's limit, and the expected
-instructions. In "float32 special" small tiles were taken at once. With Triton 3.7.1 that was shown for all entries but
-16 of "float32 special" of decode: `bench/compiled` has the record, and `tests/aot` refuses a table or kernels that
-differ from it. The 16 are those that the record lacks: they spilled in some variant with all candidates that were tried
-(at 256 on sm_86 and sm_89, 64 rows with tf32 need more shared memory than there is). (Most rows of sm_86 and sm_89
-there are ptxas's results on the PTX of sm_80 or sm_86, which differs in the target alone.) Products in float32 on the
-CUDA cores are moody: one stage, or few keys over eight warps, may spill where a larger tile does not.
+instructions. In "float32 special" small tiles were taken at once. With Triton 3.7.1 that was shown for all entries:
+`bench/compiled` has the record, and `tests/aot` refuses a table or kernels that differ from it. (Most rows of sm_86 and
+sm_89 there are ptxas's results on the PTX of sm_80 or sm_86, which differs in the target alone.) Products in float32 on
+the CUDA cores are moody: one stage, or few keys over eight warps, may spill where a larger tile does not.
 With Triton 3.6.0 and 3.9.0 "half" passes at 64 and 128, and of sm_90 "quantised" and "float32" there; with 3.6.0 these
 lines of sm_90 pass at 16, 32 and 256, too. Where one of them spilled on a version, an entry that passes on all three
 stands in its place. The rest of the table was not compiled with these versions.
@@ -111,7 +109,7 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
             "special": (P(16, 32, 4, 3), P(16, 32, 4, 2), P(16, 32, 4, 3), P(16, 32, 8, 3), P(16, 16, 8, 1)),
             "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 3), P(16, 16, 8, 2), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
+            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 32, 8, 1), P(16, 16, 8, 1)),
         },
     },
     # H100, H200. float32 by pointers: its products on the CUDA cores spill when they read what a bulk copy brought.
@@ -141,7 +139,7 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
             "special": (P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 2), P(16, 16, 8, 2)),
             "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 16, 8, 2), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 64, 8, 1), P(16, 16, 4, 2), P(16, 16, 8, 1), P(16, 64, 8, 1), P(16, 16, 8, 2)),
+            "float32 special": (P(16, 64, 8, 1), P(16, 16, 4, 2), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
         },
     },
     # B200. 64 rows at least, or the products leave tcgen05 for mma.sync.
@@ -171,7 +169,7 @@ TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
             "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 8, 2)),
             "special": (P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 2), P(16, 32, 8, 1)),
             "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 16, 8, 3), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
+            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 32, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
         },
     },
     # Consumer Blackwell: mma.sync and 99 KB, so the entries of sm_86 where they fit. By pointers: mma.sync on what a

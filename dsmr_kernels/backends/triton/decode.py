@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsmr_kernels.backends import Call
-from dsmr_kernels.backends.triton.configs import Config, processors
+from dsmr_kernels.backends.triton.configs import Config, Kind, kind, processors
 from dsmr_kernels.backends.triton.forward import attend_part, softmax_step
 from dsmr_kernels.backends.triton.launch import Launch, common_arguments, padded_dim
 from dsmr_kernels.backends.triton.ring import ALL, append, archive_span, read_clock, recent_span
@@ -33,13 +33,17 @@ from dsmr_kernels.backends.triton.tile import (
 JOIN = Config(0, 0, 4, 1)  # the joining launch has no tiles
 JOINED = tl.constexpr(16)  # parts that it takes at once
 MOST_TOKENS = 16
-MOST_ROWS = 64  # tokens x query heads per KV head
+MOST_ROWS: dict[Kind, int] = {  # tokens x query heads per KV head
+    **{"half": 64, "quantised": 64, "special": 64, "float32": 64},
+    "float32 special": 16,  # with more, what stands between its products does not fit into the registers
+}
 
 
 def suits(call: Call) -> bool:
     """Whether a call is a decode step: one whose rows fit a tile."""
     tokens, heads = call.q.shape[1:3]
-    return tokens <= MOST_TOKENS and tokens * heads // call.k.shape[2] <= MOST_ROWS
+    rows = tokens * heads // call.k.shape[2]
+    return tokens <= MOST_TOKENS and rows <= MOST_ROWS[kind("decode", call)]
 
 
 def launches_decode(call: Call, o: Tensor, lse: Tensor, config: Config) -> list[Launch]:
