@@ -38,11 +38,15 @@ QUICK = Limits(seconds=0.0, least=3, most=3)
 
 @dataclass(frozen=True)
 class Trial:
-    """One contender ready to be timed: the same step over each copy of the inputs, and a context that is not timed."""
+    """One contender ready to be timed: the same step over each copy of the inputs, and a context that is not timed.
+
+    `comparable`: it computes what the others do, so that its time says which of them are slow.
+    """
 
     name: str
     steps: Sequence[Step]
     context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    comparable: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def rounds(trials: Sequence[Trial], device: torch.device, hot: bool, limits: Lim
                 samples[name].append(elapsed())
             if number + 1 == limits.slow_rounds:
                 best = {name: min(times) for name, times in samples.items()}
-                slow = {name for name, t in best.items() if t > limits.slow_factor * min(best.values())}
+                fastest = min((best[trial.name] for trial in trials if trial.comparable), default=0.0)
+                slow = {name for name, t in best.items() if t > limits.slow_factor * fastest > 0}
             elapsed_in_all, done = time.monotonic() - begin, number + 1
             if (done >= limits.least and elapsed_in_all > limits.seconds) or (
                 done >= 3 and elapsed_in_all > limits.patience

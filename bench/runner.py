@@ -149,7 +149,8 @@ def _trial(case: Case, contender: Contender, inputs: Sequence[Any]) -> Trial:
     if case.graph:
         with prepared[0].context():
             steps = [measure.captured(step) for step in steps]
-    return Trial(contender.name, steps, contextlib.nullcontext if case.graph else prepared[0].context)
+    context = contextlib.nullcontext if case.graph else prepared[0].context
+    return Trial(contender.name, steps, context, contender.like_for_like)
 
 
 def new_row(case: Case, contender: Contender | None, status: str, reason: str) -> Row:

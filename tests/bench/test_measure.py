@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,14 @@ def test_a_slow_contender_is_measured_in_few_rounds(monkeypatch):
     Clock(monkeypatch, {"fast": 1.0, "slow": 3.5})
     samples = measure.rounds([trial("fast", []), trial("slow", [])], CPU, False, Limits(0, least=6, most=6))
     assert (len(samples["fast"]), len(samples["slow"])) == (6, 3)
+
+
+def test_what_computes_something_else_says_of_nobody_that_it_is_slow(monkeypatch):
+    """Quantised memory reads a quarter of the bytes: exact memory was thrown out of its own comparison for it."""
+    Clock(monkeypatch, {"exact": 3.5, "quantised": 1.0})
+    quantised = replace(trial("quantised", []), comparable=False)
+    samples = measure.rounds([trial("exact", []), quantised], CPU, False, Limits(0, least=6, most=6))
+    assert (len(samples["exact"]), len(samples["quantised"])) == (6, 6)
 
 
 def test_one_slow_call_is_no_slow_contender(monkeypatch):
