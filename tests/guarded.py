@@ -45,7 +45,7 @@ def zeros(self: pages.Pages, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
 
 def pytest_configure() -> None:
     """From here on all tensors of `Pages` are guarded."""
-    pages.Pages.zeros = zeros  # type: ignore[method-assign]
+    pages.Pages.zeros = zeros
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

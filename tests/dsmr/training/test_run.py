@@ -133,7 +133,7 @@ def test_console_says_what_the_run_costs(store: TokenStore, tmp_path: Path) -> N
     net = model()
     console = Console(file=StringIO(), width=200)
     train(net, store, config(), tmp_path, console=console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO from above
+    text = console.file.getvalue()  # the StringIO from above
     # Rings of 32 + 16 and 16 + 16 slots for keys and for values, of one head of 16 float32 numbers.
     assert f"{net.parameters_count:,} parameters" in text
     assert "10.0 KiB per lane, 20.0 KiB in all; by layer: 32 tokens in 6.0 KiB, 16 tokens in 4.0 KiB" in text

@@ -162,7 +162,8 @@ constexpr int chunk_for(int rows) { // vectors of a row that stay in registers, 
 
 // out[r] = out[r] shrink[r] + sum over k of w[k][r] value[k], for vectors from `first` on, CHUNK at a time.
 template <class T, int ROWS, int CHUNK>
-DSMR_INLINE void accumulate_from(int64_t first, const T* values, int64_t stride, int64_t count, const float* w, const float* shrink, int64_t dim, float* out) {
+DSMR_INLINE void accumulate_from(int64_t first, const T* values, int64_t stride, int64_t count, const float* w,
+                                 const float* shrink, int64_t dim, float* out) {
     const int64_t full = dim / WIDTH, pitch = padded(dim);
     for (; first + CHUNK <= full; first += CHUNK) {
         Vec sums[ROWS][CHUNK];
