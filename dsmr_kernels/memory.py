@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,25 @@ class Clock:
     def phase(self) -> Tensor:
         """Tokens of the open segment that were already fed, int64 `[B]`."""
         return self.state[2]
+
+
+class Remembered:
+    """What the last call found out about a ring, and the next one need not find out again.
+
+    `signature`: all of a call that was examined, that is everything but addresses, values and ragged lanes. `backend`:
+    who serves such calls. `repeat`: what does so at once, `(q, k, v, ring) -> o`, or None (see `backends.Repeat`).
+    """
+
+    __slots__ = ("backend", "repeat", "signature")
+
+    def __init__(self) -> None:
+        self.examined(None)
+
+    def examined(self, signature: tuple[object, ...] | None) -> None:
+        """Calls of this signature are right; no back end has been chosen for them yet."""
+        self.signature = signature
+        self.backend: str | None = None
+        self.repeat: Callable[[Tensor, Tensor, Tensor, RingMemory], Tensor | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +118,18 @@ class RingMemory:
         )
 
     @cached_property
-    def remembered(self) -> dict[str, Any]:
-        """What calls found out about this ring and need not find out again, by names of their own."""
-        return {}
+    def remembered(self) -> Remembered:
+        """For calls to come."""
+        return Remembered()
 
     @cached_property
     def state(self) -> tuple[Tensor, ...]:
         """The values of `tensors()`."""
         return tuple(self.tensors().values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: the fields. What this ring remembers has addresses in it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that make up this layer's state, by name."""

@@ -42,7 +42,12 @@ class Call(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a back end module offers."""
+    """What a back end module offers.
+
+    It may also have `repeat(call)`, which prepares for calls of the same signature that have no ragged lanes, no slopes
+    and no gradients, and of which nobody wants the lse. That returns None or a function `(q, k, v, ring) -> o`, which
+    does all that such a call does; or nothing at all if it cannot, and returns None.
+    """
 
     def unsupported(self, call: Call) -> str | None:
         """Why this back end cannot serve `call`, or None. Ragged lanes and slopes must make no difference."""
@@ -73,11 +78,13 @@ def choose(impl: str | None, call: Call) -> Backend:
     A ring's next call of the same signature is served by the same one, without asking it or the environment again.
     """
     remembered = call.memory.remembered
-    signature, asked, chosen = remembered.get("backend", (None, None, ""))
-    if call.signature is None or signature is not call.signature or asked != impl:
-        chosen = _choose(impl, call)
-        remembered["backend"] = call.signature, impl, chosen
-    return load(chosen)
+    if call.signature is None or call.signature is not remembered.signature:
+        return load(_choose(impl, call))
+    if remembered.backend is None:
+        remembered.backend = _choose(impl, call)
+        prepare = getattr(load(remembered.backend), "repeat", None)
+        remembered.repeat = prepare(call) if prepare else None
+    return load(remembered.backend)
 
 
 def _choose(impl: str | None, call: Call) -> str:

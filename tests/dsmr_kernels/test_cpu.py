@@ -373,7 +373,7 @@ def test_what_a_ring_remembers_of_its_last_call_is_not_for_others() -> None:
         if moved:
             stack[0].written.set_(stack[0].written.clone())
         unknowing = copy.deepcopy(stack)
-        unknowing[0].remembered.clear()
+        unknowing[0].remembered.examined(None)
         options = {"scale": scale, "softcap": softcap, "return_lse": True, "impl": "cpu"}
         got, want = (recurrent_attention(q, k, v, s[0], **options) for s in (stack, unknowing))
         assert all(map(torch.equal, got, want))

@@ -12,7 +12,7 @@ import threading
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like, get_num_threads
 
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.cpu import library
@@ -21,11 +21,10 @@ from dsmr_kernels.memory import RingMemory
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_DIM = 256  # as in src/tile.hpp
 
-# DsmrCall of src/api.h: the ring, the call's constants and strides, its addresses, the gradients, numbers for an error.
-# What does not change from call to call is kept as bytes; one `struct` puts it together with the addresses.
-_RING, _CONSTANT, _STRIDES = struct.Struct("26q"), struct.Struct("208s5q2d"), struct.Struct("3q")  # 208: _RING
-_CALL = struct.Struct("264s" + "q24s" * 3 + "8q")  # 264: _CONSTANT, 24: _STRIDES
-_GRADIENTS, _ERROR = struct.Struct("q24sq3q"), struct.Struct("3q")
+# DsmrCall of src/api.h: the ring, the call's options, q, k, v, other addresses; the gradients; numbers for an error.
+_RING = struct.Struct("26q")
+_CALL = struct.Struct("208s5q2d12q8q")  # 208: _RING
+_GRADIENTS, _ERROR = struct.Struct("q3qq3q"), struct.Struct("3q")
 _GRADIENTS_OFFSET = _CALL.size
 _ERROR_OFFSET = _GRADIENTS_OFFSET + _GRADIENTS.size
 _Struct = ctypes.c_char * (_ERROR_OFFSET + _ERROR.size)
@@ -53,14 +52,49 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     """See `dsmr_kernels.backends.Backend.forward`."""
     q = call.q
     # Of all ways to allocate, empty_like takes the least time; it keeps strides, and results are contiguous.
-    o = lse = torch.empty_like(q) if q.is_contiguous() else q.new_empty(q.shape)
+    o = lse = empty_like(q) if q.is_contiguous() else q.new_empty(q.shape)
     if call.wants_lse:
         batch, tokens, heads, _ = q.shape
         lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
     kept = _pack(call, o, lse)
-    _run(_functions()[0])
+    _run(_function("forward"))
     del kept
     return o, lse
+
+
+def repeat(call: Call) -> Repeat:
+    """See `dsmr_kernels.backends.Backend`."""
+    return Repeat(call)
+
+
+class Repeat:
+    """Calls that differ from an earlier one in addresses and values alone: nothing is examined or packed anew."""
+
+    __slots__ = ("_append", "_contiguous", "_earlier", "_function")
+
+    def __init__(self, call: Call) -> None:
+        plain = call._replace(segment_start=None, segment_len=None, alibi_slopes=None, wants_lse=False)
+        _pack(plain, call.q, call.q)
+        self._earlier, self._function = bytes(_room.struct), _function("repeat")
+        self._contiguous, self._append = call.q.is_contiguous(), call.append
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, memory: RingMemory) -> Tensor | None:
+        """The output; None, and nothing is written, where `forward` raises an error."""
+        o = empty_like(q) if self._contiguous else q.new_empty(q.shape)
+        k_scale, v_scale = memory.k_scale, memory.v_scale
+        # fmt: off
+        status = self._function(
+            self._earlier, get_num_threads(), q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr(),
+            memory.k.data_ptr(), memory.v.data_ptr(),
+            None if k_scale is None else k_scale.data_ptr(), None if v_scale is None else v_scale.data_ptr(),
+            memory.written.data_ptr(), memory.clock.state.data_ptr(), memory.horizon.data_ptr(),
+        )
+        # fmt: on
+        if status != _OK:
+            return None
+        if self._append:
+            torch._C._increment_version(memory.state)
+        return o
 
 
 def backward(
@@ -74,17 +108,19 @@ def backward(
     do = do if do.stride(3) == 1 else do.contiguous()
     kept = _pack(call, o, lse)
     addresses = (x.data_ptr() if x.numel() else 0 for x in (dq, dk, dv))  # 0: not wanted
-    values = (do.data_ptr(), _strides(do), dlse.data_ptr(), *addresses)
+    values = (do.data_ptr(), *do.stride()[:3], dlse.data_ptr(), *addresses)
     _GRADIENTS.pack_into(_room.struct, _GRADIENTS_OFFSET, *values)
-    _run(_functions()[1])
+    _run(_function("backward"))
     del kept
     return dq, dk, dv
 
 
 @cache
-def _functions() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer]:
-    functions = library.load().functions
-    return functions.dsmr_kernels_forward, functions.dsmr_kernels_backward
+def _function(name: str) -> ctypes._NamedFuncPointer:
+    function: ctypes._NamedFuncPointer = getattr(library.load().functions, f"dsmr_kernels_{name}")
+    if name == "repeat":
+        function.argtypes = (ctypes.c_char_p, ctypes.c_int64, *(ctypes.c_void_p,) * 11)
+    return function
 
 
 class _Room(threading.local):
@@ -110,10 +146,11 @@ def _pack(call: Call, o: Tensor, lse: Tensor) -> tuple[Tensor | None, ...]:
         kept = start, length, slopes
         sizes = (0 if x is None else x.itemsize for x in (start, length))
         ragged = (_address(start), _address(length), *sizes, _address(slopes))
-    constant, q_strides, k_strides, v_strides = _constants(call)
+    tensors = (number for x in (q, k, v) for number in (x.data_ptr(), *x.stride()[:3]))
     _CALL.pack_into(
-        *(_room.struct, 0, constant, q.data_ptr(), q_strides, k.data_ptr(), k_strides, v.data_ptr(), v_strides),
-        *(o.data_ptr(), lse.data_ptr() if call.wants_lse else 0, *ragged, torch.get_num_threads()),
+        *(_room.struct, 0, _ring(call.memory), _TYPES[q.dtype], q.shape[1], q.shape[2], call.window == "token"),
+        *(call.append, call.scale, call.softcap, *tensors, o.data_ptr(), lse.data_ptr() if call.wants_lse else 0),
+        *(*ragged, get_num_threads()),
     )
     return kept
 
@@ -135,38 +172,7 @@ def _run(function: ctypes._NamedFuncPointer) -> None:
     raise MemoryError("the attention kernels found no memory for their working space")
 
 
-def _constants(call: Call) -> tuple[bytes, bytes, bytes, bytes]:
-    """The ring and the call's constants, and the strides of q, k and v.
-
-    A ring remembers those of its last call, together with the addresses and the signature that they were made from.
-    """
-    memory, signature = call.memory, call.signature
-    k_scale, v_scale = memory.k_scale, memory.v_scale
-    addresses = (
-        memory.k.data_ptr(),
-        memory.v.data_ptr(),
-        0 if k_scale is None else k_scale.data_ptr(),
-        0 if v_scale is None else v_scale.data_ptr(),
-        memory.written.data_ptr(),
-        memory.clock.state.data_ptr(),
-        memory.horizon.data_ptr(),
-    )
-    known_addresses, known_signature, known = memory.remembered.get("cpu", (None, None, None))
-    if known_addresses == addresses and known_signature is signature and known is not None:
-        constants: tuple[bytes, bytes, bytes, bytes] = known
-        return constants
-    q, k, v = call[:3]
-    constant = _CONSTANT.pack(
-        *(_ring(memory, addresses), _TYPES[q.dtype], q.shape[1], q.shape[2], call.window == "token", call.append),
-        *(call.scale, call.softcap),
-    )
-    made = constant, _strides(q), _strides(k), _strides(v)
-    if signature is not None:
-        memory.remembered["cpu"] = addresses, signature, made
-    return made
-
-
-def _ring(memory: RingMemory, addresses: tuple[int, ...]) -> bytes:
+def _ring(memory: RingMemory) -> bytes:
     geometry = memory.geometry
     batch, kv_heads, _, dim = memory.k.shape
     values: list[int] = []
@@ -174,13 +180,10 @@ def _ring(memory: RingMemory, addresses: tuple[int, ...]) -> bytes:
         values += [x.data_ptr(), *x.stride()[:3], _address(scale)]
         values += [0, 0] if scale is None else scale.stride()[:2]
     return _RING.pack(
-        *(*values, *addresses[4:], batch, kv_heads, dim, geometry.archive, geometry.recent, geometry.max_segment),
+        *(*values, memory.written.data_ptr(), memory.clock.state.data_ptr(), memory.horizon.data_ptr()),
+        *(batch, kv_heads, dim, geometry.archive, geometry.recent, geometry.max_segment),
         *(geometry.retention.stride, geometry.retention.keep == "random", _TYPES[memory.k.dtype]),
     )
-
-
-def _strides(x: Tensor) -> bytes:
-    return _STRIDES.pack(*x.stride()[:3])
 
 
 def _address(x: Tensor | None) -> int:

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define DSMR_KERNELS_ABI 2
+#define DSMR_KERNELS_ABI 3
 
 typedef enum { DSMR_FP32, DSMR_BF16, DSMR_FP16, DSMR_INT8, DSMR_FP8 } DsmrType;
 
