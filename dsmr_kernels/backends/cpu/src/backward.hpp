@@ -19,7 +19,7 @@ public:
     static std::size_t scratch_bytes(int64_t dim) {
         const int64_t operands = 2 * Math::room(BLOCK_KEYS, dim) + Math::pair_room(BLOCK_KEYS, dim);
         const int64_t words = (6 * padded(dim) + 2 * BLOCK_KEYS) * LANES + operands;
-        return (words + (3 * BLOCK_KEYS + dim + 2) * LANES + 2 * padded(dim)) * 4 + 32 * ALIGNMENT;
+        return (words + (3 * BLOCK_KEYS + padded(dim) + 2) * LANES + 2 * padded(dim)) * 4 + 32 * ALIGNMENT;
     }
 
     BackwardTile(const DsmrCall& call, const Lane& lane, const Tile& tile, const KeyGradients& sums, Scratch& scratch)
@@ -27,8 +27,8 @@ public:
         const int64_t packed = Math::packed_stride(dim_) * LANES;
         query_rows_ = scratch.take<Word>(packed);
         grad_rows_ = scratch.take<Word>(packed);
-        queries_ = scratch.take<Word>(Math::words(dim_) * LANES);
-        grads_ = scratch.take<Word>(Math::words(dim_) * LANES);
+        queries_ = scratch.take<Word>(packed);
+        grads_ = scratch.take<Word>(packed);
         key_room_ = scratch.take<Word>(Math::room(BLOCK_KEYS, dim_));
         value_room_ = scratch.take<Word>(Math::room(BLOCK_KEYS, dim_));
         pair_room_ = scratch.take<Word>(Math::pair_room(BLOCK_KEYS, dim_));
@@ -36,7 +36,7 @@ public:
         logits_ = scratch.take<float>(BLOCK_KEYS * LANES);
         changes_ = scratch.take<float>(BLOCK_KEYS * LANES);
         cap_slope_ = scratch.take<float>(BLOCK_KEYS * LANES);
-        dq_ = scratch.take<float>(dim_ * LANES);
+        dq_ = scratch.take<float>(padded(dim_) * LANES);
         lse_ = scratch.take<float>(LANES);
         delta_ = scratch.take<float>(LANES);
         query_room_ = scratch.take<Word>(Math::lane_room(LANES, dim_));
@@ -66,13 +66,13 @@ private:
             delta_[r] = product(grad, at(call_.o, call_.type, row_offset(tile_, call_, r))) - call_.grad_lse[i];
         }
         for (int64_t r = tile_.rows; r < LANES; ++r) lse_[r] = -LOWEST, delta_[r] = 0.0f;
-        transpose<LANES>(query_rows_, stride, Math::words(dim_), queries_);
-        transpose<LANES>(grad_rows_, stride, Math::words(dim_), grads_);
+        Math::turn(query_rows_, LANES, dim_, queries_);
+        Math::turn(grad_rows_, LANES, dim_, grads_);
         if (call_.dk) {
             query_table_ = Math::along_lanes({query_rows_, stride}, LANES, dim_, query_room_);
             grad_table_ = Math::along_lanes({grad_rows_, stride}, LANES, dim_, grad_room_);
         }
-        for (int64_t i = 0; i < dim_ * LANES; i += WIDTH) store(dq_ + i, broadcast(0.0f));
+        for (int64_t i = 0; i < padded(dim_) * LANES; i += WIDTH) store(dq_ + i, broadcast(0.0f));
     }
 
     float product(const void* a, const void* b) {
@@ -170,11 +170,9 @@ private:
     }
 
     void finish() {
-        const float scale = float(call_.scale);
-        for (int64_t r = 0; r < tile_.rows; ++r) {
-            for (int64_t d = 0; d < dim_; ++d) row_[d] = dq_[d * LANES + r] * scale;
-            store_row(row_, dim_, at(call_.dq, call_.type, row_offset(tile_, call_, r)), call_.type);
-        }
+        float scale[LANES];
+        for (int r = 0; r < LANES; ++r) scale[r] = float(call_.scale);
+        store_lanes<LANES>(dq_, scale, call_, tile_, call_.dq);
     }
 
     static constexpr int VECS = LANES / WIDTH < TILE_VECS ? LANES / WIDTH : TILE_VECS;

@@ -14,18 +14,18 @@ public:
     static std::size_t scratch_bytes(int64_t dim) {
         const int64_t operands = 2 * Math::room(BLOCK_KEYS, dim) + Math::pair_room(BLOCK_KEYS, dim);
         const int64_t words = (2 * Math::packed_stride(dim) + BLOCK_KEYS) * LANES + operands;
-        return (words + (BLOCK_KEYS + dim + 3) * LANES) * 4 + 16 * ALIGNMENT;
+        return (words + (BLOCK_KEYS + padded(dim) + 3) * LANES) * 4 + 16 * ALIGNMENT;
     }
 
     ForwardTile(const DsmrCall& call, const Lane& lane, const Tile& tile, Scratch& scratch)
         : call_(call), lane_(lane), tile_(tile), rule_(make_rule(call, tile)), dim_(call.dim) {
-        queries_ = scratch.take<Word>(Math::words(dim_) * LANES);
+        queries_ = scratch.take<Word>(Math::packed_stride(dim_) * LANES);
         key_room_ = scratch.take<Word>(Math::room(BLOCK_KEYS, dim_));
         value_room_ = scratch.take<Word>(Math::room(BLOCK_KEYS, dim_));
         pair_room_ = scratch.take<Word>(Math::pair_room(BLOCK_KEYS, dim_));
         weights_ = scratch.take<Word>(BLOCK_KEYS * LANES);
         logits_ = scratch.take<float>(BLOCK_KEYS * LANES);
-        out_ = scratch.take<float>(dim_ * LANES);
+        out_ = scratch.take<float>(padded(dim_) * LANES);
         highest_ = scratch.take<float>(LANES);
         total_ = scratch.take<float>(LANES);
         shrink_ = scratch.take<float>(LANES);
@@ -46,8 +46,8 @@ private:
             const void* const row = at(call_.q.data, call_.type, row_offset(tile_, call_.q, r));
             Math::pack_row(row, call_.type, dim_, rule_.sign, packed_, r);
         }
-        transpose<LANES>(packed_, Math::packed_stride(dim_), Math::words(dim_), queries_);
-        for (int64_t i = 0; i < dim_ * LANES; i += WIDTH) store(out_ + i, broadcast(0.0f));
+        Math::turn(packed_, LANES, dim_, queries_);
+        for (int64_t i = 0; i < padded(dim_) * LANES; i += WIDTH) store(out_ + i, broadcast(0.0f));
         for (int r = 0; r < LANES; ++r) highest_[r] = LOWEST, total_[r] = 0.0f;
     }
 
@@ -135,13 +135,10 @@ private:
     }
 
     void finish() {
-        float* const row = logits_; // no longer needed
-        for (int64_t r = 0; r < tile_.rows; ++r) {
-            const float inverse = total_[r] == 0 ? 0.0f : 1.0f / total_[r]; // a row that sees nothing: zeros
-            for (int64_t d = 0; d < dim_; ++d) row[d] = out_[d * LANES + r] * inverse;
-            store_row(row, dim_, at(call_.o, call_.type, row_offset(tile_, call_, r)), call_.type);
-            write_lse(call_, tile_, r, highest_[r], total_[r]);
-        }
+        float inverse[LANES];
+        for (int r = 0; r < LANES; ++r) inverse[r] = total_[r] == 0 ? 0.0f : 1.0f / total_[r]; // sees nothing: zeros
+        store_lanes<LANES>(out_, inverse, call_, tile_, call_.o);
+        for (int64_t r = 0; r < tile_.rows; ++r) write_lse(call_, tile_, r, highest_[r], total_[r]);
     }
 
     static constexpr int VECS = LANES / WIDTH < TILE_VECS ? LANES / WIDTH : TILE_VECS;

@@ -64,12 +64,13 @@ DSMR_INLINE void copy_row(const T* from, int64_t dim, float factor, bf16* to, in
     for (; d < pitch; d += WIDTH) store(to + d, broadcast(0.0f));
 }
 
-// Floats to `dim` elements of a type that queries have.
-DSMR_INLINE void store_row(const float* row, int64_t dim, void* to, int64_t type) {
+// `dim` floats times `factor` as elements of a type that queries have.
+DSMR_INLINE void store_row(const float* row, int64_t dim, void* to, int64_t type, float factor = 1.0f) {
+    const Vec f = broadcast(factor);
     const auto convert = [&](auto* p) {
         int64_t d = 0;
-        for (; d + WIDTH <= dim; d += WIDTH) store(p + d, load(row + d));
-        for (; d < dim; ++d) from_float(row[d], p + d);
+        for (; d + WIDTH <= dim; d += WIDTH) store(p + d, mul(load(row + d), f));
+        for (; d < dim; ++d) from_float(row[d] * factor, p + d);
     };
     switch (type) {
     case DSMR_FP32: return convert(static_cast<float*>(to));
@@ -80,11 +81,30 @@ DSMR_INLINE void store_row(const float* row, int64_t dim, void* to, int64_t type
 
 constexpr int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; } // a multiple of every WIDTH
 
-// to[column][LANES] = from[LANES][pitch] transposed, 32-bit words whatever they mean.
-template <int LANES, class Word>
-DSMR_INLINE void transpose(const Word* from, int64_t pitch, int64_t columns, Word* to) {
-    for (int64_t column = 0; column < columns; ++column) {
-        for (int lane = 0; lane < LANES; ++lane) to[column * LANES + lane] = from[lane * pitch + column];
+// Row i and row i + WIDTH / 2 zipped, for all i and as often as WIDTH can be halved: WIDTH x WIDTH words transposed.
+DSMR_INLINE void transpose(Vec (&rows)[WIDTH]) {
+    Vec zipped[WIDTH];
+#pragma GCC unroll 4
+    for (int step = 1; step < WIDTH; step *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < WIDTH / 2; ++i) zip(rows[i], rows[i + WIDTH / 2], zipped[2 * i], zipped[2 * i + 1]);
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; ++i) rows[i] = zipped[i];
+    }
+}
+
+// to[column][to_pitch] = from[row][pitch], for numbers of rows and columns that are multiples of WIDTH.
+DSMR_INLINE void transpose(const float* from, int64_t pitch, int64_t rows, int64_t columns, float* to,
+                           int64_t to_pitch) {
+    for (int64_t row = 0; row < rows; row += WIDTH) {
+        for (int64_t column = 0; column < columns; column += WIDTH) {
+            Vec square[WIDTH];
+#pragma GCC unroll 16
+            for (int i = 0; i < WIDTH; ++i) square[i] = load(from + (row + i) * pitch + column);
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < WIDTH; ++i) store(to + (column + i) * to_pitch + row, square[i]);
+        }
     }
 }
 
@@ -106,6 +126,10 @@ struct SingleRows : Single {
         with_type(row, type, [&](auto* p) { copy_row(p, dim, factor, table + index * padded(dim), padded(dim)); });
     }
     DSMR_INLINE int64_t packed_stride(int64_t dim) { return padded(dim); }
+    // queries[d][lane] of a packed table of as many rows as there are lanes
+    DSMR_INLINE void turn(const float* table, int64_t lanes, int64_t dim, float* to) {
+        transpose(table, packed_stride(dim), lanes, packed_stride(dim), to, lanes);
+    }
 
     // A(key, d), to multiply from the left along d.
     DSMR_INLINE Operand<float> along_dim(const Rows& rows, int64_t count, int64_t dim, float* room) {
@@ -133,21 +157,25 @@ struct SingleRows : Single {
 // Arithmetic in pairs of bf16 with float sums. int8 and fp8 values are bf16 values, too: converting loses nothing.
 struct PairedRows : Paired {
     DSMR_INLINE int64_t words(int64_t dim) { return (dim + 1) / 2; }
-    DSMR_INLINE int64_t room(int64_t count, int64_t dim) { return count * padded(dim) / 2; }
+    DSMR_INLINE int64_t room(int64_t count, int64_t dim) { return count * packed_stride(dim); }
     DSMR_INLINE int64_t pair_room(int64_t count, int64_t dim) { return (count + 1) / 2 * dim; }
 
     DSMR_INLINE void pack_row(const void* row, int64_t type, int64_t dim, float factor, uint32_t* table,
                               int64_t index) {
-        bf16* const to = reinterpret_cast<bf16*>(table + index * padded(dim) / 2);
-        with_type(row, type, [&](auto* p) { copy_row(p, dim, factor, to, padded(dim)); });
+        bf16* const to = reinterpret_cast<bf16*>(table + index * packed_stride(dim));
+        with_type(row, type, [&](auto* p) { copy_row(p, dim, factor, to, 2 * packed_stride(dim)); });
     }
-    DSMR_INLINE int64_t packed_stride(int64_t dim) { return padded(dim) / 2; }
+    DSMR_INLINE int64_t packed_stride(int64_t dim) { return padded(words(dim)); }
+    DSMR_INLINE void turn(const uint32_t* table, int64_t lanes, int64_t dim, uint32_t* to) {
+        transpose(reinterpret_cast<const float*>(table), packed_stride(dim), lanes, packed_stride(dim),
+                  reinterpret_cast<float*>(to), lanes);
+    }
 
     DSMR_INLINE Operand<uint32_t> along_dim(const Rows& rows, int64_t count, int64_t dim, uint32_t* room) {
         const bool whole_words = (dim | rows.stride) % 2 == 0 && reinterpret_cast<uintptr_t>(rows.data) % 4 == 0;
         if (rows.type == DSMR_BF16 && whole_words) return {static_cast<const uint32_t*>(rows.data), rows.stride / 2};
         for (int64_t i = 0; i < count; ++i) pack_row(from_row(rows, i).data, rows.type, dim, 1.0f, room, i);
-        return {room, padded(dim) / 2};
+        return {room, packed_stride(dim)};
     }
     // Two rows side by side: word d of row pair i holds element d of the rows 2 i and 2 i + 1.
     DSMR_INLINE Operand<uint32_t> along_keys(const Operand<uint32_t>& made, int64_t count, int64_t dim,

@@ -73,6 +73,21 @@ DSMR_INLINE void write_lse(const DsmrCall& call, const Tile& tile, int64_t r, fl
     call.lse[lse_offset(tile, call, r)] = total == 0 ? HIDDEN : (highest + __builtin_log2f(total)) * LN2;
 }
 
+// Lane r of `table` [padded(dim)][LANES] times factors[r] becomes row r of the tile in a contiguous tensor.
+template <int LANES>
+DSMR_INLINE void store_lanes(const float* table, const float* factors, const DsmrCall& call, const Tile& tile,
+                             void* to) {
+    alignas(ALIGNMENT) float rows[WIDTH * padded(LARGEST_DIM)];
+    const int64_t pitch = padded(call.dim);
+    for (int64_t first = 0; first < tile.rows; first += WIDTH) {
+        transpose(table + first, LANES, pitch, WIDTH, rows, pitch);
+        for (int64_t r = first; r < least(first + WIDTH, tile.rows); ++r) {
+            store_row(rows + (r - first) * pitch, call.dim, at(to, call.type, row_offset(tile, call, r)), call.type,
+                      factors[r]);
+        }
+    }
+}
+
 DSMR_INLINE Rows ring_rows(const DsmrCall& call, const DsmrRing& ring, int64_t lane, int64_t kv_head, int64_t slot) {
     const int64_t offset = lane * ring.lane + kv_head * ring.head + slot * ring.slot;
     return {at(ring.data, call.ring_type, offset), call.ring_type, ring.slot};

@@ -71,6 +71,10 @@ DSMR_INLINE float largest(Vec a) {
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
+DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) {
+    const Vec low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b); // a part of each half
+    first = _mm256_permute2f128_ps(low, high, 0x20), second = _mm256_permute2f128_ps(low, high, 0x31);
+}
 DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // p 2^floor; at -127 the exponent field and the result are 0
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
     return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));

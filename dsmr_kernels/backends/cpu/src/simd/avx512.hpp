@@ -69,6 +69,11 @@ DSMR_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
+DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) {
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    first = _mm512_permutex2var_ps(a, low, b);
+    second = _mm512_permutex2var_ps(a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b);
+}
 // With f = x - floor(x): a polynomial in f times 2^floor(x), whose exponent unit also takes -inf. The coefficients are
 // minimax for the relative error on [0, 1]: degree 5 errs by 7.5e-8, degree 3 by 7.5e-5.
 DSMR_INLINE Vec exp2(Vec x) {

@@ -58,6 +58,7 @@ DSMR_INLINE float largest(Vec a) { return vmaxvq_f32(a); }
 DSMR_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
+DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) { first = vzip1q_f32(a, b), second = vzip2q_f32(a, b); }
 DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // p 2^floor; at -127 the exponent field and the result are 0
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(floor), vdupq_n_s32(127));
     return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
