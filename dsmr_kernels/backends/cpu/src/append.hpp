@@ -46,7 +46,12 @@ DSMR_INLINE void write_slot(const DsmrCall& call, const DsmrTensor& from, const 
 }
 
 DSMR_INLINE void append_head(const DsmrCall& call, const Lane& lane, int64_t kv_head) {
+    constexpr int64_t AHEAD = 16; // tokens
+    const Rows keys = segment_rows(call, call.k, lane.index, kv_head, 0);
+    const Rows values = segment_rows(call, call.v, lane.index, kv_head, 0);
     for_each_written(call, lane, [&](int64_t token, int64_t slot) {
+        fetch_rows(keys, token + AHEAD, 1, call.dim);
+        fetch_rows(values, token + AHEAD, 1, call.dim);
         write_slot(call, call.k, call.ring_k, lane.index, kv_head, token, slot);
         write_slot(call, call.v, call.ring_v, lane.index, kv_head, token, slot);
     });

@@ -6,6 +6,10 @@
 
 namespace dsmr::DSMR_ISA {
 
+// How far logits may exceed what weights are measured from, in powers of two: numbers that grow cost nothing in
+// precision, and raising the base costs a pass over the output. What a row does depends on no other row.
+constexpr float SLACK = 8.0f;
+
 template <class Math, int LANES>
 class ForwardTile {
     using Word = typename Math::Word;
@@ -14,7 +18,7 @@ public:
     static std::size_t scratch_bytes(int64_t dim) {
         const int64_t operands = 2 * Math::room(BLOCK_KEYS, dim) + Math::pair_room(BLOCK_KEYS, dim);
         const int64_t words = (2 * Math::packed_stride(dim) + BLOCK_KEYS) * LANES + operands;
-        return (words + (BLOCK_KEYS + padded(dim) + 3) * LANES) * 4 + 16 * ALIGNMENT;
+        return (words + (BLOCK_KEYS + padded(dim) + 4) * LANES) * 4 + 16 * ALIGNMENT;
     }
 
     ForwardTile(const DsmrCall& call, const Lane& lane, const Tile& tile, Scratch& scratch)
@@ -27,6 +31,7 @@ public:
         logits_ = scratch.take<float>(BLOCK_KEYS * LANES);
         out_ = scratch.take<float>(padded(dim_) * LANES);
         highest_ = scratch.take<float>(LANES);
+        base_ = scratch.take<float>(LANES);
         total_ = scratch.take<float>(LANES);
         shrink_ = scratch.take<float>(LANES);
         packed_ = scratch.take<Word>(Math::packed_stride(dim_) * LANES);
@@ -41,25 +46,27 @@ public:
 
 private:
     void start() {
-        std::memset(packed_, 0, Math::packed_stride(dim_) * LANES * sizeof(Word));
-        for (int64_t r = 0; r < tile_.rows; ++r) {
-            const void* const row = at(call_.q.data, call_.type, row_offset(tile_, call_.q, r));
-            Math::pack_row(row, call_.type, dim_, rule_.sign, packed_, r);
-        }
-        Math::turn(packed_, LANES, dim_, queries_);
+        const auto query = [&](int64_t r) { return at(call_.q.data, call_.type, row_offset(tile_, call_.q, r)); };
+        for (int64_t r = 0; r < tile_.rows; ++r) fetch(query(r), dim_ * element_bytes(call_.type));
         for (int64_t i = 0; i < padded(dim_) * LANES; i += WIDTH) store(out_ + i, broadcast(0.0f));
-        for (int r = 0; r < LANES; ++r) highest_[r] = LOWEST, total_[r] = 0.0f;
+        for (int r = 0; r < LANES; ++r) base_[r] = LOWEST, total_[r] = 0.0f;
+        std::memset(packed_, 0, Math::packed_stride(dim_) * LANES * sizeof(Word));
+        for (int64_t r = 0; r < tile_.rows; ++r) Math::pack_row(query(r), call_.type, dim_, rule_.sign, packed_, r);
+        Math::turn(packed_, LANES, dim_, queries_);
     }
 
     void attend(const Block& block) {
         const auto keys = Math::along_dim(block.keys, block.count, dim_, key_room_);
+        const bool plain = is_plain(rule_, block);
+        for (int r = 0; r < LANES; ++r) highest_[r] = HIDDEN;
         gemm<Math, Layout::ROWS, false, VECS>(block.count, LANES, keys.data, keys.stride, queries_, LANES,
-                                              Math::words(dim_), logits_, LANES);
+                                              Math::words(dim_), logits_, LANES, plain ? highest_ : nullptr);
         float factor = rule_.factor;
-        if (!is_plain(rule_, block)) {
+        if (!plain) {
             factor = prepare_logits<LANES>(call_, lane_, tile_, rule_, block, logits_, nullptr);
+            find_highest(block.count);
         }
-        raise_maximum(block.count, factor);
+        raise_base(factor);
         exponentiate(block, factor);
         const auto rows = Math::along_dim(block.values, block.count, dim_, value_room_);
         const auto values = Math::along_keys(rows, block.count, dim_, pair_room_);
@@ -67,17 +74,30 @@ private:
                                                 Math::key_words(block.count), out_, LANES);
     }
 
-    // The highest logit so far; where it grows, what has been summed shrinks.
-    void raise_maximum(int64_t count, float factor) {
-        bool grew = false;
+    // The highest number of each lane in the block; of a plain block, the product finds it on its way.
+    void find_highest(int64_t count) {
         for (int lane = 0; lane < LANES; lane += VECS * WIDTH) {
             Vec highest[VECS];
-            for (int j = 0; j < VECS; ++j) highest[j] = load(logits_ + lane + j * WIDTH);
+            for (int j = 0; j < VECS; ++j) highest[j] = load(highest_ + lane + j * WIDTH);
             for (const float* s = logits_ + lane; s < logits_ + count * LANES; s += LANES) {
 #pragma GCC unroll 4
                 for (int j = 0; j < VECS; ++j) highest[j] = max(highest[j], load(s + j * WIDTH));
             }
-            for (int j = 0; j < VECS; ++j) grew |= raise_lanes(lane + j * WIDTH, mul(highest[j], broadcast(factor)));
+            for (int j = 0; j < VECS; ++j) store(highest_ + lane + j * WIDTH, highest[j]);
+        }
+    }
+
+    // Where logits exceed the base by more than SLACK, they become the base, and what has been summed shrinks.
+    void raise_base(float factor) {
+        bool grew = false;
+        for (int lane = 0; lane < LANES; lane += WIDTH) {
+            const Vec old = load(base_ + lane), candidate = mul(load(highest_ + lane), broadcast(factor));
+            const Vec now = select_less(add(old, broadcast(SLACK)), candidate, candidate, old);
+            const Vec shrink = exp2(sub(old, now));
+            store(base_ + lane, now);
+            store(shrink_ + lane, shrink);
+            store(total_ + lane, mul(load(total_ + lane), shrink));
+            grew |= any_greater(now, old);
         }
         if (!grew) return;
         for (int64_t i = 0; i < dim_ * LANES; i += LANES) {
@@ -85,21 +105,13 @@ private:
         }
     }
 
-    bool raise_lanes(int lane, Vec candidate) {
-        const Vec old = load(highest_ + lane), now = max(old, candidate), shrink = exp2(sub(old, now));
-        store(highest_ + lane, now);
-        store(shrink_ + lane, shrink);
-        store(total_ + lane, mul(load(total_ + lane), shrink));
-        return any_greater(now, old);
-    }
-
-    // Weights 2^(logit - highest) and their sums.
+    // Weights 2^(logit - base) and their sums.
     void exponentiate(const Block& block, float factor) {
         const Vec f = broadcast(factor), zero = broadcast(0.0f);
         for (int lane = 0; lane < LANES; lane += VECS * WIDTH) {
-            Vec minus_highest[VECS], total[VECS];
+            Vec minus_base[VECS], total[VECS];
             for (int j = 0; j < VECS; ++j) {
-                minus_highest[j] = sub(zero, load(highest_ + lane + j * WIDTH));
+                minus_base[j] = sub(zero, load(base_ + lane + j * WIDTH));
                 total[j] = load(total_ + lane + j * WIDTH);
             }
             const float* s = logits_ + lane;
@@ -108,18 +120,19 @@ private:
             const int64_t count = block.count;
             for (int64_t k = 0; k < count; k += Math::VALUES, s += Math::VALUES * LANES, weights += LANES) {
                 const float* const scale = scales ? scales + k : nullptr;
+                if (lane == 0) fetch_rows(block.values, k, Math::VALUES, dim_); // what comes next
 #pragma GCC unroll 4
                 for (int j = 0; j < VECS; ++j) {
                     const float* const p = s + j * WIDTH;
                     if constexpr (Math::VALUES == 1) {
-                        const Vec w = exp2(fma(load(p), f, minus_highest[j]));
+                        const Vec w = exp2(fma(load(p), f, minus_base[j]));
                         total[j] = add(total[j], w);
                         store(weights + j * WIDTH, scale ? mul(w, broadcast(scale[0])) : w);
                     } else {
 #ifdef __AVX512BF16__
                         const bool both = k + 1 < count;
-                        Vec even = exp2_rough(fma(load(p), f, minus_highest[j]));
-                        Vec odd = both ? exp2_rough(fma(load(p + LANES), f, minus_highest[j])) : zero;
+                        Vec even = exp2_rough(fma(load(p), f, minus_base[j]));
+                        Vec odd = both ? exp2_rough(fma(load(p + LANES), f, minus_base[j])) : zero;
                         total[j] = add(total[j], add(even, odd));
                         if (scale) {
                             even = mul(even, broadcast(scale[0]));
@@ -138,7 +151,7 @@ private:
         float inverse[LANES];
         for (int r = 0; r < LANES; ++r) inverse[r] = total_[r] == 0 ? 0.0f : 1.0f / total_[r]; // sees nothing: zeros
         store_lanes<LANES>(out_, inverse, call_, tile_, call_.o);
-        for (int64_t r = 0; r < tile_.rows; ++r) write_lse(call_, tile_, r, highest_[r], total_[r]);
+        for (int64_t r = 0; r < tile_.rows; ++r) write_lse(call_, tile_, r, base_[r], total_[r]);
     }
 
     static constexpr int VECS = LANES / WIDTH < TILE_VECS ? LANES / WIDTH : TILE_VECS;
@@ -148,7 +161,7 @@ private:
     const LogitRule rule_;
     const int64_t dim_;
     Word *queries_, *key_room_, *value_room_, *pair_room_, *weights_, *packed_;
-    float *logits_, *out_, *highest_, *total_, *shrink_;
+    float *logits_, *out_, *highest_, *base_, *total_, *shrink_;
 };
 
 } // namespace dsmr::DSMR_ISA

@@ -6,6 +6,11 @@
 
 namespace dsmr::DSMR_ISA {
 
+// Asks for what will be read soon, so that it arrives while something else is computed. Any address may be asked for.
+DSMR_INLINE void fetch(const void* data, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(data) + i, 0, 2);
+}
+
 // How two operands multiply. A `Word` is an element of A and B: one float, or a pair of bf16 along k.
 struct Single {
     using Word = float;
@@ -33,7 +38,7 @@ enum class Layout {
 
 template <class Math, Layout LAYOUT, bool ADD, int ROWS, int VECS>
 DSMR_INLINE void micro_kernel(const typename Math::Word* a, int64_t stride, const typename Math::Word* b, int64_t ldb,
-                              int64_t depth, float* c, int64_t ldc) {
+                              int64_t depth, float* c, int64_t ldc, float* highest) {
     Vec sums[ROWS][VECS];
 #pragma GCC unroll 32
     for (int m = 0; m < ROWS; ++m) {
@@ -58,6 +63,14 @@ DSMR_INLINE void micro_kernel(const typename Math::Word* a, int64_t stride, cons
 #pragma GCC unroll 32
         for (int n = 0; n < VECS; ++n) store(c + m * ldc + n * WIDTH, sums[m][n]);
     }
+    if (ADD || !highest) return;
+#pragma GCC unroll 32
+    for (int n = 0; n < VECS; ++n) {
+        Vec most = load(highest + n * WIDTH);
+#pragma GCC unroll 32
+        for (int m = 0; m < ROWS; ++m) most = max(most, sums[m][n]);
+        store(highest + n * WIDTH, most);
+    }
 }
 
 constexpr int next_rows(int rows) { return rows > 8 ? 8 : rows > 4 ? 4 : rows > 2 ? 2 : 1; }
@@ -65,30 +78,37 @@ constexpr int next_rows(int rows) { return rows > 8 ? 8 : rows > 4 ? 4 : rows > 
 // `rows` rows of C, ROWS at a time and the rest by smaller kernels.
 template <class Math, Layout LAYOUT, bool ADD, int ROWS, int VECS>
 DSMR_INLINE void column_panel(int64_t rows, const typename Math::Word* a, int64_t stride, const typename Math::Word* b,
-                              int64_t ldb, int64_t depth, float* c, int64_t ldc) {
+                              int64_t ldb, int64_t depth, float* c, int64_t ldc, float* highest) {
     const int64_t step = LAYOUT == Layout::ROWS ? stride : 1;
     for (; rows >= ROWS; rows -= ROWS, a += ROWS * step, c += ROWS * ldc) {
-        micro_kernel<Math, LAYOUT, ADD, ROWS, VECS>(a, stride, b, ldb, depth, c, ldc);
+        if (LAYOUT == Layout::ROWS) { // the next micro-kernel's
+            for (int64_t m = ROWS; m < 2 * ROWS && m < rows; ++m) fetch(a + m * stride, depth * sizeof(*a));
+        }
+        micro_kernel<Math, LAYOUT, ADD, ROWS, VECS>(a, stride, b, ldb, depth, c, ldc, highest);
     }
     if constexpr (ROWS > 1) {
-        if (rows) column_panel<Math, LAYOUT, ADD, next_rows(ROWS), VECS>(rows, a, stride, b, ldb, depth, c, ldc);
+        constexpr int FEWER = next_rows(ROWS);
+        if (rows) column_panel<Math, LAYOUT, ADD, FEWER, VECS>(rows, a, stride, b, ldb, depth, c, ldc, highest);
     }
 }
 
 constexpr int rows_for(int vecs) { return ACCUMULATORS / vecs < 12 ? ACCUMULATORS / vecs : 12; }
 
-// C [rows][columns], columns a multiple of WIDTH; `a` as LAYOUT says, b [depth][ldb], c [rows][ldc].
+// C [rows][columns], columns a multiple of WIDTH; `a` as LAYOUT says, b [depth][ldb], c [rows][ldc]. `highest`
+// [columns], unless null, is raised to the largest of each column.
 template <class Math, Layout LAYOUT, bool ADD, int VECS = TILE_VECS>
 static __attribute__((noinline)) void gemm(int64_t rows, int64_t columns, const typename Math::Word* a, int64_t stride,
                                            const typename Math::Word* b, int64_t ldb, int64_t depth, float* c,
-                                           int64_t ldc) {
+                                           int64_t ldc, float* highest = nullptr) {
     int64_t n = 0;
     for (; n + VECS * WIDTH <= columns; n += VECS * WIDTH) {
-        column_panel<Math, LAYOUT, ADD, rows_for(VECS), VECS>(rows, a, stride, b + n, ldb, depth, c + n, ldc);
+        column_panel<Math, LAYOUT, ADD, rows_for(VECS), VECS>(rows, a, stride, b + n, ldb, depth, c + n, ldc,
+                                                              highest ? highest + n : nullptr);
     }
     if constexpr (VECS > 1) {
         if (n < columns) {
-            gemm<Math, LAYOUT, ADD, VECS / 2>(rows, columns - n, a, stride, b + n, ldb, depth, c + n, ldc);
+            gemm<Math, LAYOUT, ADD, VECS / 2>(rows, columns - n, a, stride, b + n, ldb, depth, c + n, ldc,
+                                            highest ? highest + n : nullptr);
         }
     }
 }

@@ -26,6 +26,10 @@ DSMR_INLINE Rows from_row(const Rows& rows, int64_t first) {
     return {at(rows.data, rows.type, first * rows.stride), rows.type, rows.stride};
 }
 
+DSMR_INLINE void fetch_rows(const Rows& rows, int64_t first, int64_t count, int64_t dim) {
+    for (int64_t i = first; i < first + count; ++i) fetch(from_row(rows, i).data, dim * element_bytes(rows.type));
+}
+
 // Calls use(p) with `data` as a pointer to its element type.
 template <class Use>
 DSMR_INLINE void with_type(const void* data, int64_t type, const Use& use) {
