@@ -93,7 +93,7 @@ private:
         for (int lane = 0; lane < LANES; lane += WIDTH) {
             const Vec old = load(base_ + lane), candidate = mul(load(highest_ + lane), broadcast(factor));
             const Vec now = select_less(add(old, broadcast(SLACK)), candidate, candidate, old);
-            const Vec shrink = exp2(sub(old, now));
+            const Vec shrink = select_less(old, now, exp2(sub(old, now)), broadcast(1.0f)); // exp2(0) is not quite 1
             store(base_ + lane, now);
             store(shrink_ + lane, shrink);
             store(total_ + lane, mul(load(total_ + lane), shrink));
