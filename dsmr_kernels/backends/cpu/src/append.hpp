@@ -50,8 +50,8 @@ DSMR_INLINE void append_head(const DsmrCall& call, const Lane& lane, int64_t kv_
     const Rows keys = segment_rows(call, call.k, lane.index, kv_head, 0);
     const Rows values = segment_rows(call, call.v, lane.index, kv_head, 0);
     for_each_written(call, lane, [&](int64_t token, int64_t slot) {
-        fetch_rows(keys, token + AHEAD, 1, call.dim);
-        fetch_rows(values, token + AHEAD, 1, call.dim);
+        fetch_row(keys, token + AHEAD, call.dim);
+        fetch_row(values, token + AHEAD, call.dim);
         write_slot(call, call.k, call.ring_k, lane.index, kv_head, token, slot);
         write_slot(call, call.v, call.ring_v, lane.index, kv_head, token, slot);
     });

@@ -47,7 +47,7 @@ public:
 private:
     void start() {
         const auto query = [&](int64_t r) { return at(call_.q.data, call_.type, row_offset(tile_, call_.q, r)); };
-        for (int64_t r = 0; r < tile_.rows; ++r) fetch(query(r), dim_ * element_bytes(call_.type));
+        for (int64_t r = 0; r < tile_.rows; ++r) fetch_row({query(r), call_.type, 0}, 0, dim_);
         for (int64_t i = 0; i < padded(dim_) * LANES; i += WIDTH) store(out_ + i, broadcast(0.0f));
         for (int r = 0; r < LANES; ++r) base_[r] = LOWEST, total_[r] = 0.0f;
         std::memset(packed_, 0, Math::packed_stride(dim_) * LANES * sizeof(Word));
@@ -120,7 +120,7 @@ private:
             const int64_t count = block.count;
             for (int64_t k = 0; k < count; k += Math::VALUES, s += Math::VALUES * LANES, weights += LANES) {
                 const float* const scale = scales ? scales + k : nullptr;
-                if (lane == 0) fetch_rows(block.values, k, Math::VALUES, dim_); // what comes next
+                for (int v = 0; lane == 0 && v < Math::VALUES; ++v) fetch_row(block.values, k + v, dim_); // next
 #pragma GCC unroll 4
                 for (int j = 0; j < VECS; ++j) {
                     const float* const p = s + j * WIDTH;

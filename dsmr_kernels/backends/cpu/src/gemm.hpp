@@ -6,11 +6,6 @@
 
 namespace dsmr::DSMR_ISA {
 
-// Asks for what will be read soon, so that it arrives while something else is computed. Any address may be asked for.
-DSMR_INLINE void fetch(const void* data, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(data) + i, 0, 2);
-}
-
 // How two operands multiply. A `Word` is an element of A and B: one float, or a pair of bf16 along k.
 struct Single {
     using Word = float;
@@ -81,9 +76,6 @@ DSMR_INLINE void column_panel(int64_t rows, const typename Math::Word* a, int64_
                               int64_t ldb, int64_t depth, float* c, int64_t ldc, float* highest) {
     const int64_t step = LAYOUT == Layout::ROWS ? stride : 1;
     for (; rows >= ROWS; rows -= ROWS, a += ROWS * step, c += ROWS * ldc) {
-        if (LAYOUT == Layout::ROWS) { // the next micro-kernel's
-            for (int64_t m = ROWS; m < 2 * ROWS && m < rows; ++m) fetch(a + m * stride, depth * sizeof(*a));
-        }
         micro_kernel<Math, LAYOUT, ADD, ROWS, VECS>(a, stride, b, ldb, depth, c, ldc, highest);
     }
     if constexpr (ROWS > 1) {

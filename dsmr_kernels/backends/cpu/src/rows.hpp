@@ -26,8 +26,10 @@ DSMR_INLINE Rows from_row(const Rows& rows, int64_t first) {
     return {at(rows.data, rows.type, first * rows.stride), rows.type, rows.stride};
 }
 
-DSMR_INLINE void fetch_rows(const Rows& rows, int64_t first, int64_t count, int64_t dim) {
-    for (int64_t i = first; i < first + count; ++i) fetch(from_row(rows, i).data, dim * element_bytes(rows.type));
+// Asks for a row that will be read soon, so that it arrives while something else is computed. Any may be asked for.
+DSMR_INLINE void fetch_row(const Rows& rows, int64_t row, int64_t dim) {
+    const char* const first = static_cast<const char*>(from_row(rows, row).data);
+    for (int64_t i = 0; i < dim * element_bytes(rows.type); i += 64) __builtin_prefetch(first + i, 0, 2);
 }
 
 // Calls use(p) with `data` as a pointer to its element type.
