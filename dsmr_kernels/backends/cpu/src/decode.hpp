@@ -1,7 +1,7 @@
 // Decoding: the rows of a call that has few of them, memory and segment in parts that several cores share.
 #pragma once
 
-#include "few_rows.hpp"
+#include "byte_rows.hpp"
 #include "logits.hpp"
 
 namespace dsmr::DSMR_ISA {
@@ -55,6 +55,9 @@ public:
                 else copy_row(p, dim_, rule_.sign, queries_ + r * pitch, pitch);
             });
         }
+#ifdef __AVX512VNNI__
+        in_bytes_ = call.ring_type == DSMR_INT8 && byte_queries_.assign(queries_, tile.rows, dim_);
+#endif
         sums.clear(tile.rows, dim_);
     }
 
@@ -106,6 +109,11 @@ private:
                 if (in_pairs_) return attend_rows<AsPairs>(rows, q, tile_.rows, dim_, sums_, prepare);
             }
 #endif
+#ifdef __AVX512VNNI__
+            if constexpr (std::is_same_v<T, int8_t>) {
+                if (in_bytes_) return attend_rows<AsBytes>(rows, byte_queries_.row, tile_.rows, dim_, sums_, prepare);
+            }
+#endif
             attend_rows<AsFloats<T>>(rows, queries_, tile_.rows, dim_, sums_, prepare);
         });
     }
@@ -118,6 +126,10 @@ private:
     const int64_t dim_, memory_keys_, segment_keys_; // keys: at most so many a block
     const bool in_pairs_; // for one row, reading takes longer than computing, and pairs read more slowly
     alignas(ALIGNMENT) float queries_[DECODE_ROWS * LARGEST_DIM]; // [rows][padded dim], bf16 if in pairs
+#ifdef __AVX512VNNI__
+    bool in_bytes_;
+    ByteQueries byte_queries_;
+#endif
 };
 
 // The sums of all parts of a head, joined in order, as output and lse.

@@ -43,7 +43,9 @@ template <class T>
 struct AsFloats {
     using Key = T;
     using Query = float;
-    static constexpr int STEP = WIDTH; // elements of a register
+    static constexpr int STEP = WIDTH;          // elements of a register
+    static constexpr int KEYS = ROW_KEYS<T>;    // at most, in a block
+    DSMR_INLINE const float* row(const float* q, int64_t r, int64_t dim) { return q + r * padded(dim); }
     DSMR_INLINE Vec load_key(const T* p) { return load(p); }
     DSMR_INLINE Vec load_query(const float* p) { return load(p); }
     DSMR_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
@@ -54,6 +56,8 @@ struct AsPairs {
     using Key = bf16;
     using Query = bf16;
     static constexpr int STEP = 2 * WIDTH;
+    static constexpr int KEYS = ROW_KEYS<bf16>;
+    DSMR_INLINE const bf16* row(const bf16* q, int64_t r, int64_t dim) { return q + r * padded(dim); }
     DSMR_INLINE Pairs load_key(const bf16* p) { return load_pairs(reinterpret_cast<const uint32_t*>(p)); }
     DSMR_INLINE Pairs load_query(const bf16* p) { return load_key(p); }
     DSMR_INLINE Vec multiply_add(Pairs a, Pairs b, Vec c) { return dot(c, a, b); }
@@ -61,8 +65,8 @@ struct AsPairs {
 #endif
 
 // `p`, which the compiler must take to depend on `value`: it puts no read by it before the last of what makes `value`.
-template <class T>
-DSMR_INLINE const T* after(Vec value, const T* p) {
+template <class V, class T>
+DSMR_INLINE const T* after(V value, const T* p) {
     __asm__("" : "+r"(p) : "X"(value));
     return p;
 }
@@ -113,6 +117,25 @@ static __attribute__((noinline)) void score(const typename Math::Key* keys, int6
     for (int c = 0; c < KEYS; ++c) key[c] = keys + least(k + c, count - 1) * stride; // the last key again
     score_keys<Math, ROWS, FULL>(key, q, dim, s + k * ROWS);
 }
+
+// s[k][r] *= scale[k]
+template <int ROWS>
+DSMR_INLINE void scale_keys(const float* scale, int64_t count, float* s) {
+    for (int64_t k = 0; scale && k < count; ++k) {
+        for (int r = 0; r < ROWS; ++r) s[k * ROWS + r] *= scale[k];
+    }
+}
+
+// s[k][r] = q[r] . key[k], scales included.
+template <class Math, int ROWS>
+struct Score {
+    DSMR_INLINE void run(const KeyBlock<typename Math::Key>& block, const typename Math::Query* q, int64_t dim,
+                         float* s) {
+        if (dim == 64) score<Math, ROWS, 64 / Math::STEP>(block.keys, block.key_stride, block.count, q, dim, s);
+        else score<Math, ROWS, 0>(block.keys, block.key_stride, block.count, q, dim, s);
+        scale_keys<ROWS>(block.key_scale, block.count, s);
+    }
+};
 
 // Logits are products times `factor`; they become weights [k][r], with zeros behind them to a multiple of WIDTH.
 // Returns by how much the earlier sums shrink.
@@ -262,26 +285,25 @@ private:
 };
 #endif
 
-// s[k][r] *= scale[k]
-template <int ROWS>
-DSMR_INLINE void scale_keys(const float* scale, int64_t count, float* s) {
-    for (int64_t k = 0; scale && k < count; ++k) {
-        for (int r = 0; r < ROWS; ++r) s[k * ROWS + r] *= scale[k];
+// out[r] = out[r] shrink[r] + sum over k of w[k][r] value[k], scales included.
+template <class Math, int ROWS>
+struct WeighValues {
+    DSMR_INLINE void run(const KeyBlock<typename Math::Key>& block, float* w, const float* shrink, int64_t dim,
+                         float* out) {
+        scale_keys<ROWS>(block.value_scale, block.count, w);
+        Accumulate<Math, ROWS>::run(block.values, block.value_stride, block.count, w, shrink, dim, out);
     }
-}
+};
 
 template <class Math, int ROWS, class Prepare>
 DSMR_INLINE void attend_group(const KeyBlock<typename Math::Key>& block, const typename Math::Query* q, int64_t row,
                               int64_t dim, const RowSums& sums, const Prepare& prepare) {
-    alignas(ALIGNMENT) float s[ROWS * ROW_KEYS<typename Math::Key>];
-    if (dim == 64) score<Math, ROWS, 64 / Math::STEP>(block.keys, block.key_stride, block.count, q, dim, s);
-    else score<Math, ROWS, 0>(block.keys, block.key_stride, block.count, q, dim, s);
-    scale_keys<ROWS>(block.key_scale, block.count, s);
+    alignas(ALIGNMENT) float s[ROWS * Math::KEYS];
+    Score<Math, ROWS>::run(block, q, dim, s);
     const float factor = prepare(std::integral_constant<int, ROWS>(), row, s);
     float shrink[ROWS];
     exponentiate<ROWS>(block.count, factor, s, sums, shrink);
-    scale_keys<ROWS>(block.value_scale, block.count, s);
-    Accumulate<Math, ROWS>::run(block.values, block.value_stride, block.count, s, shrink, dim, sums.out);
+    WeighValues<Math, ROWS>::run(block, s, shrink, dim, sums.out);
 }
 
 // Rows q [rows][padded dim] against one block. `prepare(ROWS, row, s)`, with ROWS as a type, makes logits of products
@@ -290,7 +312,7 @@ template <class Math, class Prepare>
 DSMR_INLINE void attend_rows(const KeyBlock<typename Math::Key>& block, const typename Math::Query* q, int64_t rows,
                              int64_t dim, const RowSums& sums, const Prepare& prepare) {
     const auto group = [&](auto size, int64_t row) {
-        attend_group<Math, decltype(size)::value>(block, q + row * padded(dim), row, dim, sums.from_row(row, dim),
+        attend_group<Math, decltype(size)::value>(block, Math::row(q, row, dim), row, dim, sums.from_row(row, dim),
                                                   prepare);
     };
     int64_t row = 0;

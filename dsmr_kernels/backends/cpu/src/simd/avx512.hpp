@@ -137,4 +137,95 @@ DSMR_INLINE void store_pairs(uint32_t* p, Pairs a) { _mm512_storeu_si512(p, a); 
 DSMR_INLINE Vec dot(Vec sums, Pairs a, Pairs b) { return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b); }
 #endif
 
+#ifdef __AVX512VNNI__
+// Dot products of bytes: 64 bytes or 16 integers a vector, in four parts of 16 bytes that most shuffles do not leave.
+using Bytes = __m512i;
+typedef int32_t Ints __attribute__((vector_size(64))); // no __m512i, sums of which GCC copies with every dot product
+DSMR_INLINE Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+DSMR_INLINE void store_bytes(void* p, Bytes a) { _mm512_storeu_si512(p, a); }
+DSMR_INLINE Bytes plus_128(Bytes a) { return _mm512_xor_si512(a, _mm512_set1_epi8(int8_t(0x80))); } // signed to unsigned
+DSMR_INLINE Ints broadcast_int(int32_t x) { return (Ints)_mm512_set1_epi32(x); }
+DSMR_INLINE Ints add(Ints a, Ints b) { return a + b; }
+DSMR_INLINE Ints times_256(Ints a) { return a << 8; }
+// sums[i] + a[4i] b[4i] + ... + a[4i + 3] b[4i + 3], exactly.
+DSMR_INLINE Ints dot_bytes(Ints sums, Bytes unsigned_a, Bytes signed_b) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, unsigned_a, signed_b);
+}
+DSMR_INLINE Vec to_floats(Ints a) { return _mm512_cvtepi32_ps((__m512i)a); }
+DSMR_INLINE Ints to_nearest(Vec a) { return (Ints)_mm512_cvtps_epi32(a); }
+// Of quads, which are four bytes: part p of x[j] is quad 4p + j of a, four times.
+DSMR_INLINE void repeat_quads(Bytes a, Bytes (&x)[4]) {
+    x[0] = _mm512_shuffle_epi32(a, _MM_PERM_ENUM(0x00)), x[1] = _mm512_shuffle_epi32(a, _MM_PERM_ENUM(0x55));
+    x[2] = _mm512_shuffle_epi32(a, _MM_PERM_ENUM(0xaa)), x[3] = _mm512_shuffle_epi32(a, _MM_PERM_ENUM(0xff));
+}
+// Four rows of 64 bytes: part p of x[j] becomes (quad 4p + j of row 0, that of row 1, ...), quads being four bytes.
+DSMR_INLINE void transpose_quads(Bytes (&x)[4]) {
+    const Bytes a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    const Bytes c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    x[0] = _mm512_unpacklo_epi64(a, c), x[1] = _mm512_unpackhi_epi64(a, c);
+    x[2] = _mm512_unpacklo_epi64(b, d), x[3] = _mm512_unpackhi_epi64(b, d);
+}
+// Four rows of 64 bytes: integer i of part p of x[j] becomes (byte 16p + 4j + i of row 0, that of row 1, ...).
+DSMR_INLINE void interleave_bytes(Bytes (&x)[4]) {
+    const Bytes a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
+    const Bytes c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
+    x[0] = _mm512_unpacklo_epi16(a, c), x[1] = _mm512_unpackhi_epi16(a, c);
+    x[2] = _mm512_unpacklo_epi16(b, d), x[3] = _mm512_unpackhi_epi16(b, d);
+}
+// Part p of x[j] becomes part j of x[p].
+DSMR_INLINE void transpose_parts(Vec (&x)[4]) {
+    const Vec a = _mm512_shuffle_f32x4(x[0], x[1], 0x44), b = _mm512_shuffle_f32x4(x[2], x[3], 0x44);
+    const Vec c = _mm512_shuffle_f32x4(x[0], x[1], 0xee), d = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
+    x[0] = _mm512_shuffle_f32x4(a, b, 0x88), x[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
+    x[2] = _mm512_shuffle_f32x4(c, d, 0x88), x[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
+}
+// Part p of the result: the sum of the four parts of the p-th vector.
+DSMR_INLINE Vec sum_parts(Vec a, Vec b, Vec c, Vec d) {
+    const Vec ab = add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const Vec cd = add(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    return add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+}
+// The first `count` of WIDTH numbers, and zeros; what is behind them is not touched.
+DSMR_INLINE Vec load_some(const float* p, int64_t count) {
+    return _mm512_maskz_loadu_ps(count >= WIDTH ? 0xffff : count > 0 ? (1u << count) - 1 : 0, p);
+}
+// The first ROWS numbers, by no masked store, whose data a load would have to wait for.
+template <int ROWS>
+DSMR_INLINE void store_first(float* p, Vec a) {
+    const __m128 first = _mm512_castps512_ps128(a);
+    if (ROWS == 1) _mm_store_ss(p, first);
+    else if (ROWS == 2) _mm_storel_pi(reinterpret_cast<__m64*>(p), first);
+    else _mm_storeu_ps(p, first);
+}
+// Number i comes from from[i].
+DSMR_INLINE Vec permuted(Vec a, const int32_t* from) { return _mm512_permutexvar_ps(_mm512_loadu_si512(from), a); }
+// The bits of floats, which order as unsigned integers, with negative numbers and NaN on top.
+DSMR_INLINE Bytes bits_of(Vec a) { return _mm512_castps_si512(a); }
+DSMR_INLINE Vec as_floats(Bytes bits) { return _mm512_castsi512_ps(bits); }
+DSMR_INLINE Bytes larger_bits(Bytes a, Bytes b) { return _mm512_max_epu32(a, b); }
+// Of numbers [key][ROWS]: the largest of all keys', in every place of a row.
+template <int ROWS>
+DSMR_INLINE Bytes largest_bits(Bytes a) {
+    if (ROWS <= 1) a = larger_bits(a, _mm512_shuffle_epi32(a, _MM_PERM_ENUM(0xb1)));
+    if (ROWS <= 2) a = larger_bits(a, _mm512_shuffle_epi32(a, _MM_PERM_ENUM(0x4e)));
+    a = larger_bits(a, _mm512_shuffle_i64x2(a, a, 0xb1));
+    return larger_bits(a, _mm512_shuffle_i64x2(a, a, 0x4e));
+}
+// Is every number 0 or from `low` to `high`, which are positive?
+DSMR_INLINE bool are_within(Bytes bits, float low, float high) {
+    const __mmask16 some = _mm512_test_epi32_mask(bits, bits);
+    const __mmask16 small = _mm512_cmplt_epu32_mask(bits, _mm512_set1_epi32(bit_cast<int32_t>(low)));
+    return !((some & small) | _mm512_cmpgt_epu32_mask(bits, _mm512_set1_epi32(bit_cast<int32_t>(high))));
+}
+// Of every part's four integers: their lowest bytes, those above them, ...
+DSMR_INLINE Bytes bytes_by_place(Ints a) {
+    const __m128i from = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_shuffle_epi8((__m512i)a, _mm512_broadcast_i32x4(from));
+}
+// Asks for what lies `bytes` further on, be it there or not.
+DSMR_INLINE void fetch_ahead(const void* p, int64_t bytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes)), _MM_HINT_T1);
+}
+#endif
+
 } // namespace dsmr::DSMR_ISA

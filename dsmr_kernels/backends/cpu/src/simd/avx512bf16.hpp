@@ -1,4 +1,4 @@
-// AVX-512 with the dot product of bf16 pairs: the same header; the flags tell it that the instruction is there.
+// AVX-512 with the dot products of bf16 pairs and of bytes: the same header; the flags tell it that they are there.
 #pragma once
 
 #include "avx512.hpp"
