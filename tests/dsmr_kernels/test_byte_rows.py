@@ -1,4 +1,4 @@
-"""Decoding over int8 memory, which some instruction sets multiply as bytes: hostile sizes, all counts, what is no number."""
+"""Decoding over int8 memory, which some machines multiply as bytes: hostile sizes, any count, what is no number."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ def cases(draw: st.DrawFn) -> Case:
 def test_decoding_int8_memory_computes_the_definition(case: Case, isa: str) -> None:
     """Against float64. The bound counts roundings, each of half an eps, where nothing cancels:
 
-    - a logit: the query's element to 3 eps of the row's largest (two quotients' and products' roundings and half a unit),
+    - a logit: the query's element to 3 eps of the row's largest (roundings of a quotient and a product, half a unit),
       four integers to floats, five sums, four factors: together 8 eps of scale x sum |k| x max |q|; softcap and slopes
       work on what is as large as the largest logit, by 8 operations more;
-    - an output: twice the largest error of a logit, which moves weights and their sum, 16 eps for the exponential and the
-      sums, and a quarter of an eps a slot for weights of 24 bits of the largest: all of the largest value.
+    - an output: twice the largest error of a logit, which moves weights and their sum, 16 eps for the exponential and
+      the sums, and a quarter of an eps a slot for weights of 24 bits of the largest: all of the largest value.
     """
     stack, given = fill(case)
     want_o, want_lse = attend(exact_ring(case, stack), tuple(x.double() for x in given), case, "eager")
@@ -158,7 +158,8 @@ def test_what_lies_beyond_the_last_slot_is_not_read(isa: str, slots: int) -> Non
         with instruction_set(isa):
             answers.append(attend(stack, given, case, "cpu"))
     for x, y in zip(*answers, strict=True):
-        assert x.isfinite().all() and torch.equal(x, y)
+        assert x.isfinite().all()
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("isa", [name for name in AVAILABLE if name != "scalar"])
@@ -177,7 +178,8 @@ def test_what_is_no_number_stays_none(isa: str, where: str, bad: float) -> None:
         with instruction_set(name):
             found.append(attend(stack, given, case, "cpu"))
     for want, got in zip(*found, strict=True):
-        assert torch.equal(want.isnan(), got.isnan()) and torch.equal(want.isinf(), got.isinf())
+        assert torch.equal(want.isnan(), got.isnan())
+        assert torch.equal(want.isinf(), got.isinf())
         assert torch.allclose(want.nan_to_num(0, 0, 0), got.nan_to_num(0, 0, 0), rtol=1e-4, atol=1e-5)
     others = [0, 2, 3] if where == "q" else [2, 3]
     assert found[1][0][0, 0, others].isfinite().all()  # rows and heads that do not notice

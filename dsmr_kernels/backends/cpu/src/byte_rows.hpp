@@ -120,7 +120,7 @@ DSMR_INLINE void load_four(const int8_t* row, int64_t stride, Bytes (&x)[4]) {
         if (ROWS > 1) fetch_ahead(row, 64 * stride);
         else if (c % 2 == 0) fetch_ahead(row, 32 * stride);
         x[c] = load_bytes(row);
-        row = after(x[c], row + stride);
+        row = after(as_floats(x[c]), row + stride);
     }
 }
 

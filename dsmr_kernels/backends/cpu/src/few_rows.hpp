@@ -65,8 +65,8 @@ struct AsPairs {
 #endif
 
 // `p`, which the compiler must take to depend on `value`: it puts no read by it before the last of what makes `value`.
-template <class V, class T>
-DSMR_INLINE const T* after(V value, const T* p) {
+template <class T>
+DSMR_INLINE const T* after(Vec value, const T* p) {
     __asm__("" : "+r"(p) : "X"(value));
     return p;
 }
