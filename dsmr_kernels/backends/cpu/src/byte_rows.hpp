@@ -1,5 +1,5 @@
-// int8 keys and values multiplied as the bytes they are: exact integer dot products with queries and weights of 24 bits,
-// three bytes each. As floats, converting and multiplying take longer than reading does.
+// int8 keys and values multiplied as the bytes they are: exact integer dot products with queries and weights of 24
+// bits, three bytes each. As floats, converting and multiplying take longer than reading does.
 //
 // A query row is q = unit (65536 l2 + 256 l1 + l0) to half a unit, 2^-24 of its largest element, of signed bytes l.
 // Weights are unsigned numbers of three bytes, to 2^-25 of the largest of 64 keys'. No sum of 256 products overflows.
