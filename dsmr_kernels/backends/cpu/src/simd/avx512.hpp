@@ -140,7 +140,7 @@ DSMR_INLINE Vec dot(Vec sums, Pairs a, Pairs b) { return _mm512_dpbf16_ps(sums, 
 #ifdef __AVX512VNNI__
 // Dot products of bytes: 64 bytes or 16 integers a vector, in four parts of 16 bytes that most shuffles do not leave.
 using Bytes = __m512i;
-typedef int32_t Ints __attribute__((vector_size(64))); // no __m512i, sums of which GCC copies with every dot product
+typedef int32_t Ints __attribute__((vector_size(64))); // GCC copies sums of type __m512i with every dot product
 DSMR_INLINE Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 DSMR_INLINE void store_bytes(void* p, Bytes a) { _mm512_storeu_si512(p, a); }
 DSMR_INLINE Bytes plus_128(Bytes a) { return _mm512_xor_si512(a, _mm512_set1_epi8(int8_t(0x80))); } // signed to unsigned
