@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -83,7 +83,7 @@ def recurrent_attention(
             memory.remembered.examined(signature)
     elif segment_start is segment_len is alibi_slopes is None and not return_lse and not memory.clock.superseded:
         repeat = memory.remembered.repeat
-        if repeat is not None and not ops.wants_grad(q, k, v):
+        if repeat is not None and not (is_grad_enabled() and ops.wants_grad(q, k, v)):
             o = repeat(q, k, v, memory)
             if o is not None:
                 return o
