@@ -4,9 +4,9 @@
 #include <cmath>
 
 #include "attention.hpp"
+#include "byte_matrix.hpp"
 #include "elementwise.hpp"
 #include "layout.hpp"
-#include "matrix.hpp"
 #include "ring.hpp"
 #include "write.hpp"
 

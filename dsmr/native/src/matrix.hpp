@@ -91,13 +91,4 @@ static void multiply_typed(const Matrix& matrix, Share rows, const float* x, int
         dots<T, 1>(values + row * matrix.columns, scales(), x, matrix.columns, lanes, y + row, y_stride);
 }
 
-static void multiply(
-        Type type, const Matrix& matrix, Share rows, const float* x, int lanes, float* y, int64_t y_stride) {
-    switch (type) {
-        case Type::float32: return multiply_typed<float>(matrix, rows, x, lanes, y, y_stride);
-        case Type::bfloat16: return multiply_typed<bf16>(matrix, rows, x, lanes, y, y_stride);
-        default: return multiply_typed<int8_t>(matrix, rows, x, lanes, y, y_stride);
-    }
-}
-
 } // namespace dsmr::DSMR_ISA

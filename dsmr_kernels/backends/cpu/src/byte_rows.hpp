@@ -17,6 +17,29 @@ constexpr int LIMBS = 3;     // bytes of a number, the lowest first
 constexpr int BYTE_ROWS = 8; // query rows, at most
 constexpr float SMALLEST = 0x1p-100f, LARGEST = 0x1p100f; // what has a reciprocal with room for 24 bits; and 0
 
+// Numbers per_unit x as signed bytes, in the order of x [PANEL].
+DSMR_INLINE void split(const float* x, Vec per_unit, Bytes (&digits)[LIMBS]) {
+    alignas(ALIGNMENT) static constexpr int32_t IN_ORDER[WIDTH] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    const Ints half = broadcast_int(0x808080); // makes digits unsigned, and taken away again from each makes them signed
+    Bytes numbers[4];
+    for (int i = 0; i < 4; ++i) {
+        numbers[i] = bytes_by_place((to_nearest(mul(load(x + i * WIDTH), per_unit)) + half) ^ half);
+    }
+    transpose_quads(numbers); // digits of one place each, with quads of the four vectors side by side
+    for (int l = 0; l < LIMBS; ++l) digits[l] = bits_of(permuted(as_floats(numbers[l]), IN_ORDER));
+}
+
+// Of a unit in which the numbers up to `largest` have 24 bits: its reciprocal, or 0 if there is none (or all are zero).
+struct Unit {
+    float value, reciprocal;
+    bool fits;
+};
+DSMR_INLINE Unit unit_for(float largest) {
+    constexpr float MOST = 0x7f7f00; // rounded or not, what three bytes hold
+    const bool fits = largest == 0.0f || (largest >= SMALLEST && largest <= LARGEST);
+    return {largest / MOST, largest == 0.0f ? 0.0f : MOST / largest, fits};
+}
+
 // One query row.
 struct alignas(ALIGNMENT) ByteQuery {
     int8_t limb[LARGEST_DIM / PANEL][LIMBS][4][64]; // [panel][limb][c]: quad 4p + c of the panel, four times, in part p
@@ -25,21 +48,16 @@ struct alignas(ALIGNMENT) ByteQuery {
 
     // False if the row cannot be written so: it is not finite, or of a size that floats have no reciprocal of.
     bool assign(const float* q, int64_t dim) {
-        constexpr float MOST = 0x7f7f00; // rounded or not, what three bytes hold
-        const float largest = largest_magnitude(q, dim);
-        if (largest != 0.0f && !(largest >= SMALLEST && largest <= LARGEST)) return false;
-        const float per_unit = largest == 0.0f ? 0.0f : MOST / largest;
-        unit = largest / MOST;
+        const Unit made = unit_for(largest_magnitude(q, dim));
+        if (!made.fits) return false;
+        unit = made.value;
         Ints sums[LIMBS] = {broadcast_int(0), broadcast_int(0), broadcast_int(0)};
         for (int64_t p = 0; p < dim / PANEL; ++p) {
-            alignas(ALIGNMENT) int8_t digit[LIMBS][PANEL];
-            for (int64_t d = 0; d < PANEL; ++d) {
-                const int32_t number = int32_t(__builtin_rintf(q[p * PANEL + d] * per_unit)) + 0x808080;
-                for (int l = 0; l < LIMBS; ++l) digit[l][d] = int8_t((number >> 8 * l) ^ 0x80); // less 128
-            }
+            Bytes digits[LIMBS];
+            split(q + p * PANEL, broadcast(made.reciprocal), digits);
             for (int l = 0; l < LIMBS; ++l) {
                 Bytes x[4];
-                repeat_quads(load_bytes(digit[l]), x);
+                repeat_quads(digits[l], x);
                 for (int c = 0; c < 4; ++c) {
                     store_bytes(limb[p][l][c], x[c]);
                     sums[l] = dot_bytes(sums[l], plus_128((Bytes)broadcast_int(0)), x[c]);
