@@ -13,6 +13,7 @@ from torch import Tensor
 from dsmr import native
 from dsmr.model import ModelConfig, Transformer
 from dsmr.native import NativeStep, structs, unsupported
+from dsmr.native.weights import Weights
 from dsmr.schedules import make_schedule
 from dsmr_kernels import MemoryStack, Retention, recurrent_attention
 from dsmr_kernels.storage import quantise
@@ -210,25 +211,40 @@ def copy_memory(source: MemoryStack, target: MemoryStack) -> None:
     target.clock.state.copy_(source.clock.state)
 
 
-def test_the_number_of_threads_changes_no_bit(instructions: str) -> None:
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_the_number_of_threads_changes_no_bit(weights: Weights, instructions: str) -> None:
     model = make_model(width=128, heads=4, kv_heads=2, horizons=(1300, 8), segment=600)
     script = Script.random(40)
     found = []
     for count in (1, 2, 5):
         with threads(count):
-            found.append(play(NativeStep(model).step, filled(model.new_state(LANES)), script))
+            found.append(play(NativeStep(model, weights).step, filled(model.new_state(LANES)), script))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
-def test_a_lane_does_not_notice_the_others(instructions: str) -> None:
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_a_lane_does_not_notice_the_others(weights: Weights, instructions: str) -> None:
     model = make_model()
     script = Script.random(60, lanes=7)
-    together = play(NativeStep(model).step, model.new_state(7), script)
+    together = play(NativeStep(model, weights).step, model.new_state(7), script)
     for lane in range(7):
         only = [None if x is None else x[[lane]] for x in script.segment_len]
         alone = Script(script.tokens[:, [lane]], script.reset[:, [lane]], only)
-        assert torch.equal(play(NativeStep(model).step, model.new_state(1), alone)[:, 0], together[:, lane])
+        assert torch.equal(play(NativeStep(model, weights).step, model.new_state(1), alone)[:, 0], together[:, lane])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
+def test_what_is_no_number_stays_none_and_in_its_lane(weights: Weights, bad: float, instructions: str) -> None:
+    """Bytes hold finite numbers alone."""
+    model = make_model()
+    script = Script(torch.tensor([[5, 6, 7]] * 3), torch.zeros(3, 3, dtype=torch.bool), [None] * 3)
+    want = play(NativeStep(model, weights).step, model.new_state(3), script)
+    model.embedding.weight.data[6, 0] = bad
+    got = play(NativeStep(model, weights).step, model.new_state(3), script)
+    assert got[:, 1].isnan().all()
+    assert torch.equal(got[:, ::2, 7:], want[:, ::2, 7:])  # the embedding's row 6 makes the logit of token 6, too
 
 
 def test_a_lane_that_stands_still_writes_nothing() -> None:
