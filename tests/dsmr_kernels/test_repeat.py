@@ -26,7 +26,7 @@ def segment(tokens: int, seed: int, dtype: torch.dtype = torch.float32) -> list[
 
 def stack_of(horizon: int = 6, max_segment: int = 3, **options: object) -> MemoryStack:
     """Two lanes, one layer."""
-    return MemoryStack([horizon], 2, KV_HEADS, DIM, max_segment, **options)  # type: ignore[arg-type]
+    return MemoryStack([horizon], 2, KV_HEADS, DIM, max_segment, **options)
 
 
 def repeats(ring: RingMemory) -> bool:

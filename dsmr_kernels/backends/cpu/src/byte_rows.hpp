@@ -29,10 +29,10 @@ DSMR_INLINE void split(const float* x, Vec per_unit, Bytes (&digits)[LIMBS]) {
     for (int l = 0; l < LIMBS; ++l) digits[l] = bits_of(permuted(as_floats(numbers[l]), IN_ORDER));
 }
 
-// Of a unit in which the numbers up to `largest` have 24 bits: its reciprocal, or 0 if there is none (or all are zero).
+// What numbers up to `largest` are counted in, for them to have 24 bits.
 struct Unit {
-    float value, reciprocal;
-    bool fits;
+    float value, reciprocal; // both 0 if all numbers are
+    bool fits;               // false: `largest` is not finite, or floats have no reciprocal of its size
 };
 DSMR_INLINE Unit unit_for(float largest) {
     constexpr float MOST = 0x7f7f00; // rounded or not, what three bytes hold
