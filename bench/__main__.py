@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.models import COMMANDS as MODELS
 
 GPU = ("decode", "attention", "train", "generate", "append", "memory", "overhead")  # the sections of bench.gpu
-MEASURED = ("attention", "decode", "append", "memory", "overhead", *MODELS)
+MEASURED = ("attention", "decode", "append", "memory", "overhead", "roof", *MODELS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,6 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "report":
         return _report(arguments.results)
+    if reason := _no_device(arguments.device):
+        print(f"bench: --device {arguments.device}: {reason}", file=sys.stderr)
+        return 2
     if arguments.command == "gpu":
         return _gpu(arguments)
     if arguments.device == "cpu":
@@ -59,6 +62,21 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
+def _no_device(name: str) -> str | None:
+    """Why nothing can be measured on a device, or None."""
+    if name == "cpu":
+        return None
+    import torch
+
+    if name.partition(":")[0] != "cuda":
+        return "expected cpu or cuda"
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = name.partition(":")[2] or "0"
+    if wanted.isdecimal() and int(wanted) < found:
+        return None
+    return f"expected a GPU that PyTorch {torch.__version__} can use, found {found}; --device cpu goes the same way"
+
+
 def _environment(command: str, threads: int) -> dict[str, str]:
     """What OpenMP and the C library read once, when a process starts."""
     allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} if command == "memory" else {}
@@ -91,7 +109,12 @@ def _in_process(threads: int, environment: dict[str, str], argv: list[str]) -> i
 def _report(folder: Path) -> int:
     from bench import report
 
-    for path in report.write(Path(__file__).parent.parent, folder):
+    try:
+        written = report.write(Path(__file__).parent.parent, folder)
+    except (ValueError, OSError) as error:
+        print(f"bench report: {error}", file=sys.stderr)
+        return 2
+    for path in written:
         print(f"written: {path}")
     return 0
 
@@ -107,12 +130,34 @@ def _gpu(arguments: argparse.Namespace) -> int:
     return gpu.main(settings, arguments.sections, arguments.out)
 
 
+def _unknown(arguments: argparse.Namespace) -> str | None:
+    """What is wrong with the shapes or contenders that were asked for, or None."""
+    import torch
+
+    from bench.contenders import registry
+    from bench.shapes import Shape
+
+    if arguments.command in MODELS:
+        return f"--shapes: {arguments.command} has no shapes to choose" if arguments.shapes else None
+    try:
+        for text in arguments.shapes:
+            Shape.parse(text)
+    except ValueError as error:
+        return f"--shapes: {error}"
+    known = [contender.name for contender in registry(torch.device(arguments.device))]
+    strangers = [part for part in arguments.contenders if not any(part in name for name in known)]
+    return f"--contenders: expected parts of {'; '.join(known)}, got {', '.join(strangers)}" if strangers else None
+
+
 def _measure(arguments: argparse.Namespace) -> int:
     import torch
 
     from bench import measure, results, runner, table
     from bench.models import summary
 
+    if reason := _unknown(arguments):
+        print(f"bench {arguments.command}: {reason}", file=sys.stderr)
+        return 2
     if arguments.device == "cpu":
         torch.set_num_threads(arguments.threads[0])
     settings = runner.Settings(

@@ -136,6 +136,7 @@ class AttentionCase:
         return replace(self, shape=replace(self.shape, tokens=min(self.shape.tokens, 8), horizon=16, lanes=1))
 
 
+MAIN_CPU = tuple(Shape(t, m, d) for t, m in ((256, 1024), (512, 4096)) for d in ("fp32", "bf16"))
 MAIN_CUDA = Shape(1024, 4096, "bf16", 16, 16, 64, lanes=8)  # the shape that sweeps on a GPU start from
 
 

@@ -48,7 +48,9 @@ def main(settings: runner.Settings, sections: Sequence[str], out: Path | None) -
     print(f"tests: {tests.summary}", flush=True)
     described = machine.describe(settings.device)
     folder = out or results.FOLDER / described.name
-    peaks = machine.measure_peaks(settings.device, described.cache_bytes, settings.quick)
+    peaks = machine.measure_peaks(
+        settings.device, 0 if settings.quick else described.cache_bytes, settings.limits.seconds
+    )
     limits = settings.limits if settings.quick else LIMITS
     runs: list[Run] = []
     end = time.monotonic()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bench import roof
 from bench.units import DTYPES
 
 ROOT = Path(__file__).parent.parent
@@ -108,41 +109,39 @@ class Moment:
 class Peaks:
     """The best this machine was seen to do with these threads: roofs for every other number."""
 
-    flops: dict[str, float]  # matrix product, FLOP/s by dtype
-    read: float  # bytes/s, a sum over more than the cache holds
-    copy: float  # bytes/s read plus written
+    flops: dict[str, float]  # FLOP/s by type
+    read: float  # bytes/s from memory, more of it than the cache holds
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         return asdict(self)
 
 
-def measure_peaks(device: torch.device, cache_bytes: int, quick: bool = False) -> Peaks:
-    """Best of several repeats and sizes; a few seconds, or a fraction of one if `quick`."""
-    sizes = (256,) if quick else (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192)
+def measure_peaks(device: torch.device, cache_bytes: int, seconds: float) -> Peaks:
+    """On CPUs the rates of `bench.roof`, seen within `seconds`; on GPUs the best matrix product and copy."""
+    if device.type == "cpu":
+        rates = roof.measure(torch.get_num_threads(), seconds, cache_bytes)
+        return Peaks({name: rates[name] for name in ("fp32", "bf16")}, rates["read"])
     flops = {}
-    for name in ("fp32", "bf16") if device.type == "cpu" else DTYPES:  # CPUs seldom have kernels for fp16
-        dtype = DTYPES[name]
+    for name, dtype in DTYPES.items():
         rates = []
-        for size in sizes:
+        for size in (2048, 4096, 8192):
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             rates.append(2 * size**3 / _best(lambda a=a, b=b: a @ b, device))
         flops[name] = max(rates)
-    x = torch.ones((1 if quick else 8) * max(cache_bytes, 2**22) // 4, device=device)
+    x = torch.ones(8 * max(cache_bytes, 2**22) // 4, device=device)
     y = torch.empty_like(x)
-    return Peaks(flops, x.nbytes / _best(x.sum, device), 2 * x.nbytes / _best(lambda: y.copy_(x), device))
+    return Peaks(flops, max(x.nbytes / _best(x.sum, device), 2 * x.nbytes / _best(lambda: y.copy_(x), device)))
 
 
 def _best(step: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     """Seconds of the fastest of `repeats` calls after a warm-up."""
     best = float("inf")
     for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)
         start = time.perf_counter()
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best
 

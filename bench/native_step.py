@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import machine, measure
+from bench import machine, measure, roof
 from bench.units import seconds
 from dsmr.decoding import Decoding, new_state
 from dsmr.model import PRESETS, Transformer, preset
@@ -35,20 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     described = machine.describe(torch.device("cpu"))
-    read = _read_rate(described.cache_bytes)
+    read = roof.measure(arguments.threads, 4.0, described.cache_bytes)["read"]
     print(f"{described.name}, {arguments.threads} threads, reads {read / 1e9:.1f} GB/s")
     print(
         f"{'model':6} {'way':30} {'a token':>9} {'tokens/s':>8} {'of PyTorch':>10} {'MB':>6} {'GB/s':>6} {'of read':>7}"
     )
     for name in arguments.presets:
         _measure(name, read)
-
-
-def _read_rate(cache_bytes: int) -> float:
-    """Bytes/s of a sum over eight times what the last-level cache holds: the best of a second's."""
-    x = torch.ones(8 * max(cache_bytes, 2**22) // 4)
-    trial = measure.Trial("read", [x.sum])
-    return x.nbytes / min(measure.rounds([trial], x.device, False, measure.Limits(seconds=1))["read"])
 
 
 @torch.inference_mode()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import models, results, summary, table, units
 from bench.models.summary import lines as model_lines
 from bench.results import Row, Run
-from bench.summary import Duel
+from bench.summary import Duel, Roofs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-# README shows one size a task, type and number of KV heads: these.
+# README shows four cases of each machine, with as many threads as it has: these.
 HEADLINES = re.compile(
-    r"(training|forward) B\d+-T(512|1024)-H(8-Hkv8|16-Hkv16)-D64-M4096-(fp32|bf16)"
-    r"|decode B[18]-T1-H\d+-Hkv\d+-D\d+-M4096-(fp32|bf16)(-graph)?"
+    r"training B\d+-T(512|1024)-H(8-Hkv8|16-Hkv16)-D64-M4096-(fp32|bf16)"
+    r"|decode B[18]-T1-H(8-Hkv8-D64|16-Hkv16-D128)-M4096-(fp32|bf16)(-graph)?"
 )
 
 
@@ -30,7 +34,10 @@ def write(root: Path, folder: Path) -> list[Path]:
         raise ValueError(f"results: expected folders of .jsonl files in {folder}, got none")
     written = []
     for name, runs in machines.items():
-        written += _plots(root, name, runs)
+        for what, figure in figures(runs).items():
+            written.append(root / "docs" / "images" / f"bench-{name}-{what}.png")
+            written[-1].parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(written[-1], dpi=110, metadata={"Software": None})  # the same results make the same bytes
     docs = root / "docs" / "benchmarks.md"
     docs.write_text(_document(folder, machines))
     readme = root / "README.md"
@@ -45,12 +52,12 @@ def between_markers(text: str, block: str) -> str:
     return text[: text.index(BEGIN) + len(BEGIN)] + "\n" + block + text[text.index(END) :]
 
 
-def _plots(root: Path, name: str, runs: Sequence[Run]) -> list[Path]:
+def figures(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Every figure of one machine's results, by the end of its file's name."""
     from bench import plots  # both need matplotlib
     from bench.models import plots as model_plots
 
-    images = root / "docs" / "images"
-    return [*plots.draw(runs, images, f"bench-{name}"), *model_plots.draw(runs, images, f"bench-{name}")]
+    return {**plots.figures(runs), **model_plots.figures(runs)}
 
 
 def _document(folder: Path, machines: dict[str, list[Run]]) -> str:
@@ -72,13 +79,13 @@ def _document(folder: Path, machines: dict[str, list[Run]]) -> str:
 def section(runs: Sequence[Run], comments: str, name: str | None) -> list[str]:
     """Everything about one machine; `name`: that of its plots, None if there are none."""
     lines = [f"## {_machine_title(runs[0])}", "", *_conditions(runs), ""]
-    found = summary.duels(runs)
+    found, machine = summary.duels(runs), summary.roofs(runs)
     lines += [*_losses(found), *([comments.rstrip(), ""] if comments else [])]
     if name:
-        names = ["speed", "more"] + ["models"] * any(run.command == "train" for run in runs)
-        lines += [f"![{what}](images/bench-{name}-{what}.png)\n" for what in names]
+        lines += [f"![{what}](images/bench-{name}-{what}.png)\n" for what in figures(runs)]
     for run in runs:
-        lines += [f"### {run.title[0].upper()}{run.title[1:]}", "", *_run_tables(run)]
+        if run.rows:
+            lines += [f"### {run.title[0].upper()}{run.title[1:]}", "", *_run_tables(run, machine)]
     return lines
 
 
@@ -90,20 +97,19 @@ def _machine_title(run: Run) -> str:
 
 
 def _conditions(runs: Sequence[Run]) -> list[str]:
-    """Versions, commits and peaks."""
+    """Versions, commits and roofs."""
     versions = ", ".join(f"{name} {version}" for name, version in runs[0].versions.items())
     commits = ", ".join(dict.fromkeys(run.commit for run in runs))
     lines = [
         f"{versions}; commit {commits}.",
         "",
-        "| peaks measured | matrix product, GFLOP/s | read | copy |",
-        "|---|---|---|---|",
+        "| roof, the best seen | GFLOP/s | read |",
+        "|---|---|---|",
     ]
-    for run in {run.threads if run.device == "cpu" else 0: run for run in runs}.values():
-        flops = ", ".join(f"{dtype} {value / 1e9:,.0f}" for dtype, value in run.peaks["flops"].items())
-        what = run.title.partition(", ")[2] or run.device
-        read, copy = (f"{run.peaks[kind] / 1e9:,.1f} GB/s" for kind in ("read", "copy"))
-        lines.append(f"| {what} | {flops} | {read} | {copy} |")
+    for (device, threads), roof in summary.roofs(runs).items():
+        flops = ", ".join(f"{dtype} {value / 1e9:,.0f}" for dtype, value in roof.flops.items())
+        what = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+        lines.append(f"| {what} | {flops} | {roof.read / 1e9:,.1f} GB/s |")
     return lines
 
 
@@ -111,11 +117,12 @@ def _losses(found: Sequence[Duel]) -> list[str]:
     if not found:
         return []
     lost = sum(one.lead[1] < 1 for one in found)
-    verb = "is" if lost == 1 else "are"
-    lines = [f"Of {len(found)} cases with a peer that computes the same, {lost} {verb} lost. The three worst:", ""]
+    if lost:
+        lines = [f"Slower than the best peer in {lost} of {len(found)} like-for-like cases. The largest losses:", ""]
+    else:
+        lines = [f"Fastest in all {len(found)} like-for-like cases. The smallest margins:", ""]
     for one in summary.worst(found):
-        verb = "loses to" if one.lead[1] < 1 else "is ahead of"
-        lines.append(f"- {one.name}: {one.ours.contender} {verb} {one.peer.contender}, {_interval(one.lead)}.")
+        lines.append(f"- {one.name}: {one.ours.contender} against {one.peer.contender}, {_interval(one.lead)}.")
     return [*lines, ""]
 
 
@@ -124,7 +131,7 @@ def _interval(values: Sequence[float]) -> str:
     return f"{median:.2f}x ({low:.2f} - {high:.2f})"
 
 
-def _run_tables(run: Run) -> list[str]:
+def _run_tables(run: Run, machine: Roofs) -> list[str]:
     """The duels of a run in one table, then every row of it, folded."""
     lines = [*model_lines(run), ""] if run.command in models.COMMANDS else []
     if run.others is not None and run.steal is not None:
@@ -132,7 +139,7 @@ def _run_tables(run: Run) -> list[str]:
     found = summary.duels([run])
     if found:
         lines += ["| case | ours | median | % of roof | best peer | median | lead |", "|---|---|---|---|---|---|---|"]
-        lines += [_duel_line(one, f"{one.ours.task} {one.ours.case}") for one in found]
+        lines += [_duel_line(one, f"{one.ours.task} {one.ours.case}", machine) for one in found]
         lines.append("")
     lines += ["<details><summary>Every contender</summary>", ""]
     for (task, case), rows in summary.grouped(run.rows).items():
@@ -140,7 +147,8 @@ def _run_tables(run: Run) -> list[str]:
         header = table.HEADER
         lines += [f"**{task} {case}**", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         shown = [row for row in rows if row.status != "unavailable"]
-        lines += [f"| {' | '.join(table.cells(row, base.contender if base else None))} |" for row in shown]
+        name = base.contender if base else None
+        lines += [f"| {' | '.join(table.cells(run, row, name, machine))} |" for row in shown]
         lines.append("")
     return [*lines, *_unavailable(run.rows), "", "</details>", ""]
 
@@ -149,8 +157,8 @@ def _unavailable(rows: Sequence[Row]) -> list[str]:
     return [f"- Unavailable ({reason}): {', '.join(names)}." for reason, names in table.unavailable(rows).items()]
 
 
-def _duel_line(one: Duel, name: str) -> str:
-    roof = f"{100 * one.ours.roofline:.0f}" if one.ours.roofline is not None else ""
+def _duel_line(one: Duel, name: str, machine: Roofs) -> str:
+    roof = table.percent(summary.share(one.run, one.ours, machine))
     ours, peer = one.ours, one.peer
     own, other = (units.seconds(row.seconds[1]) for row in (ours, peer))
     return f"| {name} | {ours.contender} | {own} | {roof} | {peer.contender} | {other} | {_interval(one.lead)} |"
@@ -159,9 +167,12 @@ def _duel_line(one: Duel, name: str) -> str:
 def _readme_block(machines: dict[str, list[Run]]) -> str:
     lines = []
     for name, runs in machines.items():
-        found = summary.duels(runs)
+        found, machine = summary.duels(runs), summary.roofs(runs)
         lines += ["", f"{_machine_title(runs[0])}, torch {runs[0].versions['torch']}:", ""]
         lines += ["| case | ours | median | % of roof | best peer | median | lead |", "|---|---|---|---|---|---|---|"]
-        lines += [_duel_line(one, one.name) for one in found if HEADLINES.fullmatch(f"{one.ours.task} {one.ours.case}")]
+        most = max(run.threads for run in runs)
+        shown = [one for one in found if HEADLINES.fullmatch(f"{one.ours.task} {one.ours.case}")]
+        shown = [one for one in shown if one.run.threads == most]
+        lines += [_duel_line(one, one.name, machine) for one in shown]
         lines += ["", *_losses(found), f"![Speed against memory](docs/images/bench-{name}-speed.png)"]
     return "\n".join([*lines, "", "All cases: [docs/benchmarks.md](docs/benchmarks.md).", ""])

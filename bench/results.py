@@ -29,8 +29,7 @@ class Row:
     seconds: list[float] = field(default_factory=list)  # 20 %, median, 80 %
     beyond: list[float] = field(default_factory=list)  # the same of what it takes beyond another contender
     against: dict[str, list[float]] = field(default_factory=dict)  # the same of time / time of each of ours
-    work: dict[str, float] = field(default_factory=dict)  # flops, bytes, tokens
-    roofline: float | None = None  # the machine's best possible time / median; None where nothing bounds it
+    work: dict[str, float] = field(default_factory=dict)  # flops, bytes, tokens; empty if others' work is in the time
     peak_bytes: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 

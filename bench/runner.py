@@ -39,7 +39,9 @@ def run(command: str, settings: Settings, show: Callable[[Row], None], peaks: ma
     begin, moment = time.monotonic(), machine.Moment.now()
     device = settings.device
     described = machine.describe(device)
-    peaks = peaks or machine.measure_peaks(device, described.cache_bytes, settings.quick)
+    peaks = peaks or machine.measure_peaks(
+        device, 0 if settings.quick else described.cache_bytes, settings.limits.seconds
+    )
     made = Run(
         command=command,
         device=device.type,
@@ -51,7 +53,7 @@ def run(command: str, settings: Settings, show: Callable[[Row], None], peaks: ma
         peaks=peaks.as_dict(),
         quick=settings.quick,
     )
-    for case, measured in _parts(command, settings, peaks, described.cache_bytes):
+    for case, measured in _parts(command, settings, described.cache_bytes):
         over = time.monotonic() - begin > settings.seconds
         rows = [new_row(case, None, "skipped", f"the time for {command} was over")] if over else measured()
         for row in rows:
@@ -62,23 +64,22 @@ def run(command: str, settings: Settings, show: Callable[[Row], None], peaks: ma
     return made
 
 
-def _parts(command: str, settings: Settings, peaks: machine.Peaks, cache_bytes: int) -> list[Part]:
+def _parts(command: str, settings: Settings, cache_bytes: int) -> list[Part]:
     """What a command measures, one after another: each case of its own, but for whole models, which take turns."""
+    if command == "roof":  # what every command measures at first is all of this one
+        return []
     if command in models.COMMANDS:
         if settings.shapes:
             raise ValueError(f"--shapes: {command} has no shapes to choose")
-        return importlib.import_module(f"bench.models.{command}").parts(settings, peaks)
+        return importlib.import_module(f"bench.models.{command}").parts(settings)
     listed = cases(command, settings.device, settings.quick, settings.shapes)
     return [
-        (
-            case,
-            partial(weigh, case, settings) if case.memory else partial(time_case, case, settings, peaks, cache_bytes),
-        )
+        (case, partial(weigh, case, settings) if case.memory else partial(time_case, case, settings, cache_bytes))
         for case in listed
     ]
 
 
-def time_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes: int) -> list[Row]:
+def time_case(case: Case, settings: Settings, cache_bytes: int) -> list[Row]:
     """Check all contenders, then time those that are right: a row each, in the registry's order."""
     device = settings.device
     rows: dict[str, Row] = {}
@@ -99,9 +100,12 @@ def time_case(case: Case, settings: Settings, peaks: machine.Peaks, cache_bytes:
             rows[contender.name].status, rows[contender.name].reason = "failed", first_line(error)
     samples = measure.rounds(trials, device, case.hot, settings.limits) if trials else {}
     bases = [contender.name for contender in right if contender.ours and contender.name in samples]
+    subtracted = {contender.minus for contender in right}
     for contender in right:
         if contender.name in samples:
-            _fill(rows[contender.name], case, contender, samples, bases, peaks)
+            _fill(rows[contender.name], case, contender, samples, bases)
+            if contender.name in subtracted:  # the time is of something else than the case's work
+                rows[contender.name].work = {}
     return list(rows.values())
 
 
@@ -175,22 +179,15 @@ def _fill(
     contender: Contender,
     samples: dict[str, list[float]],
     bases: Sequence[str],
-    peaks: machine.Peaks,
 ) -> None:
     own = samples[contender.name]
-    work = case.work(contender.storage)
-    times = measure.Quantiles.of(own)
     row.status = "timed"
     row.rounds = len(own)
-    row.seconds = times.rounded()
-    row.work = work._asdict()
+    row.seconds = measure.Quantiles.of(own).rounded()
+    row.work = case.work(contender.storage)._asdict()
     row.against = {base: measure.ratio(own, samples[base]).rounded() for base in bases if base != contender.name}
     if contender.minus in samples:
         row.beyond = measure.difference(own, samples[contender.minus]).rounded()
-    dtype = case.fields.get("dtype")
-    if not case.hot and dtype in peaks.flops and contender.minus is None:
-        best = max(work.flops / peaks.flops[dtype], work.bytes / max(peaks.read, peaks.copy))
-        row.roofline = float(f"{best / times.median:.4g}")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,11 +1,15 @@
-"""What a case's rows say together: which of ours stands for us, the best peer, and by how much who is ahead."""
+"""What rows say together: which of ours stands for us, the best peer, who is ahead by how much, and the roofs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.machine import Peaks
 from bench.results import Row, Run
+
+Roofs = dict[tuple[str, int], Peaks]
+"""The best that a machine was seen to do, by device and number of threads."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,32 @@ def duels(runs: Sequence[Run]) -> list[Duel]:
 def worst(all_duels: Sequence[Duel], count: int = 3) -> list[Duel]:
     """Those that we lose most clearly, or come closest to losing."""
     return sorted(all_duels, key=lambda one: one.lead[1])[:count]
+
+
+def roofs(runs: Sequence[Run]) -> Roofs:
+    """Of one machine's runs: the best of what they measured at first (see `bench.roof`) and of what anybody reached."""
+    found: Roofs = {}
+    for run in runs:
+        flops, read = dict(run.peaks["flops"]), run.peaks["read"]
+        for row in filter(_has_a_roof, run.rows):
+            dtype, median = row.fields["dtype"], row.seconds[1]
+            flops[dtype] = max(flops[dtype], row.work["flops"] / median)
+            read = max(read, row.work["bytes"] / median)
+        before = found.get((run.device, run.threads), Peaks({}, 0.0))
+        best = {dtype: max(rate, before.flops.get(dtype, 0.0)) for dtype, rate in flops.items()}
+        found[run.device, run.threads] = Peaks(best, max(read, before.read))
+    return found
+
+
+def share(run: Run, row: Row, machine: Roofs) -> float | None:
+    """The least time that the row's work needs under its machine's roof / its median; None where nothing bounds it."""
+    if not _has_a_roof(row):
+        return None
+    roof = machine[run.device, run.threads]
+    return max(row.work["flops"] / roof.flops[row.fields["dtype"]], row.work["bytes"] / roof.read) / row.seconds[1]
+
+
+def _has_a_roof(row: Row) -> bool:
+    """Work that is counted, all in the time that was measured, and not over what lies in a cache."""
+    counted = row.work.get("flops", 0) + row.work.get("bytes", 0) > 0
+    return row.status == "timed" and counted and not row.beyond and not row.fields.get("hot") and "dtype" in row.fields

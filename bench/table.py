@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from bench import units
 from bench.results import Row, Run
-from bench.summary import base_of, grouped
+from bench.summary import Roofs, base_of, grouped, roofs, share
 
 HEADER = ("contender", "median", "20 % - 80 %", "x ours", "rate", "% of roof", "")
 
 
-def cells(row: Row, base: str | None) -> tuple[str, ...]:
+def cells(run: Run, row: Row, base: str | None, machine: Roofs) -> tuple[str, ...]:
     """One line of a table; `base` names the contender of ours that ratios refer to."""
     if row.status == "weighed":
         return (row.contender, units.size(row.peak_bytes or 0), "", "", "", "", "")
@@ -29,17 +29,27 @@ def cells(row: Row, base: str | None) -> tuple[str, ...]:
         f"{units.seconds(low)} - {units.seconds(high)}",
         f"{ratio[1]:.2f}" if ratio else ("1" if row.contender == base else ""),
         rate(row),
-        f"{100 * row.roofline:.0f}" if row.roofline is not None else "",
+        percent(share(run, row, machine)),
         ", ".join(notes),
     )
 
 
+def percent(share: float | None) -> str:
+    """`87`, `0.023`: two digits; empty for None."""
+    return "" if share is None else f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.2g}"
+
+
 def rate(row: Row) -> str:
-    """Tokens/s for models, FLOP/s where arithmetic is the work, bytes/s where moving is."""
+    """Tokens/s for models, FLOP/s where arithmetic is the work, bytes/s where moving is; of the difference, if any."""
     if "tokens_per_second" in row.extra:
         return f"{row.extra['tokens_per_second'][1]:,.0f} tokens/s"
-    flops, moved, median = row.work["flops"], row.work["bytes"], row.seconds[1]
-    return f"{flops / median / 1e9:,.0f} GFLOP/s" if flops > 8 * moved else f"{moved / median / 1e9:.1f} GB/s"
+    if not row.work:
+        return ""
+    median = row.beyond[1] if row.beyond else row.seconds[1]
+    if median <= 0:  # a difference that noise hides
+        return ""
+    flops, moved = row.work["flops"] / median, row.work["bytes"] / median
+    return f"{units.decimal(flops)}FLOP/s" if flops > 8 * moved else f"{units.decimal(moved)}B/s"
 
 
 def unavailable(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -57,14 +67,15 @@ def show(run: Run) -> None:
     if run.others is not None and run.steal is not None:
         print(f"other processes took {run.others:.1%} of the cores' time, other machines {run.steal:.1%}")
     for (task, case), rows in grouped(run.rows).items():
-        base = base_of(rows)
+        base, machine = base_of(rows), roofs([run])
         work = next((row.work for row in rows if row.work and row.storage is None), {})
         title = f"{task} {case}"
         if work:
             counted = [f"{work['flops'] / 1e9:.4g} GFLOP"] * (work["flops"] > 0)
             counted += [units.size(work["bytes"])] * (work["bytes"] > 0)
             title += ": " + ", ".join(counted or [f"{work['tokens']:,.0f} tokens"])
-        _print(title, [cells(row, base.contender if base else None) for row in rows if row.status != "unavailable"])
+        name = base.contender if base else None
+        _print(title, [cells(run, row, name, machine) for row in rows if row.status != "unavailable"])
     for reason, names in unavailable(run.rows).items():
         print(f"unavailable, {reason}: {'; '.join(names)}")
 

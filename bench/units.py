@@ -21,3 +21,11 @@ def size(x: float) -> str:
         if x / factor < 1024:
             return f"{x / factor:.3g} {unit}"
     return f"{x / 2**30:.3g} GiB"
+
+
+def decimal(x: float) -> str:
+    """`1.23 G`, `45.6 M`, `789 k`: three digits, to be followed by a unit."""
+    for prefix, factor in (("", 1), ("k", 1e3), ("M", 1e6)):
+        if x / factor < 999.5:
+            return f"{x / factor:.3g} {prefix}"
+    return f"{x / 1e9:,.3g} G" if x < 999.5e9 else f"{x / 1e12:.3g} T"

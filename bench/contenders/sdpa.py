@@ -21,9 +21,10 @@ BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# The forms that a back end serves without turning them into another one of this table.
+# The forms that a back end serves without turning them into another one of this table; on CPUs the lower-right bias is
+# turned into a mask at every call, and is what PyTorch's own documents advise.
 FORMS = {
-    "cpu": {"flash": ("mask", "none"), "math": ("mask",)},
+    "cpu": {"flash": ("mask", "lower-right", "none"), "math": ("mask",)},
     "cuda": {
         "flash": ("lower-right", "none"),
         "efficient": ("mask", "lower-right", "none"),

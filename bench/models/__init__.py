@@ -1,6 +1,6 @@
 """Whole models: a real training step, generation and corpus preparation, with our attention and with its peers.
 
-Each command is a module with `parts(settings, peaks)`: see `bench.runner.Part`.
+Each command is a module with `parts(settings)`: see `bench.runner.Part`.
 """
 
 COMMANDS = ("train", "generate", "prepare")

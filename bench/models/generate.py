@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench import measure, runner
-from bench.machine import Peaks, commit
+from bench.machine import commit
 from bench.measure import Quantiles, Trial
 from bench.models import fill, memory, step
 from bench.models.check import attend_and_append
@@ -189,7 +189,7 @@ def cases(device: torch.device, quick: bool) -> list[GenerateCase]:
     return [*made, *([replace(made[0], full=False)] if device.type == "cpu" else [])]
 
 
-def parts(settings: runner.Settings, peaks: Peaks) -> list[runner.Part]:
+def parts(settings: runner.Settings) -> list[runner.Part]:
     """One part a case."""
     wanted = settings.contenders or ("",)
     there = ENGINES[settings.device.type].items()

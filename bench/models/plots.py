@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,26 +13,24 @@ from bench.results import Row, Run
 COLOURS = matplotlib.colormaps["tab10"].colors
 
 
-def draw(runs: Sequence[Run], folder: Path, name: str) -> list[Path]:
-    """Write `NAME-models.png`, of the first thread count and size; nothing where no training was measured."""
+def figures(runs: Sequence[Run]) -> dict[str, Figure]:
+    """`models`, of the first thread count and size; nothing where no training was measured."""
     rows = [row for run in runs if run.command == "train" for row in run.rows if row.status == "timed"]
     if not rows:
-        return []
+        return {}
     first = next(run for run in runs if run.command == "train")
     rows = [row for row in first.rows if row in rows and row.fields["size"] == rows[0].fields["size"]]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    speed, memory, held = figure.subplots(1, 3)
+    played = [row for run in runs if run.command == "generate" for row in run.rows if "resident" in row.extra]
+    speed, memory, *generation = figure.subplots(1, 3 if played else 2)
     threads = f", {first.threads} thread{'s' * (first.threads > 1)}" if first.device == "cpu" else ""
     title = f"{rows[0].fields['size']}, {rows[0].fields['lanes']} x {rows[0].fields['segment']} tokens{threads}"
     _bars(speed, rows, lambda row: row.extra["tokens_per_second"][1], "tokens/s", title)
     _bars(memory, rows, lambda row: (row.peak_bytes or 0) / 2**20, "peak memory of training, MiB", title)
-    generated = next((run.rows for run in runs if run.command == "generate"), [])
-    _held(held, [row for row in generated if "resident" in row.extra])
+    for axes in generation:
+        _generation(axes, played)
     figure.legend(*speed.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-models.png"
-    figure.savefig(path, dpi=110, metadata={"Software": None})  # the same results make the same bytes
-    return [path]
+    return {"models": figure}
 
 
 def _bars(axes: Axes, rows: Sequence[Row], y: Callable[[Row], float], label: str, title: str) -> None:
@@ -50,26 +47,17 @@ def _bars(axes: Axes, rows: Sequence[Row], y: Callable[[Row], float], label: str
     axes.set_title(title, fontsize=9)
 
 
-def _held(axes: Axes, rows: Sequence[Row]) -> None:
-    """What a process holds beyond what it held at first, while it generates."""
-    most = 50.0
-    for number, row in enumerate(rows):
-        points = [(tokens, size) for tokens, size in row.extra["resident"] if size is not None]
-        if points:
-            grown = [(size - points[0][1]) / 2**20 for _, size in points]
-            most = max(most, *grown)
-            axes.plot(
-                [tokens for tokens, _ in points],
-                grown,
-                marker="o",
-                ms=3,
-                color=COLOURS[number % 10],
-                label=row.contender,
-            )
-    if rows:
-        axes.axvline(rows[0].extra["full_after"], color="grey", lw=1, ls="--")
-        axes.legend(fontsize=7)
-    axes.set_ylim(-10, 1.1 * most)
-    axes.set_xlabel("tokens generated; dashed: all rings full")
-    axes.set_ylabel("grown since the beginning, MiB")
-    axes.set_title("generation, resident memory", fontsize=9)
+def _generation(axes: Axes, rows: Sequence[Row]) -> None:
+    """How fast the engines play, and by how much the process grew meanwhile."""
+    for place, row in enumerate(rows):
+        speed = row.extra["tokens_per_second"][1]
+        held = [size for _, size in row.extra["resident"] if size is not None]
+        grown = f"\n{(held[-1] - held[0]) / 2**20:+.1f} MiB" if held else ""
+        axes.bar(place, speed, 0.7, color="tab:gray")
+        axes.annotate(f"{speed:,.0f}{grown}", (place, speed), ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(range(len(rows)), [row.contender.replace(", ", ",\n").replace(" and ", "\nand ") for row in rows])
+    axes.tick_params(axis="x", labelsize=7)
+    axes.margins(y=0.2)
+    axes.set_ylabel("tokens/s")
+    tokens = rows[0].extra["resident"][-1][0]
+    axes.set_title(f"{rows[0].fields['size']} plays {tokens:,} tokens: how fast, how much memory grew", fontsize=9)

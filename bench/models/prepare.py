@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bench import measure, runner
-from bench.machine import Peaks, commit
+from bench.machine import commit
 from bench.measure import Quantiles, Trial
 from bench.results import Row
 from dsmr.corpus.pianist import FEWEST_TOKENS, compose
@@ -175,7 +175,7 @@ def cases(quick: bool) -> list[PrepareCase]:
     ]
 
 
-def parts(settings: runner.Settings, peaks: Peaks) -> list[runner.Part]:
+def parts(settings: runner.Settings) -> list[runner.Part]:
     """One part a kind of work."""
     return [(case, partial(_measure, case, settings)) for case in cases(settings.quick)]
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from bench import measure, runner
-from bench.machine import Peaks
 from bench.measure import Quantiles, Trial
 from bench.models import check, memory, peers, step
 from bench.models.peers import Attention
@@ -77,14 +76,14 @@ def cases(device: torch.device, quick: bool) -> list[list[TrainCase]]:
     ]
 
 
-def parts(settings: runner.Settings, peaks: Peaks) -> list[runner.Part]:
+def parts(settings: runner.Settings) -> list[runner.Part]:
     """One part a size."""
     chosen = peers.chosen(settings.device, settings.contenders)
     groups = cases(settings.device, settings.quick)
-    return [(group[0], partial(_measure, group, chosen, settings, peaks)) for group in groups]
+    return [(group[0], partial(_measure, group, chosen, settings)) for group in groups]
 
 
-def _measure(group: list[TrainCase], chosen: list[Attention], settings: runner.Settings, peaks: Peaks) -> list[Row]:
+def _measure(group: list[TrainCase], chosen: list[Attention], settings: runner.Settings) -> list[Row]:
     """One row a case and contender. The first case of the group is the full schedule.
 
     Half of the time is for making ready: contenders are asked in turn, those that compile last.
@@ -105,7 +104,7 @@ def _measure(group: list[TrainCase], chosen: list[Attention], settings: runner.S
         samples = measure.rounds(trials, settings.device, False, limits)
         for pair, training in trainings.items():
             rows[pair].extra["state_bytes"] = training.state_bytes
-            _fill(rows[pair], samples[names[pair]], pair[0].work, peaks.flops[pair[0].dtype])
+            _fill(rows[pair], samples[names[pair]], pair[0].work)
         _compare(rows, {pair: samples[name] for pair, name in names.items()}, group[0])
     return [rows[case, attention] for case in group for attention in chosen]
 
@@ -120,11 +119,10 @@ def _ready(case: TrainCase, attention: Attention, row: Row, device: torch.device
         return None
 
 
-def _fill(row: Row, seconds: list[float], work: dict[str, float], peak_flops: float) -> None:
+def _fill(row: Row, seconds: list[float], work: dict[str, float]) -> None:
     row.status, row.rounds, row.work = "timed", len(seconds), work
     row.seconds = Quantiles.of(seconds).rounded()
     row.extra["tokens_per_second"] = Quantiles.of([work["tokens"] / t for t in seconds]).rounded()
-    row.roofline = float(f"{work['flops'] / peak_flops / row.seconds[1]:.4g}")
 
 
 Pair = tuple[TrainCase, Attention]

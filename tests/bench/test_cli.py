@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from bench import cases, models, results
 from bench.__main__ import MEASURED, main
@@ -51,5 +52,33 @@ def test_bad_arguments_are_refused(arguments, capsys):
     assert "error" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["gpu", "--device", "xpu"], "expected cpu or cuda"),
+        (["decode", "--device", "cuda:99"], "expected a GPU that PyTorch"),
+        (["attention", "--quick", "--shapes", "T3"], "expected something like B1-T256"),
+        (["train", "--quick", "--shapes", "T3-M4-fp32"], "train has no shapes to choose"),
+        (["decode", "--quick", "--contenders", "ours", "theirs"], "got theirs"),
+        (["report", "--results", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(bench, arguments, expected):
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it shows what is said where there is no GPU")
+@pytest.mark.parametrize("command", ["gpu", *MEASURED])
+def test_without_a_gpu_every_command_says_so_in_one_line(command, capsys):
+    device = [] if command == "gpu" else ["--device", "cuda"]
+    assert main([command, *device]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected a GPU that PyTorch" in line
+    assert "found 0" in line
+
+
 def test_every_command_of_the_registry_can_be_asked_for():
-    assert set(MEASURED) == {*cases.COMMANDS, *models.COMMANDS}
+    assert set(MEASURED) == {"roof", *cases.COMMANDS, *models.COMMANDS}
