@@ -224,7 +224,7 @@ def _footer(outcome: Outcome) -> Iterator[str]:
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f} (95 %)"
+    return "too few pieces for an interval" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f} (95 %)"
 
 
 def _range(each: Comparison) -> str:
