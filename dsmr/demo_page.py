@@ -119,8 +119,8 @@ def _numbers(outcome: Outcome) -> Iterator[Number]:
     span = outcome.probed.span
     yield Number(
         "Memory of a layer",
-        f"{span.horizons[-1]:,}",
-        f"What the layers that remember longest can look up; others keep {span.horizons[0]:,}. Through all layers, "
+        f"{max(span.horizons):,}",
+        f"What the layers that remember longest can look up; others keep {min(span.horizons):,}. Through all layers, "
         f"what is played can depend on {span.reach:,} tokens. It is the same however long the music gets.",
         "tokens",
     )

@@ -184,7 +184,8 @@ def evaluate(
         print_probed(found, compared)
         scored = sum(model.scored for model in found)
         stdout.print(f"{scored:,} tokens scored in {seconds:.1f} s, {scored / seconds:,.0f} tokens/s")
-    title = f"{', '.join(model.label for model in found)}: {split} split"
+    whose = ", ".join(model.label for model in found) if len(found) <= 3 else f"{len(found)} models"
+    title = f"{whose}: {split} split"
     if png is not None:
         with writing(png):
             draw_positions(found, png, title)

@@ -72,16 +72,18 @@ def print_probed(models: Sequence[Probed], differences: Sequence[Compared]) -> N
 
 def print_models(models: Sequence[Probed]) -> None:
     """A row a model: its memory, its perplexity whole and with the context cleared."""
+    from dsmr.schedules import format_horizons
+
     first = models[0].assessment
     table = Table(title=f"{len(first.whole.pieces):,} {first.split} pieces, {first.whole.tokens:,} tokens")
     table.add_column("model", no_wrap=True)
-    for heading in ("horizons", "reach", "PPL", "95 % interval", "nats / token"):
+    for heading in ("horizons, lowest layer first", "reach", "PPL", "95 % interval", "nats / token"):
         table.add_column(heading, justify="right", no_wrap=True)
     if first.reset is not None:
         table.add_column(f"PPL, reset every {first.reset.reset_every:,}", justify="right")
     for model in models:
         whole, reset = model.assessment.whole, model.assessment.reset
-        row = [_listed(model.span.horizons), f"{model.span.reach:,}"]
+        row = [format_horizons(model.span.horizons), f"{model.span.reach:,}"]
         row += [f"{whole.ppl:.2f}", _between(whole.ppl_interval(), 2), f"{whole.nll:.4f}"]
         table.add_row(model.label, *row, *([f"{reset.ppl:.2f}"] if reset else []))
     stdout.print(table)

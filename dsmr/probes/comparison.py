@@ -25,7 +25,7 @@ class Span:
     """How far a model's memory goes, in tokens.
 
     Args:
-        horizons: what the layers remember by themselves, each value once, ascending.
+        horizons: what each layer remembers by itself, the lowest layer's first.
         reach: what the last token of a segment can depend on, over all layers; see `Schedule.reach`.
     """
 
@@ -37,8 +37,8 @@ class Span:
         """The span of a model's schedule; an entry of a memory that keeps one token in s stands for s."""
         schedule = config.schedule
         stride = schedule.retention.stride if schedule.retention else 1
-        horizons = sorted({horizon * stride for horizon in schedule.horizons})
-        return cls(tuple(horizons), schedule.receptive_field(config.segment, config.window))
+        horizons = tuple(horizon * stride for horizon in schedule.horizons)
+        return cls(horizons, schedule.receptive_field(config.segment, config.window))
 
 
 @dataclass(frozen=True)
