@@ -119,8 +119,8 @@ def _numbers(outcome: Outcome) -> Iterator[Number]:
     span = outcome.probed.span
     yield Number(
         "Memory of a layer",
-        f"{span.horizons[-1]:,}",
-        f"What the layers that remember longest can look up; others keep {span.horizons[0]:,}. Through all layers, "
+        f"{max(span.horizons):,}",
+        f"What the layers that remember longest can look up; others keep {min(span.horizons):,}. Through all layers, "
         f"what is played can depend on {span.reach:,} tokens. It is the same however long the music gets.",
         "tokens",
     )
@@ -224,7 +224,7 @@ def _footer(outcome: Outcome) -> Iterator[str]:
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f} (95 %)"
+    return "too few pieces for an interval" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f} (95 %)"
 
 
 def _range(each: Comparison) -> str:

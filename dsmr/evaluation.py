@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.bootstrap import CONFIDENCE, RESAMPLES, Interval, PieceSums, interval
+from dsmr.bootstrap import CONFIDENCE, Interval, PieceSums
 from dsmr.corpus.store import TokenStore
 from dsmr.model import Transformer
 from dsmr.reading import Progress, Stretch, score
@@ -46,7 +46,7 @@ class Evaluation:
 
     @property
     def sums(self) -> PieceSums:
-        """The NLL of each piece in one bin, for the bootstrap."""
+        """The NLL of each piece in one bin."""
         return PieceSums(self.piece_nll[:, None], self.piece_tokens[:, None])
 
     @property
@@ -69,22 +69,17 @@ class Evaluation:
         """Perplexity: exp of the mean NLL."""
         return math.exp(self.nll)
 
-    def ppl_interval(
-        self, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
-    ) -> Interval | None:
-        """Percentile interval of the perplexity, from the bootstrap over pieces; None for fewer than two pieces.
+    def ppl_interval(self, *, confidence: float = CONFIDENCE) -> Interval | None:
+        """The perplexity's interval over pieces, that of the mean NLL; None for fewer than six pieces at 95 %.
 
         Args:
             confidence: coverage, between 0 and 1.
-            resamples: how many corpora of as many pieces are drawn with replacement.
-            seed: equal seeds give equal intervals.
         """
-        if len(self.pieces) < 2:
-            return None
-        return interval(np.exp(self.sums.resampled(resamples=resamples, seed=seed)[:, 0]), confidence)
+        (of_nll,) = self.sums.intervals(confidence=confidence)
+        return of_nll and (math.exp(of_nll[0]), math.exp(of_nll[1]))
 
     def by_position(self, width: int = POSITION_BIN) -> list[PositionBin]:
-        """Mean NLL of each `width` positions, counted from the beginning of the piece, with its bootstrap interval."""
+        """Mean NLL of each `width` positions, counted from the beginning of the piece, with its interval."""
         if width < 1:
             raise ValueError(f"width: expected at least 1 token, got {width}")
         bins = -(-int(self.piece_tokens.max(initial=0)) // width)
@@ -115,7 +110,7 @@ class Evaluation:
 class PositionBin:
     """Tokens at positions `start ...` of their pieces: how many, and their mean NLL in nats.
 
-    `interval` is its 95 % bootstrap interval over pieces; None for fewer than two pieces.
+    `interval` is its 95 % interval over pieces; None for fewer than six pieces.
     """
 
     start: int

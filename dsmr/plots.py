@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,8 +27,15 @@ Path = str | os.PathLike[str]
 
 DPI = 150
 INK, FAINT, BLACK_KEY = "#222222", "#d9d9d9", "#f3f4f6"
-COLOURS = ("#1f5fa8", "#d1495b", "#2e8b57", "#b8860b", "#6a4c93", "#4a4a4a")
-"""One per curve or schedule, told apart on paper and by most colour-blind eyes."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Of Okabe and Ito (2008): told apart by colour-blind eyes, too."""
+DASHES = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (1.5, 1.5)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">")
+"""Curves differ in dashes and markers as well as in colour, so that they do on paper and beyond six."""
+LEGEND_POINTS = 8
+MARKED = 12
+"""Markers on a curve of more than `DENSE` points."""
+DENSE = 30
 LOUDNESS = LinearSegmentedColormap.from_list(
     "loudness", [(0.0, "#9ad9c9"), (0.3, "#1f9e96"), (0.5, "#3b4ba8"), (0.7, "#c4265e"), (1.0, "#f98e09")]
 )
@@ -151,15 +159,18 @@ def schedule_bars(schedules: Sequence[Schedule], path: Path) -> None:
     figure.savefig(path)
 
 
-def nll_by_position(curves: Sequence[Curve], path: Path, title: str | None = None) -> None:
+def nll_by_position(
+    curves: Sequence[Curve], path: Path, title: str | None = None, legend_title: str | None = None
+) -> None:
     """Draw the loss over the position in a piece: what a model gains from having heard more of it.
 
     Args:
         curves: `x` in tokens since the piece began, `y` (and the band) in nats per token.
         path: the file to write; its ending decides the format.
         title: printed above.
+        legend_title: what the curves' labels say.
     """
-    _loss_figure(curves, path, title, "position in the piece (tokens)")
+    _loss_figure(curves, path, title, "position in the piece (tokens)", legend_title)
 
 
 def training_curve(curves: Sequence[Curve], path: Path, title: str | None = None) -> None:
@@ -187,8 +198,8 @@ def histograms(corpus: Mapping[str, Counts], music: Mapping[str, Mapping[str, Co
         bins = np.arange(len(feature.labels))
         axes.bar(bins, _shares(corpus[name]), width=1.0, color=FAINT, label="corpus")
         for number, (label, counts) in enumerate(music.items()):
-            colour = COLOURS[number % len(COLOURS)]
-            axes.step(bins, _shares(counts[name]), where="mid", color=colour, linewidth=1.2, label=label)
+            line = {"color": look(number)["color"], "linestyle": look(number)["linestyle"], "linewidth": 1.2}
+            axes.step(bins, _shares(counts[name]), where="mid", label=label, **line)
         every = -(-len(bins) // 13)
         axes.set_xticks(bins[::every], feature.labels[::every])
         axes.tick_params(axis="x", labelsize=7)
@@ -214,12 +225,14 @@ def difference_panels(
     marks: Sequence[Mark] = (),
     mark_names: Mapping[str, str] | None = None,
     log: bool = False,
+    legend_title: str | None = None,
 ) -> None:
-    """Draw differences of the NLL around the line of no difference: panels side by side, on the same scales.
+    """Draw differences of the NLL around the line of no difference: panels of the same scales, four in a row at most.
 
     Args:
         panels: each panel's title and curves; `y`, `low` and `high` in nats per token, the last two drawn as error
-            bars, NaN where they are unknown. Curves of equal number have equal colours in all panels.
+            bars, NaN where they are unknown. Curves of equal number look the same in all panels and have one entry in
+            the legend, so they have one label.
         path: the file to write; its ending decides the format.
         title: printed above.
         xlabel, ylabel: what the axes show.
@@ -227,13 +240,18 @@ def difference_panels(
         marks: vertical lines, drawn in every panel if they lie within the axis.
         mark_names: what a mark's style means, for the legend.
         log: show x on a logarithmic scale.
+        legend_title: what the curves' labels say.
     """
     if not any(panels.values()):
         raise ValueError("panels: expected at least one curve, got none")
-    figure = Figure(
-        figsize=(1.2 + (6.3 if len(panels) == 1 else 4.6 * len(panels)), 4.2), dpi=DPI, layout="constrained"
-    )
-    row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    width = 3.2 + (6.3 if columns == 1 else 4.6 * columns)
+    figure = Figure(figsize=(width, 4.2 * rows), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for unused in grid.flat[len(panels) :]:
+        unused.set_visible(False)
+    row = grid.flat[: len(panels)]
     for axes, (name, curves) in zip(row, panels.items(), strict=True):
         _style(axes, grid="both")
         axes.axhline(0, color=INK, linewidth=0.9)
@@ -241,11 +259,16 @@ def difference_panels(
             aside = 0.007 * (number - (len(curves) - 1) / 2)  # bars of several curves would hide each other
             x = np.asarray(curve.x)
             x = x * (xlim[1] / xlim[0]) ** aside if log else x + aside * (xlim[1] - xlim[0])
-            _draw_bars(axes, replace(curve, x=x), COLOURS[number % len(COLOURS)])
+            _draw_bars(axes, replace(curve, x=x), number)
         if name:
             axes.set_title(name, loc="left", color=INK, fontsize=10)
-        axes.set_xlabel(xlabel, color=INK)
-    row[0].set_ylabel(ylabel, color=INK)
+    for number, axes in enumerate(row):
+        last_in_its_column = number + columns >= len(row)
+        axes.tick_params(labelbottom=last_in_its_column)
+        if last_in_its_column:
+            axes.set_xlabel(xlabel, color=INK)
+    for first_in_its_row in grid[:, 0]:
+        first_in_its_row.set_ylabel(ylabel, color=INK)
     if log:
         row[0].set_xscale("log", base=2)
     else:
@@ -255,39 +278,74 @@ def difference_panels(
         for mark in marks:
             if xlim[0] <= mark.x <= xlim[1]:
                 axes.axvline(mark.x, color=COLOURS[mark.curve % len(COLOURS)], linestyle=mark.style, linewidth=1.2)
+    fullest = row[int(np.argmax([len(curves) for curves in panels.values()]))]
     for style, name in (mark_names or {}).items():
-        row[0].plot([], [], color=INK, linestyle=style, linewidth=1.2, label=name)
+        fullest.plot([], [], color=INK, linestyle=style, linewidth=1.2, label=name)
     row[0].set_xlim(xlim)
-    row[0].legend(frameon=False, labelcolor=INK, fontsize=8)
+    _legend_beside(figure, fullest, legend_title)
     if title:
         figure.suptitle(title, x=0.01, ha="left", color=INK, fontweight="bold")
     figure.savefig(path)
 
 
-def _draw_bars(axes: Axes, curve: Curve, colour: str) -> None:
-    x = np.asarray(curve.x)
-    axes.plot(x, np.asarray(curve.y), label=curve.label, color=colour, linewidth=1.6, marker="o", markersize=3.5)
+def look(number: int) -> dict[str, Any]:
+    """Colour, dashes and marker of a figure's curve: the first twelve differ in colour or dashes, ten in marker."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 4.0,
+    }
+
+
+def _draw_bars(axes: Axes, curve: Curve, number: int) -> None:
+    x, of_line = np.asarray(curve.x), look(number)
+    axes.plot(x, np.asarray(curve.y), label=curve.label, linewidth=1.6, **of_line)
     if curve.low is not None and curve.high is not None:
-        axes.vlines(x, np.asarray(curve.low), np.asarray(curve.high), color=colour, linewidth=1.0, alpha=0.7)
+        axes.vlines(x, np.asarray(curve.low), np.asarray(curve.high), of_line["color"], linewidth=1.0, alpha=0.7)
 
 
-def _draw_curve(axes: Axes, curve: Curve, colour: str) -> None:
-    x, y = np.asarray(curve.x), np.asarray(curve.y)
-    marker = "o" if len(x) <= 30 else ""
+def _draw_curve(axes: Axes, curve: Curve, number: int, alpha: float) -> None:
+    x, of_line = np.asarray(curve.x), look(number)
+    every = 1 if len(x) <= DENSE else -(-len(x) // MARKED)
     linewidth = 1.6 if len(x) <= 300 else 0.7  # many points are many ups and downs
-    axes.plot(x, y, label=curve.label, color=colour, linewidth=linewidth, marker=marker, markersize=3.5)
+    axes.plot(x, np.asarray(curve.y), label=curve.label, linewidth=linewidth, markevery=every, **of_line)
     if curve.low is not None and curve.high is not None:
-        axes.fill_between(x, np.asarray(curve.low), np.asarray(curve.high), color=colour, alpha=0.18, linewidth=0)
+        low, high = np.asarray(curve.low), np.asarray(curve.high)
+        axes.fill_between(x, low, high, color=of_line["color"], alpha=alpha, linewidth=0)
 
 
-def _loss_figure(curves: Sequence[Curve], path: Path, title: str | None, xlabel: str) -> None:
+def _legend_beside(figure: Figure, axes: Axes, title: str | None) -> None:
+    """The legend of `axes` to the right of all panels, where it hides nothing; the figure grows to hold it."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = sum(1.25 * (text.count("\n") + 1) + 0.5 for text in (*labels, title or ""))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, max(height, lines * LEGEND_POINTS / 72 + 0.3))
+    legend = figure.legend(
+        handles,
+        labels,
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=INK,
+        fontsize=LEGEND_POINTS,
+        handlelength=3.6,
+        title=title,
+        title_fontsize=LEGEND_POINTS,
+        alignment="left",
+    )
+    legend.get_title().set_color(INK)
+
+
+def _loss_figure(
+    curves: Sequence[Curve], path: Path, title: str | None, xlabel: str, legend_title: str | None = None
+) -> None:
     if not curves:
         raise ValueError("curves: expected at least one, got none")
-    figure = Figure(figsize=(7.5, 4.2), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(9.5, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     _style(axes, grid="both")
     for number, curve in enumerate(curves):
-        _draw_curve(axes, curve, COLOURS[number % len(COLOURS)])
+        _draw_curve(axes, curve, number, alpha=min(0.18, 0.6 / len(curves)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel("NLL (nats per token)", color=INK)
@@ -297,9 +355,9 @@ def _loss_figure(curves: Sequence[Curve], path: Path, title: str | None, xlabel:
     perplexity.set_ylabel("perplexity", color=INK)
     perplexity.tick_params(colors=INK, labelsize=9, length=3, color=FAINT)
     perplexity.spines["right"].set_visible(False)
-    axes.legend(frameon=False, labelcolor=INK)
+    _legend_beside(figure, axes, legend_title)
     if title:
-        axes.set_title(title, loc="left", color=INK, fontweight="bold")
+        figure.suptitle(title, x=0.01, ha="left", color=INK, fontweight="bold")
     figure.savefig(path)
 
 

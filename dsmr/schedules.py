@@ -7,6 +7,7 @@ remembers the longest piece, and a budget is only its ceiling.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -285,12 +286,19 @@ def draw(schedule: Schedule, *, memory: MemoryFormat, segment: int, longest: int
 
 def format_tokens(tokens: float) -> str:
     """A number of tokens in few characters: 512, 8k (8,192), 1.5k (1,536)."""
-    return f"{tokens / 1024:.3g}k" if tokens >= 1024 else f"{tokens:.3g}"
+    value, unit = (tokens / 1024, "k") if tokens >= 1024 else (tokens, "")
+    return f"{float(f'{value:.3g}'):.7g}{unit}"  # three digits, but 1,000 is not 1e+03
 
 
 def format_span(start: int, stop: int | None) -> str:
     """A stretch of tokens in words: `512-1k`, or `32k+` without an end."""
     return f"{format_tokens(start)}{'+' if stop is None else f'-{format_tokens(stop)}'}"
+
+
+def format_horizons(horizons: Sequence[int]) -> str:
+    """The horizons of a model's layers in few characters, the lowest layer's first: `2k, 4 x 256`."""
+    runs = [(format_tokens(horizon), len(list(run))) for horizon, run in itertools.groupby(horizons)]
+    return ", ".join(text if layers == 1 else f"{layers} x {text}" for text, layers in runs)
 
 
 def format_bytes(count: int) -> str:

@@ -54,7 +54,7 @@ def _print(outcome: Outcome, out: Path) -> None:
         f"training: {run.step:,} steps, {run.tokens:,} tokens, {run.tokens_per_second:,.0f} tokens/s, "
         f"best validation PPL {run.best_ppl:.2f} at step {run.best_step:,}"
     )
-    print_probed([outcome.probed])
+    print_probed([outcome.probed], [])
 
     usual = [f"{each.low:.3g} .. {each.high:.3g}" for each in outcome.music[0]]
     table = Table("", *(each.name.replace("_", " ") for each in outcome.music[0]), title="music by numbers")

@@ -112,6 +112,14 @@ def evaluate(
             rich_help_panel=PROBES,
         ),
     ] = 16,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare every model with this one, by its checkpoint or its name in the tables.",
+            show_default="every pair",
+        ),
+    ] = None,
     lanes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Pieces read side by side: more memory, less time.")
     ] = 4,
@@ -128,12 +136,13 @@ def evaluate(
 ) -> None:
     """Score every token of a split's pieces, read whole, and print the perplexity.
 
-    With a 95 % bootstrap interval over pieces, and beside it what the model makes of short contexts and what a bigram
-    model fitted to the store's training split makes of the same tokens. Several checkpoints are compared: in one table
-    and one figure of each kind, with paired bootstrap tests over pieces.
+    With a 95 % interval over pieces, and beside it what the model makes of short contexts and what a bigram model
+    fitted to the store's training split makes of the same tokens. Several checkpoints are compared: in one table and
+    one figure of each kind, with paired sign-flip tests over pieces, corrected for how many they are (Holm). Fewer than
+    six pieces have neither intervals nor tests.
     """
     from dsmr.checkpoint import load_checkpoint
-    from dsmr.probes.comparison import Plan, labels, probe, to_dict
+    from dsmr.probes.comparison import Plan, check_baseline, differences, labels, probe, to_dict
     from dsmr.probes.figures import draw, draw_positions
     from dsmr.probes.krcu import Resets
     from dsmr.probes.truncation import Cuts
@@ -143,6 +152,11 @@ def evaluate(
             check_free(path, force)
     if len(set(checkpoints)) != len(checkpoints):
         raise BadInput(f"CHECKPOINT: expected every one once, got {' '.join(checkpoints)}")
+    names = labels(checkpoints)
+    if baseline is not None:
+        baseline = dict(zip(checkpoints, names, strict=True)).get(baseline, baseline)
+        with reading_input():
+            check_baseline(baseline, names)
     with reading_input():
         resets = Resets(_numbers("--reset-at", reset_at), krcu_bin, krcu_end) if krcu else None
         cuts = Cuts(_numbers("--keep", keep), _numbers("--buckets", buckets), block, blocks) if truncation else None
@@ -152,7 +166,7 @@ def evaluate(
     plan = Plan(pieces, reset_every or None, lanes, returns, skip, resets, cuts, recall)
     begun = time.monotonic()
     found = []
-    for checkpoint, label in zip(checkpoints, labels(checkpoints), strict=True):
+    for checkpoint, label in zip(checkpoints, names, strict=True):
         with reading_input():
             model, info = load_checkpoint(checkpoint, where)
         with progress_bar(f"scoring tokens: {label}") as progress, reading_input():
@@ -162,14 +176,16 @@ def evaluate(
                 )
             )
     seconds = time.monotonic() - begun
-    values = to_dict(found, store)
+    compared = differences(found, baseline)
+    values = to_dict(found, store, compared)
     if as_json:
         print_json(values)
     else:
-        print_probed(found)
+        print_probed(found, compared)
         scored = sum(model.scored for model in found)
         stdout.print(f"{scored:,} tokens scored in {seconds:.1f} s, {scored / seconds:,.0f} tokens/s")
-    title = f"{', '.join(model.label for model in found)}: {split} split"
+    whose = ", ".join(model.label for model in found) if len(found) <= 3 else f"{len(found)} models"
+    title = f"{whose}: {split} split"
     if png is not None:
         with writing(png):
             draw_positions(found, png, title)

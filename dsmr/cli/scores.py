@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dsmr.probes.recall import Recall
     from dsmr.probes.returns import ReturnGain
 
+TOO_FEW = "too few pieces"
+"""What stands in place of an interval."""
+
 
 def print_assessment(found: Assessment) -> None:
     """Two tables: perplexities with their intervals, and the loss by position in the piece."""
@@ -37,8 +40,8 @@ def print_assessment(found: Assessment) -> None:
     stdout.print(table)
 
 
-def print_probed(models: Sequence[Probed]) -> None:
-    """One model's scores, or those of several side by side with paired tests; then a table of each probe."""
+def print_probed(models: Sequence[Probed], differences: Sequence[Compared]) -> None:
+    """One model's scores, or those of several side by side; a table of each probe; and the paired tests."""
     if len(models) == 1:
         print_assessment(models[0].assessment)
     else:
@@ -63,24 +66,24 @@ def print_probed(models: Sequence[Probed]) -> None:
             "recall: NLL of the return with its source and all before it forgotten - NLL (95 % interval)\n"
             f"positive: the source helps; the first {skip} tokens of each return left out",
         )
-    if len(models) > 1:
-        from dsmr.probes.comparison import differences
-
-        print_differences(differences(models))
+    if differences:
+        print_differences(differences)
 
 
 def print_models(models: Sequence[Probed]) -> None:
     """A row a model: its memory, its perplexity whole and with the context cleared."""
+    from dsmr.schedules import format_horizons
+
     first = models[0].assessment
     table = Table(title=f"{len(first.whole.pieces):,} {first.split} pieces, {first.whole.tokens:,} tokens")
     table.add_column("model", no_wrap=True)
-    for heading in ("horizons", "reach", "PPL", "95 % interval", "nats / token"):
+    for heading in ("horizons, lowest layer first", "reach", "PPL", "95 % interval", "nats / token"):
         table.add_column(heading, justify="right", no_wrap=True)
     if first.reset is not None:
         table.add_column(f"PPL, reset every {first.reset.reset_every:,}", justify="right")
     for model in models:
         whole, reset = model.assessment.whole, model.assessment.reset
-        row = [_listed(model.span.horizons), f"{model.span.reach:,}"]
+        row = [format_horizons(model.span.horizons), f"{model.span.reach:,}"]
         row += [f"{whole.ppl:.2f}", _between(whole.ppl_interval(), 2), f"{whole.nll:.4f}"]
         table.add_row(model.label, *row, *([f"{reset.ppl:.2f}"] if reset else []))
     stdout.print(table)
@@ -122,7 +125,7 @@ def print_krcu(models: Sequence[Probed]) -> None:
         cells = [_with_interval(each.mean, each.interval, 4) for each in row]
         table.add_row(row[0].name, *cells, f"{row[0].tokens:,}", f"{row[0].pieces:,}")
     table.add_section()
-    table.add_row("mean (AUC)", *(_with_interval(each.auc, each.sums.interval_of_bins(), 4) for each in found))
+    table.add_row("mean (AUC)", *(_with_interval(each.auc, each.auc_interval, 4) for each in found))
     stdout.print(table)
 
 
@@ -145,14 +148,16 @@ def print_truncation(models: Sequence[Probed]) -> None:
 
 def print_differences(found: Sequence[Compared]) -> None:
     """The paired tests, a row each."""
-    table = Table(title="differences between models, paired bootstrap over pieces")
+    table = Table(
+        title=f"differences between models: paired sign-flip tests over pieces, p corrected for {len(found):,} rows"
+    )
     for heading in ("quantity", "first - second"):
         table.add_column(heading, overflow="fold")  # in a narrow terminal names break, numbers do not
     for heading in ("nats (95 % interval)", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in found:
         by = each.difference
-        p = "" if by.p is None else f"{by.p:.4f}"
+        p = "" if each.p_holm is None else f"{each.p_holm:.4f}"
         table.add_row(each.quantity, f"{each.first} - {each.second}", _with_interval(by.value, by.interval, 4), p)
     stdout.print(table)
 
@@ -168,11 +173,18 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _between(interval: Interval | None, digits: int) -> str:
-    """An interval as text; nothing where there is none."""
-    return "" if interval is None else f"{interval[0]:.{digits}f} - {interval[1]:.{digits}f}"
+    """An interval as text."""
+    return TOO_FEW if interval is None else f"{interval[0]:.{digits}f} - {interval[1]:.{digits}f}"
 
 
 def _with_interval(value: float, interval: Interval | None, digits: int = 3) -> str:
-    """A difference in nats as text: +0.045 [+0.018, +0.076]."""
-    ends = "" if interval is None else f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
-    return f"{value:+.{digits}f}{ends}"
+    """A difference in nats as text: +0.045 [+0.018, +0.076], or +0.045 (too few pieces)."""
+    if interval is None:
+        return f"{_signed(value, digits)} ({TOO_FEW})"
+    return f"{_signed(value, digits)} [{', '.join(_signed(end, digits) for end in interval)}]"
+
+
+def _signed(value: float, digits: int) -> str:
+    """What rounds to 0 has no sign."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"

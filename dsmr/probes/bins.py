@@ -14,7 +14,7 @@ from dsmr.schedules import format_span
 class Bin:
     """Tokens from `start` to below `stop` (None: no end), counted as the probe says.
 
-    `mean` in nats per token, with its 95 % bootstrap interval over pieces (None: fewer than two pieces).
+    `mean` in nats per token, with its 95 % interval over pieces (None: fewer than six pieces).
     """
 
     start: int
@@ -36,7 +36,11 @@ class Bin:
 
 
 def bins_with_tokens(sums: PieceSums, starts: Sequence[int], end: int | None) -> list[Bin]:
-    """The bins of `sums`, which begin at `starts` and of which the last ends at `end`; empty ones are left out."""
+    """The bins of `sums`, which begin at `starts` and of which the last ends at `end`; empty ones are left out.
+
+    The sums are of differences of NLLs, and what rounding alone leaves of one is shown as 0.
+    """
+    sums = sums.without_rounding
     rows = zip(
         starts,
         [*starts[1:], end],

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from dsmr.assessment import RESET_EVERY, Assessment, assess
-from dsmr.bootstrap import Difference, PieceSums, compare_mean_of_bins
+from dsmr.bootstrap import Difference, PieceSums, compare_mean_of_bins, holm
 from dsmr.corpus.store import TokenStore
 from dsmr.model import ModelConfig, Transformer
 from dsmr.probes.krcu import Krcu, Resets, krcu
@@ -25,7 +25,7 @@ class Span:
     """How far a model's memory goes, in tokens.
 
     Args:
-        horizons: what the layers remember by themselves, each value once, ascending.
+        horizons: what each layer remembers by itself, the lowest layer's first.
         reach: what the last token of a segment can depend on, over all layers; see `Schedule.reach`.
     """
 
@@ -37,8 +37,8 @@ class Span:
         """The span of a model's schedule; an entry of a memory that keeps one token in s stands for s."""
         schedule = config.schedule
         stride = schedule.retention.stride if schedule.retention else 1
-        horizons = sorted({horizon * stride for horizon in schedule.horizons})
-        return cls(tuple(horizons), schedule.receptive_field(config.segment, config.window))
+        horizons = tuple(horizon * stride for horizon in schedule.horizons)
+        return cls(horizons, schedule.receptive_field(config.segment, config.window))
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,16 @@ def _check_pieces(store: TokenStore, split: str, plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class Compared:
-    """A quantity's difference `first - second` between two models, by their labels."""
+    """A quantity's difference `first - second` between two models, by their labels.
+
+    `p_holm` is its p-value corrected for all others of the table; None where there is none.
+    """
 
     quantity: str
     first: str
     second: str
     difference: Difference
+    p_holm: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -216,27 +220,52 @@ class Compared:
             "difference": self.difference.value,
             "interval_95": self.difference.interval,
             "p": self.difference.p,
+            "p_holm": self.p_holm,
         }
 
 
-def differences(models: Sequence[Probed]) -> list[Compared]:
-    """The paired bootstrap over pieces for every pair of models, quantity by quantity; empty ones are left out."""
-    found = []
-    for first, second in itertools.combinations(models, 2):
-        for (name, ours), (_, theirs) in zip(first.quantities(), second.quantities(), strict=True):
-            if ours.tokens.any():
-                found.append(Compared(name, first.label, second.label, compare_mean_of_bins(ours, theirs)))
-    return found
+def differences(models: Sequence[Probed], baseline: str | None = None) -> list[Compared]:
+    """Paired tests over pieces, quantity by quantity; those that no piece reaches are left out.
+
+    Args:
+        models: two or more.
+        baseline: the label of the one that all others are compared with, other - baseline; None: every pair.
+
+    Raises:
+        ValueError: no model has the baseline's label.
+    """
+    tests = [
+        (name, first.label, second.label, compare_mean_of_bins(ours, theirs))
+        for first, second in _pairs(models, baseline)
+        for (name, ours), (_, theirs) in zip(first.quantities(), second.quantities(), strict=True)
+        if ours.tokens.any()
+    ]
+    corrected = iter(holm([each.p for *_, each in tests if each.p is not None]))
+    return [Compared(*test, None if test[3].p is None else next(corrected)) for test in tests]
 
 
-def to_dict(models: Sequence[Probed], store: TokenStore) -> dict[str, Any]:
-    """Plain values for JSON: one model's own, or those of several and their differences."""
+def _pairs(models: Sequence[Probed], baseline: str | None) -> list[tuple[Probed, Probed]]:
+    if baseline is None:
+        return list(itertools.combinations(models, 2))
+    check_baseline(baseline, [model.label for model in models])
+    (second,) = (model for model in models if model.label == baseline)
+    return [(first, second) for first in models if first is not second]
+
+
+def check_baseline(baseline: str, labels: Sequence[str]) -> None:
+    """ValueError for a baseline that is none of several models."""
+    if len(labels) < 2 or baseline not in labels:
+        raise ValueError(f"baseline: expected one of several models, {', '.join(labels)}, got {baseline!r}")
+
+
+def to_dict(models: Sequence[Probed], store: TokenStore, found: Sequence[Compared]) -> dict[str, Any]:
+    """Plain values for JSON: one model's own, or those of several and what `differences` found."""
     if len(models) == 1:
         return {"store": store.digest, **models[0].to_dict()}
     return {
         "store": store.digest,
         "models": [model.to_dict() for model in models],
-        "differences": [each.to_dict() for each in differences(models)],
+        "differences": [each.to_dict() for each in found],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,14 @@ from dsmr.probes.bins import Bin
 from dsmr.probes.comparison import Probed
 from dsmr.probes.recall import Recall
 from dsmr.probes.returns import KINDS, ReturnGain
-from dsmr.schedules import format_tokens
+from dsmr.schedules import format_horizons, format_tokens
 
 POSITION_FIGURE = "nll_by_position.png"
 RETURNS_FIGURE, RECALL_FIGURE = "returns.png", "recall.png"
 KRCU_FIGURE, TRUNCATION_FIGURE = "krcu.png", "truncation.png"
+EACH_LAYER = "tokens that each layer remembers,\nthe lowest layer first"
+MARKED_MODELS = 3
+"""The ends of more models' memories would hide the curves; the legend tells them."""
 MEMORY_ENDS = {":": "horizon of a layer", "--": "reach over all layers"}
 """What the marks' line styles mean."""
 
@@ -40,8 +44,8 @@ def draw_positions(models: Sequence[Probed], path: Path, title: str) -> None:
     if len(models) == 1:
         nll_by_position(models[0].assessment.curves(), path, title)
     else:
-        curves = [replace(model.assessment.curves()[0], label=model.label) for model in models]
-        nll_by_position(curves, path, title)
+        curves = [replace(model.assessment.curves()[0], label=_label(model)) for model in models]
+        nll_by_position(curves, path, title, EACH_LAYER)
 
 
 def draw_returns(models: Sequence[Probed], path: Path, title: str) -> None:
@@ -68,7 +72,7 @@ def _draw_by_distance(
             least, most = min([least, *(low for low, _ in ends)]), max([most, *(high for _, high in ends)])
             x = [float(np.sqrt(low * high)) for low, high in ends]
             gain = [each.mean for each in bins]
-            panels[f"{kind} returns"].append(Curve(model.label, x, gain, *band([each.interval for each in bins])))
+            panels[f"{kind} returns"].append(Curve(_label(model), x, gain, *band([each.interval for each in bins])))
     difference_panels(
         panels,
         path,
@@ -77,8 +81,9 @@ def _draw_by_distance(
         ylabel=ylabel,
         xlim=(least, most),
         marks=_memory_ends(models),
-        mark_names=MEMORY_ENDS,
+        mark_names=MEMORY_ENDS if len(models) <= MARKED_MODELS else None,
         log=True,
+        legend_title=EACH_LAYER,
     )
 
 
@@ -93,7 +98,7 @@ def draw_krcu(models: Sequence[Probed], path: Path, title: str) -> None:
         bins = model.krcu.bins
         end = max(end, *(first + _stop(each) for each in bins))
         x = [first + (each.start + _stop(each)) / 2 for each in bins]
-        label = f"{model.label}: mean {model.krcu.auc:.4f}"
+        label = f"{_label(model)}\nmean {model.krcu.auc:.4f}"
         curves.append(Curve(label, x, [each.mean for each in bins], *band([each.interval for each in bins])))
     difference_panels(
         {"": curves},
@@ -103,7 +108,8 @@ def draw_krcu(models: Sequence[Probed], path: Path, title: str) -> None:
         ylabel="KRCU: NLL(memory cleared) - NLL (nats per token)",
         xlim=(first, end),
         marks=_memory_ends(models, first),
-        mark_names=MEMORY_ENDS,
+        mark_names=MEMORY_ENDS if len(models) <= MARKED_MODELS else None,
+        legend_title=EACH_LAYER,
     )
 
 
@@ -113,14 +119,14 @@ def draw_truncation(models: Sequence[Probed], path: Path, title: str) -> None:
     ends: set[int] = set()
     for model in models:
         assert model.truncation is not None
-        panels[model.label] = []
+        panel = panels[_label(model)] = []
         for number, keep in enumerate(model.truncation.cuts.keeps):
             cells = model.truncation.row(number)
             ends |= {end for cell in cells for end in (cell.start, _stop(cell))}
             x = [(cell.start + _stop(cell)) / 2 for cell in cells]
             dnll = [cell.mean for cell in cells]
             label = f"last {format_tokens(keep)} tokens kept"
-            panels[model.label].append(Curve(label, x, dnll, *band([cell.interval for cell in cells])))
+            panel.append(Curve(label, x, dnll, *band([cell.interval for cell in cells])))
     difference_panels(
         panels,
         path,
@@ -131,12 +137,20 @@ def draw_truncation(models: Sequence[Probed], path: Path, title: str) -> None:
     )
 
 
+def _label(model: Probed) -> str:
+    """Its name, and below it what its layers remember and how far they reach together."""
+    memory = f"{format_horizons(model.span.horizons)}; reach {format_tokens(model.span.reach)}"
+    return f"{model.label}\n{textwrap.fill(memory, 44)}"
+
+
 def _memory_ends(models: Sequence[Probed], first: int = 0) -> list[Mark]:
-    """Marks of each model's horizons and reach, counted from `first`."""
+    """Marks of each model's horizons and reach, counted from `first`; none of more than `MARKED_MODELS` models."""
+    if len(models) > MARKED_MODELS:
+        return []
     return [
         Mark(first + at, number, style)
         for number, model in enumerate(models)
-        for at, style in [*((horizon, ":") for horizon in model.span.horizons), (model.span.reach, "--")]
+        for at, style in [*((horizon, ":") for horizon in sorted(set(model.span.horizons))), (model.span.reach, "--")]
     ]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmr.bootstrap import PieceSums
+from dsmr.bootstrap import Interval, PieceSums
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation import Evaluation
 from dsmr.model import Transformer
@@ -84,7 +84,12 @@ class Krcu:
     @property
     def auc(self) -> float:
         """KRCU-AUC: the plain mean over the bins that hold tokens."""
-        return self.sums.mean_of_bins
+        return self.sums.without_rounding.mean_of_bins
+
+    @property
+    def auc_interval(self) -> Interval | None:
+        """The 95 % interval of `auc` over pieces; None for fewer than six."""
+        return self.sums.without_rounding.interval_of_bins()
 
     @property
     def bins(self) -> list[Bin]:
@@ -100,7 +105,7 @@ class Krcu:
             "width": self.resets.width,
             "end": self.resets.end,
             "auc": self.auc,
-            "auc_interval_95": self.sums.interval_of_bins(),
+            "auc_interval_95": self.auc_interval,
             "bins": self.resets.bins,
             "bins_with_tokens": len(self.bins),
             "pieces": len(self.pieces),

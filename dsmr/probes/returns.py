@@ -135,7 +135,7 @@ class ReturnGain:
         }
 
     def _kind_to_dict(self, kind: ReturnKind) -> dict[str, Any]:
-        pooled = self.by_distance(kind).pooled
+        pooled = self.by_distance(kind).pooled.without_rounding
         tokens = int(pooled.tokens[0])
         return {
             "returns": self.returns(kind),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from dsmr.plots import (
@@ -178,7 +179,8 @@ def test_differences_are_drawn_with_their_intervals_and_marks_within_the_axis(tm
     for number, marks in enumerate([[], [Mark(300, 2, "-")], [Mark(5000, 2, "-"), Mark(50, 2, "-")]]):
         path = tmp_path / f"{number}.png"
         difference_panels({"left": curves, "right": curves[:1]}, path, marks=marks, **axes)
-        pixels.append(picture(path))
+        whole = picture(path)
+        pixels.append(whole[:, : int(0.85 * whole.shape[1])])  # without the legend
     plain, marked, outside = pixels
     assert is_colour(plain, COLOURS[0]).any()
     rows, columns = np.nonzero(is_colour(marked, COLOURS[2]))
@@ -189,6 +191,76 @@ def test_differences_are_drawn_with_their_intervals_and_marks_within_the_axis(tm
     # The right panel has nothing of the second curve.
     _, second = np.nonzero(is_colour(plain, COLOURS[1]))
     assert second.max() < plain.shape[1] / 2
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that are written, instead of files."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, _: figures.append(figure))
+    return figures
+
+
+LABELS = [f"model {number}\n{'1.07k, ' * 8}" for number in range(10)]
+
+
+def draw_ten(name: str, path: Path) -> None:
+    curves = [Curve(label, np.arange(20), np.arange(20) + n, *band([None] * 20)) for n, label in enumerate(LABELS)]
+    axes = {"xlabel": "x", "ylabel": "y", "xlim": (0, 20)}
+    if name == "differences":
+        difference_panels({"left": curves[:3], "right": curves}, path, "t", legend_title="which", **axes)
+    elif name == "differences, one panel":
+        difference_panels({"": curves}, path, **axes)
+    else:
+        {"positions": nll_by_position, "training": training_curve}[name](curves, path, "t")
+
+
+@pytest.mark.parametrize("name", ["differences", "differences, one panel", "positions", "training"])
+def test_ten_curves_are_ten_distinct_lines_with_the_legend_beside_them(drawn, name):
+    draw_ten(name, "ten.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    lines = [line for line in figure.axes[-1 if name == "differences" else 0].lines if "model" in line.get_label()]
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern), line.get_marker()) for line in lines}
+    assert len(lines) == len(looks) == 10
+    assert len({line.get_marker() for line in lines}) == 10
+    assert len({(colour, dash) for colour, dash, _ in looks}) == 10  # where lines are too short for markers
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == LABELS
+    frame = legend.get_window_extent()
+    assert all(frame.x0 >= axes.get_tightbbox().x1 for axes in figure.axes)
+    assert figure.bbox.y0 <= frame.y0
+    assert frame.y1 <= figure.bbox.y1
+    assert frame.x1 <= figure.bbox.x1
+
+
+def test_many_panels_are_in_rows_of_four(drawn):
+    curve = Curve("kept", [1, 2], [0.1, 0.2])
+    difference_panels({str(n): [curve] for n in range(10)}, "x.png", xlabel="x", ylabel="y", xlim=(0, 3))
+    (figure,) = drawn
+    figure.canvas.draw()
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 10
+    assert len({round(axes.get_position().x0, 3) for axes in shown}) == 4
+    assert figure.get_size_inches()[0] < 25
+    with_numbers = [axes for axes in shown if any(label.get_visible() for label in axes.get_xticklabels())]
+    assert len(with_numbers) == 4  # the lowest of each column
+
+
+def test_colours_are_told_apart_by_colour_blind_eyes():
+    """Machado et al. (2009): what protanopes and deuteranopes see of linear RGB; 10 is a clear difference in CIELAB."""
+    seen = {
+        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    }
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    linear = ((np.array([to_rgb(colour) for colour in COLOURS]) + 0.055) / 1.055) ** 2.4
+    for matrix in seen.values():
+        xyz = np.clip(linear @ np.array(matrix).T, 0, 1) @ to_xyz.T / to_xyz.sum(1)
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+        apart = np.linalg.norm(lab[:, None] - lab, axis=-1)
+        assert apart[~np.eye(len(COLOURS), dtype=bool)].min() > 10
 
 
 def test_no_differences_are_refused(tmp_path):

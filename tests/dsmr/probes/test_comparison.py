@@ -6,15 +6,21 @@ import inspect
 import io
 import json
 import re
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from dsmr.bootstrap import holm
 from dsmr.checkpoint import save_checkpoint
 from dsmr.cli import app, evaluate
+from dsmr.cli.scores import print_models
 from dsmr.corpus.store import TokenStore
 from dsmr.model import ModelConfig, Transformer
 from dsmr.probes.comparison import Plan, Probed, Span, differences, labels, probe
@@ -34,7 +40,7 @@ NEAR, FAR, LONG, FAR_LONG = 60, 200, 40, 30
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     writer = Writer(tmp_path_factory.mktemp("store") / "corpus.tokens")
-    for events in (420, 430, 440):
+    for events in range(420, 450, 5):  # six pieces: the fewest that have intervals and tests
         writer.piece(events, (10 + NEAR, 10, LONG, 0), (160 + FAR, 160, FAR_LONG, 0))
     return writer.store()
 
@@ -58,7 +64,7 @@ def test_models_differ_where_their_memories_do(models: list[Probed]) -> None:
     assert found["gain, exact, 0-128", far, near].p == 1
     for pair in ((far, near), (far, none)):
         assert found["gain, exact, 128-256", *pair].value == pytest.approx(copied, abs=2 * FLOAT32)
-        assert found["gain, exact, 128-256", *pair].p == 2 / 2001
+        assert found["gain, exact, 128-256", *pair].p == 2 / 2**6
     assert found["gain, exact, 0-128", near, none].value == pytest.approx(copied, abs=2 * FLOAT32)
     # Both returns pooled, without the first 16 tokens of each.
     share = (FAR_LONG - 16) / (FAR_LONG - 16 + LONG - 16)
@@ -77,6 +83,41 @@ def test_models_differ_where_their_memories_do(models: list[Probed]) -> None:
     assert not any("transposed" in quantity for quantity, _, _ in found)  # there are none
 
 
+def test_every_probe_has_intervals_over_the_pieces(models: list[Probed]) -> None:
+    copied = GUESSED - COPIED
+    far = models[0]
+    assert far.returns is not None
+    assert far.recall is not None
+    assert far.krcu is not None
+    assert far.truncation is not None
+    for found in (far.returns, far.recall):
+        (at_its_distance,) = (each for each in found.distance_bins("exact") if each.start == 128)
+        assert at_its_distance.interval == pytest.approx((copied, copied), abs=2 * FLOAT32)
+    low, high = far.krcu.auc_interval or (0, 0)
+    assert 0 < low <= far.krcu.auc <= high
+    assert all(each.interval is not None for each in (*far.krcu.bins, *far.truncation.row(0)))
+
+
+def test_p_values_are_corrected_for_the_whole_table(models: list[Probed]) -> None:
+    found = differences(models)
+    assert [each.p_holm for each in found] == holm([each.difference.p for each in found])
+    assert {each.p_holm for each in found} == {1.0}  # six pieces say too little for so many rows
+
+
+def test_a_baseline_is_what_all_others_are_compared_with(models: list[Probed]) -> None:
+    far, near, none = (model.label for model in models)
+    found = differences(models, baseline=near)
+    assert {(each.first, each.second) for each in found} == {(far, near), (none, near)}
+    pairs = {(each.quantity, each.first, each.second): each.difference for each in differences(models)}
+    for each in found:
+        if each.first == far:
+            assert each.difference == pairs[each.quantity, far, near]
+        else:
+            assert each.difference.value == -pairs[each.quantity, near, none].value
+    with pytest.raises(ValueError, match=f"baseline: expected one of several models, {far}, {near}, {none}, got 'x'"):
+        differences(models, baseline="x")
+
+
 def test_figures_are_drawn_also_where_a_kind_of_return_is_missing(models: list[Probed], tmp_path: Path) -> None:
     draw(models, tmp_path, "three copiers")
     for name in (POSITION_FIGURE, RETURNS_FIGURE, RECALL_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE):
@@ -86,8 +127,34 @@ def test_figures_are_drawn_also_where_a_kind_of_return_is_missing(models: list[P
 def test_a_span_counts_tokens_not_entries() -> None:
     schedule = make_schedule("explicit", 3, horizons=[8, 4, 8], retention=Retention(stride=4))
     span = Span.of(ModelConfig(8, 1, 1, schedule, segment=4))
-    assert span.horizons == (16, 32)
+    assert span.horizons == (32, 16, 32)
     assert span.reach == schedule.receptive_field(4)
+
+
+def test_schedules_that_differ_only_in_their_order_look_different(
+    models: list[Probed], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    up, down = (make_schedule(name, 4, budget_tokens=8192) for name in ("progressive_up", "progressive_down"))
+    assert up.horizons == down.horizons[::-1]
+    ordered = [
+        replace(models[0], label="model", span=Span.of(ModelConfig(8, 1, 1, schedule, segment=4)))
+        for schedule in (up, down)
+    ]
+    tables, figures, legends = [], [], []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, _: figures.append(figure))
+    for model in ordered:
+        with redirect_stdout(io.StringIO()) as out:
+            print_models([model, model])
+        tables.append(next(line for line in out.getvalue().splitlines() if line.startswith("│ model ")))
+        draw([model, replace(model, label="another")], tmp_path, "")
+        in_figures = [text.get_text() for figure in figures for text in figure.findobj(Text)]
+        legends.append({text for text in in_figures if text.startswith("model\n")})
+        figures.clear()
+    assert tables[0] != tables[1]
+    assert legends[0]
+    assert not legends[0] & legends[1]
+    assert ordered[0].to_dict()["memory"] != ordered[1].to_dict()["memory"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +202,7 @@ def test_the_command_compares_checkpoints(store: TokenStore, checkpoints: list[P
     written = json.loads((tmp_path / "figures" / "evaluation.json").read_text())
     assert printed == written
     assert [model["label"] for model in written["models"]] == ["long", "short"]
-    assert written["models"][1]["memory"] == {"horizons": [8], "reach": 40}
+    assert written["models"][1]["memory"] == {"horizons": [8, 8], "reach": 40}
     assert {each["quantity"] for each in written["differences"]} >= {"NLL", "gain, exact", "gain, exact, 0-128"}
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert drawn == {"evaluation.json", POSITION_FIGURE, RETURNS_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE}
@@ -151,11 +218,52 @@ def test_the_command_prints_tables(store: TokenStore, checkpoints: list[Path], m
     arguments = ["--krcu", "--reset-at", 300, "--krcu-bin", 64, "--truncation", "--keep", 64, "--buckets", "256,512"]
     text = run(*checkpoints, "--data", store.path, "--reset-every", 0, "--returns", "--recall", 2, *arguments)
     assert "│ long " in text
-    assert "3 pieces, 0 too short; 3 of 476 bins up to 30k hold tokens" in text
-    assert re.search(r"│ +0-64 │ [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] │.*│ +192 │ +3 │", text)
+    assert "6 pieces, 0 too short; 3 of 476 bins up to 30k hold tokens" in text
+    assert re.search(r"│ +0-64 │ [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] │.*│ +384 │ +6 │", text)
     assert re.search(r"│ +64 │ +256-512 │", text)
     assert re.search(r"│ gain, exact, 128-256 +│ long - short ", text)
     assert re.search(r"│ recall, exact, 128-256 +│ long - short ", text)
+
+
+def test_the_command_compares_with_a_baseline(store: TokenStore, checkpoints: list[Path]) -> None:
+    arguments = [*checkpoints, "--data", store.path, "--reset-every", 0, "--json"]
+    for name in ("short", checkpoints[1]):  # as the tables call it, or as it was given
+        (only,) = json.loads(run(*arguments, "--baseline", name))["differences"]
+        assert (only["first"], only["second"]) == ("long", "short")
+        assert only["p"] == only["p_holm"]
+    (other,) = json.loads(run(*arguments, "--baseline", "long"))["differences"]
+    assert (other["first"], other["difference"]) == ("short", -only["difference"])
+    assert "baseline: expected one of several models, long, short, got 'x'" in run(
+        *arguments, "--baseline", "x", exits=2
+    )
+    assert "expected one of several models" in run(
+        checkpoints[0], *arguments[2:], "--baseline", checkpoints[0], exits=2
+    )
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_too_few_pieces_are_said_to_be_too_few(
+    store: TokenStore, checkpoints: list[Path], pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = [*checkpoints, "--data", store.path, "--reset-every", 0, "--pieces", pieces]
+    probes = ["--returns", "--recall", 2, "--krcu", "--reset-at", 300, "--krcu-bin", 64, "--truncation", "--keep", 64]
+    text = run(*arguments, *probes, "--buckets", "256,512")
+    assert not re.search(r"\d \[", text)  # no interval
+    assert not re.search(r"│ +[01]\.\d{4} │\n", text)  # no p-value
+    assert text.count("too few pieces") > 20
+    found = json.loads(run(*arguments, *probes, "--buckets", "256,512", "--json"))
+    assert {each["p"] for each in found["differences"]} == {None}
+    assert not re.search(r'"(auc_)?(ppl_)?interval(_95)?": \[', json.dumps(found))
+    alone = run(checkpoints[0], *arguments[2:])
+    assert re.search(r"│ whole pieces +│ +\d+\.\d\d │ too few pieces │", alone)
+
+
+def test_a_model_and_itself_do_not_differ(store: TokenStore, checkpoints: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(checkpoints[0], tmp_path / "copy")
+    found = json.loads(run(checkpoints[0], tmp_path / "copy", "--data", store.path, "--reset-every", 0, "--json"))
+    (only,) = found["differences"]
+    assert (only["difference"], only["interval_95"], only["p"], only["p_holm"]) == (0, [0, 0], 1, 1)
 
 
 def test_a_sample_of_pieces_is_the_same_each_time(store: TokenStore, checkpoints: list[Path]) -> None:

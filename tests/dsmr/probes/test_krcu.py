@@ -104,7 +104,7 @@ def test_a_copier_loses_what_lies_before_the_reset(store: TokenStore) -> None:
     for number, each in enumerate(bins[:2]):  # all pieces fill these
         assert each.tokens == 3 * 64
         assert each.mean == pytest.approx(dnll[64 * number : 64 * number + 64].mean(), abs=2 * FLOAT32)
-        assert each.interval == pytest.approx((each.mean, each.mean), abs=1e-12)
+        assert each.interval is None  # three pieces are too few
     assert found.auc == pytest.approx(np.mean([each.mean for each in bins]))
 
 
@@ -114,7 +114,7 @@ def test_memory_that_does_not_reach_across_has_a_krcu_of_exactly_nothing(store: 
         found = krcu(Copier(memory), store, scores, Resets((256, 300), width=64, end=512))
         assert found.auc == 0
         assert not found.sums.total.any()
-        assert found.sums.interval_of_bins() == (0, 0)
+        assert found.auc_interval is None
 
 
 def test_several_resets_are_pooled_by_the_tokens_since_each(store: TokenStore) -> None:

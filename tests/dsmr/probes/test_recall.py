@@ -34,7 +34,7 @@ def test_what_is_lost_is_what_can_be_copied_and_nothing_else(store: TokenStore) 
         (far,) = found.distance_bins("exact")
         assert (far.name, far.tokens, far.pieces) == ("128-256", 3 * (LONG - CONTEXT), 3)
         assert far.mean == pytest.approx(expected, abs=2 * FLOAT32)
-        assert far.interval == pytest.approx((expected, expected), abs=2 * FLOAT32)
+        assert far.interval is None  # three pieces are too few
         assert [each.mean for each in found.distance_bins("transposed")] == [0]
     # The tokens by which the theme is recognised are not copied.
     (whole,) = recall(model, store, evaluate_pieces(model, store, [0, 1]), skip=0).distance_bins("exact")

@@ -123,7 +123,7 @@ def test_intervals_and_numbers_are_of_the_pieces_that_have_returns(store: TokenS
     found = return_gain(store, scores(store, 10_000))
     (far,) = (each for each in found.distance_bins("exact") if each.start == 128)
     assert (far.tokens, far.pieces) == (3 * (LONG - 16), 3)
-    assert far.interval == pytest.approx((COPY_GAIN, COPY_GAIN), abs=2 * FLOAT32)
+    assert far.interval is None  # three pieces are too few
     assert (far.nll_first, far.nll_return) == pytest.approx((GUESSED, COPIED), abs=FLOAT32)
     read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert set(read["kinds"]) == set(KINDS)

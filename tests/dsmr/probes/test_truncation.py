@@ -43,7 +43,7 @@ def test_a_copier_misses_what_was_cut_off_and_nothing_else(store: TokenStore) ->
     assert [cell.mean for cell in longer] == [0, 0, 0]
     assert [cell.tokens for cell in lost[:2]] == [3 * (START - 32) + 90 + 1 - 32, 3 * 32]
     assert [cell.pieces for cell in lost] == [4, 3, 3]
-    assert lost[1].interval == pytest.approx((copied, copied), abs=2 * FLOAT32)
+    assert lost[1].interval is None  # three pieces are too few
 
 
 @pytest.mark.parametrize("position", ["rotary", "sinusoidal"])
