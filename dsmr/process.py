@@ -28,9 +28,12 @@ def keep_spins_short() -> None:
     """
     if "torch" in sys.modules:
         return
-    for name, value in SHORT_SPINS.items():
-        if not any(decision in os.environ for decision in (name, *DECIDES[name])):
-            os.environ[name] = value
+    undecided = {
+        name: value
+        for name, value in SHORT_SPINS.items()
+        if not any(decision in os.environ for decision in (name, *DECIDES[name]))
+    }
+    os.environ.update(undecided)
 
 
 @contextmanager

@@ -57,7 +57,8 @@ def train(
     ],
     steps: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many steps ...")] = None,
     minutes: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="... or minutes; one of the two is needed.")
+        float | None,
+        typer.Option(metavar="MINUTES", help="... or minutes of training, validation apart; one of the two is needed."),
     ] = None,
     init_from: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights; the model is theirs, too.")
@@ -143,7 +144,12 @@ def train(
         float, typer.Option(metavar="X", help="Change tempi by up to this fraction.", rich_help_panel=OPTIMISATION)
     ] = 0.05,
     validations: Annotated[
-        int, typer.Option(metavar="N", help="How often to validate and save.", rich_help_panel=OPTIMISATION)
+        int,
+        typer.Option(
+            metavar="N",
+            help="How often to validate and save; by --minutes less often if it would take over a tenth of them.",
+            rich_help_panel=OPTIMISATION,
+        ),
     ] = 10,
 ) -> None:
     """Train a model on whole pieces.
@@ -242,6 +248,7 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
 
     from dsmr.checkpoint import load_checkpoint
     from dsmr.model import Transformer
+    from dsmr.process import own_random_numbers
 
     if options["init_from"] is not None:
         _refuse(given, SCHEDULE + SIZES, "the model is that of --init-from")
@@ -250,8 +257,9 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
         return Transformer(began.config)
     if options["schedule"] is None:
         _refuse(given, SCHEDULE, "it needs --schedule")
-    torch.manual_seed(options["seed"])  # of the new model's weights
-    return Transformer(_model_config(options))
+    with own_random_numbers():
+        torch.manual_seed(options["seed"])  # of the new model's weights
+        return Transformer(_model_config(options))
 
 
 def _model_config(options: dict[str, Any]) -> ModelConfig:
