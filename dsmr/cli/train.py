@@ -163,6 +163,7 @@ def train(
     """
     from dsmr.checkpoint import CheckpointError, read_info
     from dsmr.distributed import LostProcessError, WorldError, joined
+    from dsmr.process import own_random_numbers
     from dsmr.training import DivergedError, RunFolder
     from dsmr.training import train as run_training
     from dsmr.training.optimisation import check_world
@@ -175,7 +176,8 @@ def train(
         store = open_store(data, "train", "validation")
         began = read_info(folder.newest()) if resume else None
         config = _training_config(context.params, given, began)
-        model = _model(context.params, given, began)
+        with own_random_numbers():
+            model = _model(context.params, given, began)
     try:
         with joined(where) as world:
             world.share(config.lanes)  # before anything is removed
@@ -248,7 +250,6 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
 
     from dsmr.checkpoint import load_checkpoint
     from dsmr.model import Transformer
-    from dsmr.process import own_random_numbers
 
     if options["init_from"] is not None:
         _refuse(given, SCHEDULE + SIZES, "the model is that of --init-from")
@@ -257,9 +258,8 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
         return Transformer(began.config)
     if options["schedule"] is None:
         _refuse(given, SCHEDULE, "it needs --schedule")
-    with own_random_numbers():
-        torch.manual_seed(options["seed"])  # of the new model's weights
-        return Transformer(_model_config(options))
+    torch.manual_seed(options["seed"])  # of the new model's weights
+    return Transformer(_model_config(options))
 
 
 def _model_config(options: dict[str, Any]) -> ModelConfig:

@@ -31,7 +31,7 @@ def describe_ground(device: torch.device, processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "kernels": _kernels(device),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a text, of a class of its own
         "dsmr": __version__,
     }
 

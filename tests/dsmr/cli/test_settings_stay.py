@@ -76,7 +76,7 @@ def a_mask_of_its_own() -> Iterator[None]:
 MUSIC = ["generate", "CHECKPOINT", "--tokens", 20, "--out", "OUT.mid"]
 COMMANDS: dict[str, list[object]] = {
     "prepare folder": ["prepare", "folder", "MUSIC", "--out", "OUT", "--workers", 2],
-    "prepare pianist": ["prepare", "pianist", "--tokens", 2000, "--longest", 500, "--out", "OUT"],
+    "prepare pianist": ["prepare", "pianist", "--tokens", 4000, "--longest", 2000, "--out", "OUT"],
     "train": ["train", "--data", "STORE", "--out", "OUT", *SMALL_MODEL, "--steps", 2, "--tensorboard"],
     "train, compiled": ["train", "--data", "STORE", "--out", "OUT", *SMALL_MODEL, "--steps", 1, "--compile"],
     "train, resumed": ["train", "--resume", "--data", "STORE", "--out", "RUN"],
