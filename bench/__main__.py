@@ -6,9 +6,11 @@ import argparse
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from bench.models import COMMANDS as MODELS
+from dsmr.process import own_random_numbers, torch_threads
 
 GPU = ("decode", "attention", "train", "generate", "append", "memory", "overhead")  # the sections of bench.gpu
 MEASURED = ("attention", "decode", "append", "memory", "overhead", "roof", *MODELS)
@@ -127,7 +129,8 @@ def _gpu(arguments: argparse.Namespace) -> int:
     limits = measure.QUICK if arguments.quick else measure.Limits()
     device, names = torch.device(arguments.device), tuple(arguments.contenders)
     settings = runner.Settings(device, arguments.quick, (), names, limits)
-    return gpu.main(settings, arguments.sections, arguments.out)
+    with own_random_numbers():
+        return gpu.main(settings, arguments.sections, arguments.out)
 
 
 def _unknown(arguments: argparse.Namespace) -> str | None:
@@ -158,8 +161,6 @@ def _measure(arguments: argparse.Namespace) -> int:
     if reason := _unknown(arguments):
         print(f"bench {arguments.command}: {reason}", file=sys.stderr)
         return 2
-    if arguments.device == "cpu":
-        torch.set_num_threads(arguments.threads[0])
     settings = runner.Settings(
         device=torch.device(arguments.device),
         quick=arguments.quick,
@@ -167,7 +168,9 @@ def _measure(arguments: argparse.Namespace) -> int:
         contenders=tuple(arguments.contenders),
         limits=measure.QUICK if arguments.quick else measure.Limits(seconds=arguments.seconds),
     )
-    made = runner.run(arguments.command, settings, lambda row: None)
+    threads = torch_threads(arguments.threads[0]) if arguments.device == "cpu" else nullcontext()
+    with threads, own_random_numbers():
+        made = runner.run(arguments.command, settings, lambda row: None)
     table.show(made)
     if arguments.command in MODELS:
         print("\n" + "\n".join(summary.lines(made)))

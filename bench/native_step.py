@@ -20,6 +20,7 @@ from bench.units import seconds
 from dsmr.decoding import Decoding, new_state
 from dsmr.model import PRESETS, Transformer, preset
 from dsmr.native import NativeStep
+from dsmr.process import own_random_numbers, torch_threads
 from dsmr_kernels import MemoryStack
 
 TOKENS = 20
@@ -33,14 +34,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("presets", nargs="*", default=["small", "base"], metavar="PRESET", help=", ".join(PRESETS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    with torch_threads(arguments.threads), own_random_numbers():
+        _table(arguments.presets, arguments.threads)
+
+
+def _table(presets: Sequence[str], threads: int) -> None:
     described = machine.describe(torch.device("cpu"))
-    read = roof.measure(arguments.threads, 4.0, described.cache_bytes)["read"]
-    print(f"{described.name}, {arguments.threads} threads, reads {read / 1e9:.1f} GB/s")
+    read = roof.measure(threads, 4.0, described.cache_bytes)["read"]
+    print(f"{described.name}, {threads} threads, reads {read / 1e9:.1f} GB/s")
     print(
         f"{'model':6} {'way':30} {'a token':>9} {'tokens/s':>8} {'of PyTorch':>10} {'MB':>6} {'GB/s':>6} {'of read':>7}"
     )
-    for name in arguments.presets:
+    for name in presets:
         _measure(name, read)
 
 

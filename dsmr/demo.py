@@ -35,6 +35,7 @@ from dsmr.plots import Curve, histograms, piano_roll, training_curve
 from dsmr.probes import comparison as probes
 from dsmr.probes import figures
 from dsmr.probes.krcu import Resets
+from dsmr.process import own_random_numbers
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, compare, measure, usual
 from dsmr.training import BEST, METRICS_FILE, Run, TrainingConfig, train
 from dsmr.version import __version__
@@ -55,7 +56,8 @@ class Plan:
 
     Args:
         corpus_tokens, longest: of the corpus, and of its longest pieces, about.
-        training: of the model, `MODEL`.
+        training: of the model, `MODEL`: by steps, so that it learns from as much on a slow or busy machine; the minutes
+            are a bound for one that would take far too long.
         resets: where the memory is cleared inside pieces to see what it is worth: for KRCU, whose published place is
             beyond these pieces.
         takes, seconds: how many pieces of music to make, and how long each is.
@@ -77,7 +79,7 @@ MODEL = preset("tiny", segment=128)
 FULL = Plan(
     corpus_tokens=1_500_000,
     longest=16_000,
-    training=TrainingConfig(minutes=3.75, lanes=8, optimizer="muon", learning_rate=5e-3),
+    training=TrainingConfig(steps=1500, minutes=15.0, lanes=8, optimizer="muon", learning_rate=5e-3),
     resets=Resets(at=(2048,), width=512, end=6656),
     takes=4,
     seconds=90.0,
@@ -86,9 +88,7 @@ FULL = Plan(
 QUICK = Plan(
     corpus_tokens=200_000,
     longest=6_000,
-    training=TrainingConfig(  # by steps: as good on a slow machine
-        steps=130, lanes=8, optimizer="muon", learning_rate=5e-3, validations=2
-    ),
+    training=TrainingConfig(steps=130, minutes=15.0, lanes=8, optimizer="muon", learning_rate=5e-3, validations=2),
     resets=Resets(at=(1024,), width=512, end=4608),
     takes=4,
     seconds=20.0,
@@ -203,10 +203,12 @@ def run_demo(
     with stage("prepare", f"the pianist composes about {plan.corpus_tokens:,} tokens"):
         corpus = prepare_pianist(folder / CORPUS, seed=seed, tokens=plan.corpus_tokens, longest=plan.longest)
         store = TokenStore.open(folder / CORPUS)
-    budget = f"{plan.training.steps} steps" if plan.training.steps else f"{plan.training.minutes} minutes"
-    with stage("train", f"the model 'tiny', for {budget}"):
+    training = plan.training
+    tokens = (training.steps or 0) * training.lanes * training.accumulate * MODEL.segment
+    bound = f", or {training.minutes:.0f} minutes" if training.minutes else ""
+    with stage("train", f"the model 'tiny', from {tokens:,} tokens{bound}"), own_random_numbers():
         torch.manual_seed(seed)
-        run = train(Transformer(MODEL), store, plan.training, folder / RUN, console=console)
+        run = train(Transformer(MODEL), store, training, folder / RUN, console=console)
         if run.interrupted:
             raise KeyboardInterrupt
         losses = _losses(folder / RUN / METRICS_FILE)

@@ -18,6 +18,9 @@ from dsmr.reading import Progress, Stretch, score
 POSITION_BIN = 1024
 """Tokens a bin when the NLL is shown by position in the piece."""
 
+BEGINNING = 1024
+"""Tokens that a part of a piece has at least, unless the piece is shorter; see `evaluate_pieces`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -143,8 +146,10 @@ def evaluate_pieces(
         store, indices: the pieces, e.g. `store.indices("validation")`.
         lanes: pieces streamed side by side; costs memory, saves time.
         segment: tokens a step; None: the model's training segment.
-        max_tokens: score no more than that: pieces in an order that is random but the same in each call, the last one
-            cut short. None: everything.
+        max_tokens: score no more than that: the beginnings of all pieces, equally long but for pieces that are shorter;
+            where these would be shorter than `BEGINNING` tokens, of fewer pieces, chosen at random but the same in each
+            call. Pieces differ by more than their parts do: few tokens of many pieces say more than many of few. None:
+            everything.
         reset_every: clear the context, memory and positions alike, after that many tokens of a piece. Models trained
             on crops of 2,048 tokens are scored like this. Every token is still scored: the first of a crop is predicted
             from the one token before it.
@@ -184,6 +189,12 @@ def evaluate_pieces(
     return Evaluation(tuple(scores), tuple(scores.values()), reset_every)
 
 
+def count_steps(store: TokenStore, indices: Sequence[int], max_tokens: int | None, lanes: int, segment: int) -> int:
+    """How many times `evaluate_pieces` calls the model, at least, with one process."""
+    counts = _choose(store, indices, max_tokens).values()
+    return max(-(-max(counts) // segment), -(-sum(counts) // (min(lanes, len(counts)) * segment)))
+
+
 def _choose(store: TokenStore, indices: Sequence[int], max_tokens: int | None) -> dict[int, int]:
     """Piece index to the number of its tokens to score, in the order of `indices`."""
     if len(indices) == 0:
@@ -196,9 +207,13 @@ def _choose(store: TokenStore, indices: Sequence[int], max_tokens: int | None) -
     lengths = {index: store.pieces[index].length - 1 for index in indices}
     if max_tokens is None:
         return lengths
-    chosen: dict[int, int] = {}
+    left, among = max_tokens, []
     for place in np.random.default_rng(0).permutation(len(indices)):
-        index = indices[place]
-        if left := max_tokens - sum(chosen.values()):
-            chosen[index] = min(lengths[index], left)
-    return {index: chosen[index] for index in indices if index in chosen}
+        if left > 0:
+            among.append(indices[place])
+            left -= min(lengths[indices[place]], BEGINNING)
+    left, chosen = max_tokens, {}
+    for number, index in enumerate(sorted(among, key=lambda index: lengths[index])):
+        chosen[index] = min(lengths[index], left // (len(among) - number))  # what short pieces leave, longer ones get
+        left -= chosen[index]
+    return {index: chosen[index] for index in indices if chosen.get(index)}

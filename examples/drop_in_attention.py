@@ -1,5 +1,9 @@
 """Attention with memory for any recurrent Transformer, training included, in fifteen lines."""
 
+from dsmr.process import keep_spins_short
+
+keep_spins_short()  # idle threads sleep soon: said before torch is imported
+
 import torch
 
 from dsmr_kernels import MemoryStack, recurrent_attention

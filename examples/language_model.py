@@ -6,6 +6,10 @@ memory meets every segment as a stranger; one with memory soon knows the two let
 
 import math
 
+from dsmr.process import keep_spins_short
+
+keep_spins_short()  # idle threads sleep soon: said before torch is imported
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dsmr.cli.terminal import JsonOption, print_json, stdout
+from dsmr.process import DECIDES, SHORT_SPINS
 from dsmr.version import __version__
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ VARIABLES = {
     "DSMR_KERNELS_IMPL": "the back end of recurrent_attention: one of those above; unset: the best one",
     "DSMR_KERNELS_ISA": "the instruction set of the native CPU kernels; unset: the best that this processor runs",
     "OMP_NUM_THREADS": "read by PyTorch: CPU threads",
+    "OMP_WAIT_POLICY": "read by OpenMP: whether idle CPU threads spin (ACTIVE) or sleep (PASSIVE)",
+    "GOMP_SPINCOUNT": "read by GNU's OpenMP: how often an idle CPU thread looks for work before it sleeps",
+    "KMP_BLOCKTIME": "the same for Clang's and Intel's OpenMP, in milliseconds",
+    "KMP_LIBRARY": "read by Clang's and Intel's OpenMP: how threads wait in general",
     "CUDA_VISIBLE_DEVICES": "read by PyTorch: which GPUs to see",
     "WORLD_SIZE": "set by torchrun: how many processes train together",
     "RANK": "set by torchrun: which of them this is",
@@ -47,6 +52,9 @@ VARIABLES = {
     "HF_HOME": "read by huggingface_hub: where downloaded checkpoints are kept",
     "HF_HUB_OFFLINE": "read by huggingface_hub: 1 downloads nothing",
 }
+
+WAITING = tuple(dict.fromkeys(name for ours, theirs in DECIDES.items() for name in (ours, *theirs)))
+"""The variables by which OpenMP is told how idle threads wait."""
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -79,6 +87,7 @@ def examine() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
+            "waiting": {name: os.environ[name] for name in WAITING if name in os.environ},
         },
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
@@ -111,6 +120,13 @@ def advise(found: dict[str, Any]) -> list[str]:
         "dsmr prepare folder YOUR_MIDI --out my.tokens    for a corpus of your own music",
         "dsmr train --data my.tokens --out runs/mine --minutes 60    for a model of it",
     ]
+
+
+def describe_waiting(waiting: dict[str, str]) -> str:
+    """How idle threads wait by these environment variables, and what programs of one's own have to do, for people."""
+    settings, short = (" ".join(f"{name}={value}" for name, value in each.items()) for each in (waiting, SHORT_SPINS))
+    said = f"{settings}, by you or, where you say nothing, by dsmr" if waiting else "as they come, which spins for long"
+    return f"{said}; programs of your own are slow beside others unless started with {short}"
 
 
 def _version(package: str) -> str | None:
@@ -195,6 +211,7 @@ def _print(found: dict[str, Any]) -> None:
     cpu = found["cpu"]
     stdout.print(f"dsmr {found['dsmr']}, Python {found['python']}, {found['system']}", markup=False)
     stdout.print(f"CPU: {cpu['threads']} threads on {cpu['cores']} cores, {cpu['instructions']}")
+    stdout.print(f"Idle CPU threads: {describe_waiting(cpu['waiting'])}", markup=False)
     for name, native in found["native"].items():
         if isinstance(native, str):
             stdout.print(f"Native {name}: none ({native})", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -122,13 +123,12 @@ def generate(
 
     Memory stays constant however long the music gets. Take I depends on the seed and I alone.
     """
-    import torch
-
     from dsmr.checkpoint import load_checkpoint
     from dsmr.decoding import Decoding
     from dsmr.generation import Sampling
     from dsmr.generation import generate as make_takes
     from dsmr.midi import read_midi
+    from dsmr.process import torch_threads
     from dsmr.tokens import encode
 
     if out.suffix.lower() not in (".mid", ".midi"):
@@ -148,12 +148,13 @@ def generate(
         ids = None if prompt is None else encode(read_midi(prompt))
         model, _ = load_checkpoint(checkpoint, where)
         choice = decoding.choose(model)
-    if where.type == "cpu" and choice.engine == "python":
-        torch.set_num_threads(1)  # a token's products are too small to share: waiting for a second thread costs more
     stderr.print(f"steps by the {choice.engine} engine: {choice.reason}", markup=False)
     if seconds is None and tokens is None:
         seconds = 60.0
-    with progress_bar("generating") as bar:
+    with ExitStack() as within:
+        if where.type == "cpu" and choice.engine == "python":
+            within.enter_context(torch_threads(1))  # a token's products are too small to share: waiting costs more
+        bar = within.enter_context(progress_bar("generating"))
 
         def show(progress: Progress) -> None:
             done, total = (progress.tokens, tokens) if tokens else (progress.music_seconds, seconds)

@@ -57,7 +57,8 @@ def train(
     ],
     steps: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many steps ...")] = None,
     minutes: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="... or minutes; one of the two is needed.")
+        float | None,
+        typer.Option(metavar="MINUTES", help="... or minutes of training, validation apart; one of the two is needed."),
     ] = None,
     init_from: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights; the model is theirs, too.")
@@ -143,7 +144,12 @@ def train(
         float, typer.Option(metavar="X", help="Change tempi by up to this fraction.", rich_help_panel=OPTIMISATION)
     ] = 0.05,
     validations: Annotated[
-        int, typer.Option(metavar="N", help="How often to validate and save.", rich_help_panel=OPTIMISATION)
+        int,
+        typer.Option(
+            metavar="N",
+            help="How often to validate and save; by --minutes less often if it would take over a tenth of them.",
+            rich_help_panel=OPTIMISATION,
+        ),
     ] = 10,
 ) -> None:
     """Train a model on whole pieces.
@@ -157,6 +163,7 @@ def train(
     """
     from dsmr.checkpoint import CheckpointError, read_info
     from dsmr.distributed import LostProcessError, WorldError, joined
+    from dsmr.process import own_random_numbers
     from dsmr.training import DivergedError, RunFolder
     from dsmr.training import train as run_training
     from dsmr.training.optimisation import check_world
@@ -169,7 +176,8 @@ def train(
         store = open_store(data, "train", "validation")
         began = read_info(folder.newest()) if resume else None
         config = _training_config(context.params, given, began)
-        model = _model(context.params, given, began)
+        with own_random_numbers():
+            model = _model(context.params, given, began)
     try:
         with joined(where) as world:
             world.share(config.lanes)  # before anything is removed

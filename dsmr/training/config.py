@@ -8,28 +8,34 @@ from typing import Any, Literal
 
 from dsmr.corpus.augment import Augmentation
 
+VALIDATION_SHARE = 0.1
+"""How much time validation may take where time counts, as a fraction of that of training."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How to train; stored in every checkpoint that training writes.
 
     Args:
-        steps, minutes: the budget: optimiser steps, minutes on the clock, or both (whichever ends first). With steps
-            alone a run is deterministic; with minutes the learning rate follows the clock, so that a run is complete
-            when its time is over, on any machine.
+        steps, minutes: the budget: optimiser steps, minutes of training (validation and saving do not count), or both
+            (whichever ends first). With steps alone a run is deterministic; with minutes the learning rate follows the
+            clock, so that a run is complete when its time is over, on any machine.
         lanes: B, pieces streamed side by side.
         accumulate: segments of every lane in one optimiser step.
         optimizer: "adamw" (Loshchilov & Hutter 2019), or "muon" (Jordan et al. 2024): orthogonalised momentum for the
             matrices of the blocks, scaled to the size of AdamW's updates (Liu et al. 2025), and AdamW for all else.
         learning_rate: the highest, reached at the end of the warm-up. Muon bears, and wants, several times AdamW's.
-        min_learning_rate: the last, at the end of a cosine (Loshchilov & Hutter 2017, without restarts).
+        min_learning_rate: at the end of a cosine (Loshchilov & Hutter 2017, without restarts). Every step takes the
+            rate of the middle of what it uses of the budget, so that neither the first nor the last is made with 0.
         warmup: the fraction of the budget in which the learning rate rises evenly from 0.
         weight_decay: of matrices; biases, norms and the embedding are exempt.
         betas: of AdamW.
         clip: the largest norm of all gradients together.
         semitones, tempo: augmentation, see `dsmr.corpus.augment.Augmentation`; both 0: none.
-        validations: how many, spread evenly over the budget; the last one is at its end.
-        validation_tokens: how many tokens each of them scores, always the same ones; None: the whole split.
+        validations: how many, spread evenly over the budget; the last one is at its end. With minutes there are fewer
+            of them where so many would take more than `VALIDATION_SHARE` of the time.
+        validation_tokens: how many tokens each of them scores, always the same ones: of as many pieces as possible
+            their beginnings, see `dsmr.evaluation.evaluate_pieces`; None: the whole split.
         log_every: steps between two rows of `metrics.jsonl`.
         autocast: compute in bfloat16 where PyTorch deems it safe; "auto": on GPUs that have it. (On a CPU with
             AVX512-BF16 it brought `tiny` no clear gain: there attention computes in float32 all the same.)
@@ -85,14 +91,26 @@ class TrainingConfig:
         if self.autocast not in (True, False, "auto"):
             raise ValueError(f"autocast: expected True, False or 'auto', got {self.autocast!r}")
 
-    def progress(self, step: int, seconds: float, reserve: float = 0.0) -> float:
-        """The fraction of the budget used up by step `step` (from 1), begun `seconds` after the beginning.
-
-        `reserve`: seconds of the budget that are not for training.
-        """
-        by_step = step / self.steps if self.steps else 0.0
-        by_clock = seconds / max(60 * self.minutes - reserve, 1e-9) if self.minutes else 0.0
+    def progress(self, steps: int, seconds: float) -> float:
+        """The fraction of the budget that so many steps and so many seconds of training have used up."""
+        by_step = steps / self.steps if self.steps else 0.0
+        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(max(by_step, by_clock), 1.0)
+
+    def can_afford(self, validation: float, spent: float, progress: float, seconds: float) -> bool:
+        """Whether a validation now leaves all of them within their share of the time, the last one included.
+
+        A budget of steps alone affords every one: the clock must not decide what it does.
+
+        Args:
+            validation: seconds that one takes, about.
+            spent: seconds that those so far have taken.
+            progress, seconds: of training so far.
+        """
+        if self.minutes is None or progress >= 1:
+            return True
+        so_far, in_all = VALIDATION_SHARE * seconds, VALIDATION_SHARE * seconds / max(progress, 1e-9)
+        return spent + validation <= so_far and spent + 2 * validation <= in_all
 
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate at a fraction of the budget."""

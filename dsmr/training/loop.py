@@ -12,8 +12,10 @@ from dsmr.checkpoint import CheckpointError
 from dsmr.corpus.store import TokenStore
 from dsmr.distributed import World, spread_like, unsharded
 from dsmr.model import Transformer
+from dsmr.process import own_random_numbers
 from dsmr.training.config import TrainingConfig
 from dsmr.training.folder import METRICS_FILE, RunFolder
+from dsmr.training.ground import same_ground
 from dsmr.training.report import NoReport, Report, describe_result, describe_run
 from dsmr.training.run import Run
 from dsmr.training.signals import StopSignals
@@ -38,18 +40,19 @@ def train(
     console: Console | None = None,
     tensorboard: bool = False,
 ) -> Run:
-    """Train `model` in place on a store's "train" pieces; validate on whole "validation" pieces, with memory.
+    """Train `model` in place on a store's "train" pieces; validate on its "validation" pieces, with memory.
 
     Writes into `out_dir` (see `dsmr.training.folder`): `checkpoints/`, `best` and `last` (the checkpoints of the lowest
     validation PPL and of the newest state) and `metrics.jsonl` (a JSON object a line: step, tokens, train_loss,
     val_loss, learning_rate, tokens_per_second, seconds; train_loss is the mean since the last line, val_loss null but
     after a validation; nats per token). The state is saved before the first step, after every validation and by the
     clock; saving changes nothing in what is computed. Ctrl-C and SIGTERM save it and end the run between two steps; a
-    second one ends the process at once. Seeds PyTorch's generators.
+    second one ends the process at once. PyTorch's generators and threads are afterwards as they were before.
 
     A run that was killed and resumed computes what it would have computed: with a budget of steps the same losses (bit
-    for bit on a CPU of the same kind, with as many threads) and the same rows of `metrics.jsonl`, apart from times;
-    with a budget of minutes it goes on with the minutes that were left at the last saved state.
+    for bit on a CPU of the same kind) and the same rows of `metrics.jsonl`, apart from times; with a budget of minutes
+    it goes on with the minutes that were left at the last saved state. On a CPU that has so many cores it goes on with
+    as many threads as it had; what else is not as it was that bits depend on is printed: see `dsmr.training.ground`.
 
     Args:
         model: on the device to train on.
@@ -89,6 +92,8 @@ def train(
         state_bytes = trainer.memory.bytes_per_lane * config.lanes
         reporting = Report(folder.path, config.log_every, state_bytes, console, tensorboard, reported)
     with (
+        own_random_numbers(),
+        same_ground(trainer.began_on, trainer.device, world.size) as remarks,
         reporting as report,
         StopSignals(lambda: report.print("finishing the step and saving; once more ends at once")) as stop,
     ):
@@ -103,7 +108,8 @@ def train(
 
         report.print(describe_run(model, trainer.memory, trainer.stream, config, world.size))
         if resume:
-            report.print(f"resumed at step {run.step:,}, {run.tokens:,} tokens, {run.seconds:,.0f} s")
+            resumed = f"resumed at step {run.step:,}, {run.tokens:,} tokens, {run.seconds:,.0f} s"
+            report.print("\n".join([resumed, *remarks]))
         saved_at, due = time.monotonic() if resume else save(), False
         saved_step, received = run.step, 0.0
         while run.progress < 1 and not received:

@@ -15,9 +15,10 @@ class Run:
     """How far a run has come; every field but `interrupted` is saved and restored.
 
     `progress` is the fraction of the budget used up. `training_seconds` leaves validation and saving out.
-    `validations` counts them, `validation_seconds` is what the last one took. PPL is exp of the validation loss; None
-    before the first validation. `peak_memory` is in bytes: of the GPU, or else of the whole process (None where the
-    system does not tell). `interrupted`: the number of the signal that ended the run before its time.
+    `validations` is how many have been made or passed over, `validation_seconds` what they took together and
+    `last_validation_seconds` the last of them. PPL is exp of the validation loss; None before the first validation.
+    `peak_memory` is in bytes: of the GPU, or else of the whole process (None where the system does not tell).
+    `interrupted`: the number of the signal that ended the run before its time.
     """
 
     step: int = 0
@@ -27,6 +28,7 @@ class Run:
     training_seconds: float = 0.0
     validations: int = 0
     validation_seconds: float = 0.0
+    last_validation_seconds: float | None = None
     last_ppl: float | None = None
     best_ppl: float | None = None
     best_step: int | None = None

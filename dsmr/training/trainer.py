@@ -13,10 +13,11 @@ from dsmr.corpus.augment import Augmentation
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
 from dsmr.distributed import World, clip_gradients, gathered, parallelise
-from dsmr.evaluation import evaluate_pieces
+from dsmr.evaluation import count_steps, evaluate_pieces
 from dsmr.model import Transformer
 from dsmr.training.config import TrainingConfig
 from dsmr.training.divergence import WINDOW, DivergedError, LossWatch, describe_worst
+from dsmr.training.ground import check_ground, describe_ground
 from dsmr.training.optimisation import (
     accumulate_gradients,
     check_world,
@@ -71,6 +72,9 @@ class Trainer:
         self._validation, pieces = store.indices("validation"), store.indices("train")
         if not self._validation or not pieces:
             raise ValueError(f"store: expected pieces in the splits train and validation of {store.path}, got none")
+        self._validation_steps = count_steps(
+            store, self._validation, config.validation_tokens, config.lanes, model.config.segment
+        )
         self.device = model.embedding.weight.device
         self.precision = make_precision(config.autocast, self.device)
         with self.precision:
@@ -90,6 +94,11 @@ class Trainer:
         self._token_nll = compiled_token_nll() if config.compile else eager_token_nll
         self.watch = LossWatch(model.config.vocab_size)
         self.run = Run()
+        self.learning_rate = 0.0
+        """Of the last step."""
+        self.began_on = describe_ground(self.device, self.world.size)
+        """Of the state that this trainer goes on from; None: it does not tell."""
+        self._can_afford_validation = False
         self._begun = time.monotonic()
         model.train()
 
@@ -101,13 +110,20 @@ class Trainer:
                 of the step before.
         """
         run, config, begun = self.run, self.config, time.monotonic()
-        progress = config.progress(run.step + 1, begun - self._begun, run.validation_seconds)
         seed_step(config.seed, run.step, self.world.rank)
         batches = [next(self.stream).to(self.device) for _ in range(config.accumulate)]
         nll = accumulate_gradients(self._net, self.memory, batches, self.precision, self._token_nll)
         norm = clip_gradients(self.model, config.clip)
+        before = self.budget_used
+        seconds = run.training_seconds + time.monotonic() - begun
+        after = config.progress(run.step + 1, seconds)
         # Of all clocks the first process's counts.
-        loss, run.progress = self.world.sum(float(nll.mean()) / self.world.size, progress * self.world.first)
+        loss, run.progress, middle, can_afford = self.world.sum(
+            float(nll.mean()) / self.world.size,
+            *(self.world.first * x for x in (after, (before + after) / 2, self._affordable(after, seconds))),
+        )
+        self._can_afford_validation = bool(can_afford)
+        self.learning_rate = config.learning_rate_at(middle)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self._check(loss, norm, nll, batches)
@@ -120,14 +136,22 @@ class Trainer:
         return loss
 
     @property
-    def learning_rate(self) -> float:
-        """Of the present step."""
-        return self.config.learning_rate_at(self.run.progress)
+    def budget_used(self) -> float:
+        """The fraction of the budget that the steps so far have used up, by this process's clock."""
+        return self.config.progress(self.run.step, self.run.training_seconds)
 
     @property
     def validation_due(self) -> bool:
-        """Whether the budget has been used up to the next validation."""
-        return int(self.run.progress * self.config.validations) > self.run.validations
+        """Whether the budget has been used up to the next validation, and there is time for it."""
+        passed = int(self.run.progress * self.config.validations)
+        return passed > self.run.validations and self._can_afford_validation
+
+    def _affordable(self, progress: float, seconds: float) -> bool:
+        """Whether there is time for a validation; the first one's segments may take as long as those of training."""
+        run, cost = self.run, self.run.last_validation_seconds
+        if cost is None:
+            cost = self._validation_steps * seconds / (self.config.accumulate * (run.step + 1))
+        return self.config.can_afford(cost, run.validation_seconds, progress, seconds)
 
     def validate(self) -> float:
         """Score the validation split; returns nats per token. DivergedError if that is not finite."""
@@ -150,7 +174,8 @@ class Trainer:
         if run.best_ppl is None or ppl < run.best_ppl:
             run.best_ppl, run.best_step = ppl, run.step
         run.validations = int(run.progress * self.config.validations)
-        run.validation_seconds = time.monotonic() - begun
+        run.last_validation_seconds = time.monotonic() - begun
+        run.validation_seconds += run.last_validation_seconds
         self.count_seconds()
         return nll
 
@@ -168,6 +193,7 @@ class Trainer:
             "run": self.run.counters(),
             "store": self.store.digest,
             "config": asdict(self.config),
+            "ground": describe_ground(self.device, self.world.size),
             "stream": {**streams[0], "lanes": [lane for stream in streams for lane in stream["lanes"]]},
             "losses": list(self.watch.losses),
         }
@@ -180,11 +206,14 @@ class Trainer:
         Raises:
             ValueError: a state of another stream, memory or model.
         """
+        began_on = None if (found := state.document.get("ground")) is None else check_ground(found)
         self.stream.load_state_dict(state.document["stream"])
         load_memory(self.memory, state.tensors, self.world.rank * self.memory.lanes)
         load_optimizer(self.model, self.optimizer, state.tensors)
         self.watch.losses.extend(state.document["losses"])
         self.run = Run(**state.document["run"])
+        self.began_on = began_on
+        self._can_afford_validation = self._affordable(self.run.progress, self.run.training_seconds)
         self._begun = time.monotonic() - self.run.seconds
 
     def _check(self, loss: float, norm: float, nll: Tensor, batches: Sequence[Batch]) -> None:

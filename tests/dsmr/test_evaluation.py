@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from hypothesis.extra import numpy as hnp
 from dsmr.bigram import Bigram
 from dsmr.bootstrap import compare
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.evaluation import Evaluation, PositionBin, evaluate_pieces
+from dsmr.evaluation import BEGINNING, Evaluation, PositionBin, _choose, count_steps, evaluate_pieces
 from dsmr.model import ModelConfig, Transformer
 from dsmr.schedules import make_schedule
 from dsmr.tokens import BEGIN, END, PAD, VOCAB_SIZE
+from dsmr.training import TrainingConfig
 
 LENGTHS = (70, 16, 33, 1, 47)  # events; segments are 16 tokens and horizons 24 and 8, so memories wrap and overflow
 ALL = list(range(len(LENGTHS)))
@@ -110,11 +112,41 @@ def test_max_tokens_scores_the_same_part_of_the_same_pieces_in_each_call(store: 
         part, again = (evaluate_pieces(model, store, ALL, max_tokens=limit) for _ in range(2))
         assert part.tokens == min(limit, whole.tokens)
         assert part.pieces == again.pieces
-        cut = 0
         for index, nll in zip(part.pieces, part.token_nll, strict=True):
             np.testing.assert_allclose(nll, whole.token_nll[index][: len(nll)], rtol=0, atol=FLOAT32)
-            cut += len(nll) < len(whole.token_nll[index])
-        assert cut <= 1
+
+
+@given(lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=60), limit=st.integers(1, 100_000))
+def test_max_tokens_takes_the_beginnings_of_as_many_pieces_as_make_sense(lengths: list[int], limit: int) -> None:
+    store = SimpleNamespace(pieces=[SimpleNamespace(length=length + 1) for length in lengths])
+    chosen = _choose(store, range(len(lengths)), limit)
+    assert sum(chosen.values()) == min(limit, sum(lengths))
+    assert list(chosen) == sorted(chosen)
+    cut = [count for index, count in chosen.items() if count < lengths[index]]
+    uncut = [count for index, count in chosen.items() if count == lengths[index]]
+    assert max(cut, default=0) - min(cut, default=0) <= 1  # equally long
+    assert max(uncut, default=0) <= min(cut, default=5000)  # and no piece is cut that is shorter than another's part
+    if len(chosen) < len(lengths):  # left out is a piece only where the others have no more than a beginning each
+        assert max(cut, default=0) <= BEGINNING
+    if sum(min(length, BEGINNING) for length in lengths) <= limit:
+        assert len(chosen) == len(lengths)
+
+
+@pytest.mark.parametrize("limit", [None, 60])
+@pytest.mark.parametrize("lanes", [1, 2, 5, 9])
+def test_counts_the_models_calls_before_it_makes_them(store: TokenStore, limit: int | None, lanes: int) -> None:
+    model, calls = make_model(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    evaluate_pieces(model, store, ALL, lanes=lanes, max_tokens=limit)
+    counted = count_steps(store, ALL, limit, lanes, model.config.segment)
+    assert counted <= len(calls) <= counted + len(ALL)  # a piece's last segment need not be full
+
+
+def test_the_default_of_training_validates_on_all_of_22_pieces_and_on_beginnings_of_many() -> None:
+    limit = TrainingConfig(steps=1).validation_tokens
+    for pieces, expected in ((22, 22), (137, 32)):
+        store = SimpleNamespace(pieces=[SimpleNamespace(length=5001)] * pieces)
+        assert len(_choose(store, range(pieces), limit)) == expected
 
 
 @pytest.mark.parametrize(("max_tokens", "sizes"), [(None, [2, 2, 1]), (60, [1, 1, 0])], ids=["all", "some"])

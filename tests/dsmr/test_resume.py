@@ -10,19 +10,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsmr.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, read_info
 from dsmr.corpus.store import TokenStore
 from dsmr.model import Transformer
-from dsmr.training import Run, RunFolder, SaveError, Trainer, train
+from dsmr.process import torch_threads
+from dsmr.training import Run, RunFolder, SaveError, Trainer, ground, train
 from dsmr.training.state import STATE_FILE, load_state, save_state
+from dsmr.version import __version__
 from tests.dsmr import kill_and_resume
 from tests.dsmr.kill_and_resume import CONFIG, MODEL, outcome, write_store
 
@@ -99,11 +103,83 @@ def test_minutes_that_were_used_up_stay_used_up(store: TokenStore, tmp_path: Pat
     by_clock = replace(SHORT, steps=None, minutes=1000.0)
     first = Trainer(model(), store, by_clock)
     first.step()
-    first.run.seconds = 30_000.0
+    first.run.training_seconds = 30_000.0
     second = Trainer(model(), store, by_clock)
     second.load_state(first.state())
     second.step()
     assert second.run.progress == pytest.approx(0.5, abs=0.01)
+
+
+# What bits depend on
+
+
+def threads_in_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    seen: list[int] = []
+    step = Trainer.step
+
+    def watched(trainer: Trainer) -> float:
+        seen.append(torch.get_num_threads())
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("began", "now"), [(2, 1), (1, 2)])
+def test_a_resumed_run_has_the_threads_it_had_and_the_process_those_it_has(
+    began: int, now: int, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ground, "cores", lambda: 2)
+    with torch_threads(began):
+        train(model(), store, SHORT, tmp_path / "whole")
+        train(model(), store, SHORT, tmp_path / "cut", keep=9, save_minutes=1e-9)
+    for step in (6, 7, 8):
+        shutil.rmtree(RunFolder(tmp_path / "cut").checkpoint(step))
+    seen, console = threads_in_steps(monkeypatch), Console(file=StringIO(), width=300)
+    with torch_threads(now):
+        train(model(), store, SHORT, tmp_path / "cut", resume=True, console=console)
+        assert torch.get_num_threads() == now
+    assert seen == [began] * 3
+    assert f"on {began} threads, as before (instead of {now})" in console.file.getvalue()
+    assert "ground" not in console.file.getvalue()
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"threads": 4096}, "threads 4096, now 1"),
+        ({"torch": "1.0"}, f"torch 1.0, now {torch.__version__}"),
+        ({"dsmr": "0"}, f"dsmr 0, now {__version__}"),
+        ({"instructions": "abacus"}, f"instructions abacus, now {torch.backends.cpu.get_cpu_capability()}"),
+        ({"kernels": "cpu, abacus"}, "kernels cpu, abacus, now "),
+        ({"device": "abacus"}, "device abacus, now "),
+        ({"processes": 3, "threads": 2}, "processes 3, now 1; threads 2, now 1"),
+    ],
+    ids=["threads", "torch", "dsmr", "instructions", "kernels", "device", "processes"],
+)
+def test_a_resumed_run_says_in_a_line_what_differs(
+    run: Path, store: TokenStore, change: dict[str, Any], said: str
+) -> None:
+    with torch_threads(1):
+        rewrite(run, lambda document, _: document["ground"].update({"threads": 1, **change}))
+        console = Console(file=StringIO(), width=1000)
+        train(model(), store, SHORT, run, resume=True, console=console)
+    (line,) = [line for line in console.file.getvalue().splitlines() if "ground" in line]
+    assert line.startswith(f"not on the same ground, so that the last bits may come out otherwise: {said}")
+
+
+def test_a_state_that_does_not_tell_where_it_was_computed_is_gone_on_with(run: Path, store: TokenStore) -> None:
+    rewrite(run, lambda document, _: document.pop("ground"))
+    console = Console(file=StringIO(), width=300)
+    assert train(model(), store, SHORT, run, resume=True, console=console).step == 8
+    assert "the state does not tell on what it was computed" in console.file.getvalue()
+
+
+def test_training_leaves_random_numbers_as_they_are(store: TokenStore, tmp_path: Path) -> None:
+    net, before = model(), torch.get_rng_state()
+    train(net, store, SHORT, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_state_says_nothing_of_processes(store: TokenStore) -> None:
@@ -253,9 +329,24 @@ def test_weights_of_another_state_are_noticed(run: Path, store: TokenStore) -> N
         (lambda d, t: t.update({"optimizer.x.step": torch.zeros(())}), "expected nothing but the model's parameters"),
         (lambda d, t: t.pop("memory.lanes.clock"), "expected the names"),
         (lambda d, t: t.update({"memory.geometry": t["memory.geometry"] + 1}), "geometry"),
+        (lambda d, t: d.update(ground=7), "ground: expected texts and whole numbers by name, got 7"),
+        (lambda d, t: d["ground"].update(threads=0), "ground: expected a number of threads of at least 1, got 0"),
+        (lambda d, t: d["ground"].update(torch=[1]), "ground: expected texts and whole numbers by name"),
         (lambda d, t: d.update(format_version=2), "expected version 1 of a training's state, got 2"),
     ],
-    ids=["run", "losses", "stream", "optimizer", "too-much", "memory", "geometry", "version"],
+    ids=[
+        "run",
+        "losses",
+        "stream",
+        "optimizer",
+        "too-much",
+        "memory",
+        "geometry",
+        "ground",
+        "threads",
+        "type",
+        "version",
+    ],
 )
 def test_states_that_do_not_fit(run: Path, store: TokenStore, change: Any, message: str) -> None:
     rewrite(run, change)

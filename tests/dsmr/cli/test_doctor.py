@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dsmr.cli import app, doctor
+from dsmr.process import SHORT_SPINS
 from dsmr_kernels.backends.cpu import library
-from tests.dsmr.cli.commands import ROOT, succeeds
+from tests.dsmr.cli.commands import ROOT, shell, succeeds
 
 
 def test_prints_what_works() -> None:
@@ -85,6 +86,16 @@ def test_says_which_native_kernels_there_are_or_why_none(monkeypatch: pytest.Mon
             assert f"Native {name}: {native['in_use']} of" in succeeds("doctor")
     monkeypatch.setattr(library, "load", absent)
     assert "Native attention kernels: none (never built)" in succeeds("doctor")
+
+
+def test_says_how_idle_threads_wait_and_what_other_programs_have_to_do() -> None:
+    text, _ = shell("doctor")
+    said = re.search(r"^Idle CPU threads: (.*)$", text, re.MULTILINE)
+    assert said is not None
+    assert all(f"{name}={value}" in said[1].partition(";")[2] for name, value in SHORT_SPINS.items())
+    assert doctor.describe_waiting({}).startswith("as they come")
+    assert doctor.describe_waiting({"OMP_WAIT_POLICY": "ACTIVE"}).startswith("OMP_WAIT_POLICY=ACTIVE, by you")
+    assert set(doctor.WAITING) <= set(doctor.VARIABLES)
 
 
 def test_fails_if_the_commands_lack_a_package(monkeypatch: pytest.MonkeyPatch) -> None:

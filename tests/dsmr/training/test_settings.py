@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from dsmr.corpus.store import TokenStore
+from dsmr.model import Transformer
 from dsmr.training import TrainingConfig, loop, make_optimizer, train
+from dsmr.training.config import VALIDATION_SHARE
 from tests.dsmr.training.small import config, model, rows
 
 
@@ -30,38 +35,95 @@ def test_learning_rate_without_warmup_begins_at_its_highest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "step", "seconds", "reserve", "expected"),
+    ("budget", "steps", "seconds", "expected"),
     [
-        ({"steps": 8}, 2, 1e9, 0.0, 0.25),
-        ({"steps": 8}, 9, 0.0, 0.0, 1.0),
-        ({"minutes": 2.0}, 10_000, 30.0, 0.0, 0.25),
-        ({"minutes": 2.0}, 1, 30.0, 20.0, 0.3),
-        ({"minutes": 2.0}, 1, 30.0, 500.0, 1.0),
-        ({"minutes": 2.0, "steps": 8}, 2, 60.0, 0.0, 0.5),
-        ({"minutes": 2.0, "steps": 8}, 6, 60.0, 0.0, 0.75),
+        ({"steps": 8}, 2, 1e9, 0.25),
+        ({"steps": 8}, 9, 0.0, 1.0),
+        ({"minutes": 2.0}, 10_000, 30.0, 0.25),
+        ({"minutes": 2.0}, 1, 500.0, 1.0),
+        ({"minutes": 2.0, "steps": 8}, 2, 60.0, 0.5),
+        ({"minutes": 2.0, "steps": 8}, 6, 60.0, 0.75),
     ],
-    ids=["steps", "steps-over", "clock", "clock-reserve", "no-time-left", "clock-first", "steps-first"],
+    ids=["steps", "steps-over", "clock", "clock-over", "clock-first", "steps-first"],
 )
-def test_progress(budget: dict[str, Any], step: int, seconds: float, reserve: float, expected: float) -> None:
-    assert TrainingConfig(**budget).progress(step, seconds, reserve) == pytest.approx(expected)
+def test_progress(budget: dict[str, Any], steps: int, seconds: float, expected: float) -> None:
+    assert TrainingConfig(**budget).progress(steps, seconds) == pytest.approx(expected)
 
 
-def test_run_by_the_clock_ends_in_time_and_completes_its_schedule(
-    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def a_second_a_segment(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Transformer]:
+    """Makes a model for which the clock goes on by a second with every segment of training, by another time else."""
     now = [0.0]
-
-    def slow(_: Any, __: Any, logits: Tensor) -> None:
-        now[0] += 1.0  # every segment, of training or validation, takes a second
-
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    net = model()
-    net.register_forward_hook(slow)
-    run = train(net, store, config(steps=None, minutes=1.0, validations=3, warmup=0.1), tmp_path)
-    assert 59 <= run.seconds <= 61  # at most one step late
-    assert run.training_seconds == run.step < 60
-    assert rows(tmp_path)[-1]["learning_rate"] == 0.0
-    assert [row["val_loss"] is not None for row in rows(tmp_path)].count(True) == 3
+
+    def make(validation: float) -> Transformer:
+        def slow(net: Any, __: Any, ___: Tensor) -> None:
+            now[0] += 1.0 if net.training else validation
+
+        net = model()
+        net.register_forward_hook(slow)
+        return net
+
+    return make
+
+
+SEGMENTS = 6  # of the validation split: 91 tokens to predict, 16 a segment
+
+
+@pytest.mark.parametrize(
+    ("minutes", "validation", "count"),
+    [(5, 0.01, 9), (5, 1.0, 5), (1, 1.0, 1), (1, 10.0, 1)],
+    ids=["cheap", "as-training", "short-run", "dear"],
+)
+@pytest.mark.parametrize("and_steps", [False, True], ids=["minutes", "and-steps"])
+def test_minutes_count_training_and_validation_takes_a_tenth_of_them(
+    store: TokenStore,
+    tmp_path: Path,
+    a_second_a_segment: Any,
+    minutes: int,
+    validation: float,
+    count: int,
+    and_steps: bool,
+) -> None:
+    steps = 60 * minutes
+    settings = config(steps=steps if and_steps else None, minutes=minutes, validations=10, warmup=0.1)
+    run = train(a_second_a_segment(validation), store, settings, tmp_path)
+    assert run.training_seconds == run.step == steps
+    assert [row["learning_rate"] for row in rows(tmp_path)] == pytest.approx(
+        [settings.learning_rate_at((step + 0.5) / steps) for step in range(steps)]
+    )
+    validated = [row["step"] for row in rows(tmp_path) if row["val_loss"] is not None]
+    assert len(validated) == count
+    assert validated[-1] == steps  # one is at the end, whatever it takes
+    each = SEGMENTS * validation
+    assert run.validation_seconds == pytest.approx(len(validated) * each)
+    assert run.validation_seconds <= max(VALIDATION_SHARE * run.training_seconds, each)
+    assert run.seconds == pytest.approx(run.training_seconds + run.validation_seconds)
+
+
+def test_steps_alone_validate_as_often_as_they_are_told_to(
+    store: TokenStore, tmp_path: Path, a_second_a_segment: Any
+) -> None:
+    """The clock has no say in what such a run computes: it could not be repeated."""
+    train(a_second_a_segment(10.0), store, config(steps=6, validations=3), tmp_path)
+    assert [row["step"] for row in rows(tmp_path) if row["val_loss"] is not None] == [2, 4, 6]
+
+
+@given(
+    steps=st.integers(1, 10_000), warmup=st.sampled_from([0.0, 0.02, 0.5, 0.99]), minutes=st.sampled_from([None, 1.0])
+)
+def test_no_step_is_made_with_a_rate_of_zero(steps: int, warmup: float, minutes: float | None) -> None:
+    schedule = TrainingConfig(steps=steps, minutes=minutes, warmup=warmup)
+    ends = [schedule.progress(step, 0.0) for step in (0, 1, steps - 1, steps)]
+    for before, after in zip(ends[::2], ends[1::2], strict=True):
+        assert 0 < schedule.learning_rate_at((before + after) / 2) <= schedule.learning_rate
+
+
+def test_neither_the_first_step_nor_the_last_is_wasted(store: TokenStore, tmp_path: Path) -> None:
+    for name, budget in (("steps", {"steps": 5}), ("minutes", {"steps": None, "minutes": 1 / 600})):
+        train(model(), store, config(warmup=0.5, validations=1, **budget), tmp_path / name)
+        rates = [row["learning_rate"] for row in rows(tmp_path / name)]
+        assert min(rates[0], rates[-1]) > 0
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
