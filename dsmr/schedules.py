@@ -252,7 +252,10 @@ def draw(schedule: Schedule, *, memory: MemoryFormat, segment: int, longest: int
 
     full = make_schedule("full", len(schedule.horizons), longest=longest)
     share = schedule.total / full.total
-    lines = [f"{memory.kv_heads} KV heads of {memory.head_dim}, {memory.storage}, segments of {segment:,} tokens"]
+    lines = [
+        f"{memory.kv_heads} KV heads of {memory.head_dim}, {memory.storage}, segments of {segment:,} tokens",
+        f"in a model of {memory.kv_heads} heads this is {schedule.name} as it is; in one of more, heads share KV heads",
+    ]
     if schedule.retention:
         which = {"last": "the last", "random": "a random one"}[schedule.retention.keep]
         lines.append(f"keeps {which} of every {schedule.retention.stride} tokens")

@@ -176,9 +176,12 @@ def describe_run(
         f"{horizon:,} tokens in {format_bytes(count)}"
         for horizon, count in zip(state.horizons, state.bytes_per_layer, strict=True)
     )
+    heads, kv_heads = model.config.heads, model.config.kv_heads
+    shared = "every head has its own, so nothing is saved" if heads == kv_heads else f"{heads // kv_heads} share each"
     return "\n".join(
         [
             f"{model.parameters_count:,} parameters",
+            f"{kv_heads} KV heads for {heads} heads: {shared}",
             f"recurrent state: {format_bytes(state.bytes_per_lane)} per lane, "
             f"{format_bytes(state.bytes_per_lane * config.lanes)} in all; by layer: {layers}",
             f"{lanes} x {stream.segment} tokens x {config.accumulate} segments = {step:,} tokens a step",

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 
@@ -96,7 +97,7 @@ class Trainer:
         self.run = Run()
         self.learning_rate = 0.0
         """Of the last step."""
-        self.began_on = describe_ground(self.device, self.world.size)
+        self.began_on: dict[str, Any] | None = describe_ground(self.device, self.world.size)
         """Of the state that this trainer goes on from; None: it does not tell."""
         self._can_afford_validation = False
         self._begun = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsmr.model import PRESETS, ModelConfig, Transformer, preset
-from dsmr.schedules import Schedule
+from dsmr.schedules import Schedule, make_schedule
 from dsmr.tokens import VOCAB_SIZE
 from dsmr_kernels import Retention
 
@@ -67,6 +68,41 @@ def test_generation_equals_training(window: str, position: str, retention: Reten
     model, tokens = make(window, position, retention), piece()
     training = read(model, tokens, in_segments(70, SEGMENT))
     torch.testing.assert_close(read(model, tokens, in_segments(70, step), segment_size=SEGMENT), training)
+
+
+@pytest.mark.parametrize("layers", [2, 8])
+def test_what_writes_into_the_residual_stream_begins_smaller_the_deeper_the_model(layers: int) -> None:
+    torch.manual_seed(0)
+    schedule = make_schedule("uniform", layers, budget_tokens=layers)
+    net = Transformer(ModelConfig(64, 2, 2, schedule, segment=SEGMENT))
+    for name, parameter in net.named_parameters():
+        if parameter.dim() == 2:
+            residual = name.endswith(("out.weight", "down.weight"))
+            expected = 0.02 / math.sqrt(2 * layers) if residual else 0.02
+            # The deviation of n draws is known to 1 / sqrt(2 n): five of those.
+            assert float(parameter.detach().std()) == pytest.approx(
+                expected, rel=5 / math.sqrt(2 * parameter.numel())
+            ), name
+        elif name.endswith("bias"):
+            assert not parameter.any()
+
+
+@pytest.mark.parametrize("branch", ["out", "down"])
+def test_dropout_acts_on_both_residual_branches_and_on_the_embedding(branch: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(32, 2, 1, make_schedule("explicit", 1, horizons=[8]), segment=SEGMENT, dropout=1 - 1e-9)
+    net = Transformer(config)
+    (block,) = net.blocks
+    for name in {"out", "down"} - {branch}:  # only one branch writes anything
+        torch.nn.init.zeros_(getattr(block, name).weight)
+    x, position = torch.randn(1, SEGMENT, 32), net._position(piece(1, SEGMENT), net.new_state(1), None)
+    with torch.no_grad():
+        for training in (True, False):
+            net.train(training)
+            written = block(x, position, net.new_state(1)[0], None, None) - x
+            assert bool(written.any()) is not training
+        embedded = net.train().dropout(net.embedding(piece(1, SEGMENT)))
+        assert not embedded.any()
 
 
 def test_the_memory_matters() -> None:

@@ -219,7 +219,7 @@ def draw_ten(name: str, path: Path) -> None:
 def test_ten_curves_are_ten_distinct_lines_with_the_legend_beside_them(drawn, name):
     draw_ten(name, "ten.png")
     (figure,) = drawn
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     lines = [line for line in figure.axes[-1 if name == "differences" else 0].lines if "model" in line.get_label()]
     looks = {(line.get_color(), str(line._unscaled_dash_pattern), line.get_marker()) for line in lines}
     assert len(lines) == len(looks) == 10
@@ -238,7 +238,7 @@ def test_many_panels_are_in_rows_of_four(drawn):
     curve = Curve("kept", [1, 2], [0.1, 0.2])
     difference_panels({str(n): [curve] for n in range(10)}, "x.png", xlabel="x", ylabel="y", xlim=(0, 3))
     (figure,) = drawn
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert len(shown) == 10
     assert len({round(axes.get_position().x0, 3) for axes in shown}) == 4

@@ -28,6 +28,11 @@ def test_takes_budgets_in_tokens_and_bytes(budget: str, entry: int, total: int) 
     assert sum(found["horizon_bytes"]) == total * entry  # K and V of 8 heads of 64 numbers of 4 bytes
 
 
+def test_says_in_which_model_fewer_kv_heads_are_no_fewer() -> None:
+    text = " ".join(succeeds("schedule", "full", "--kv-heads", 2).split())
+    assert "in a model of 2 heads this is full as it is; in one of more, heads share KV heads" in text
+
+
 def test_takes_every_shape() -> None:
     explicit = json.loads(succeeds("schedule", "explicit", "--layers", 3, "--horizons", "512,64,8", "--json"))
     assert explicit["horizons"] == [512, 64, 8]

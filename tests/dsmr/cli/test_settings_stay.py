@@ -1,4 +1,8 @@
-"""No command leaves a setting of its process changed: whatever runs in the process afterwards computes as before."""
+"""No command leaves a setting of its process changed: whatever runs in the process afterwards computes as before.
+
+`train --compile` is not among them: what PyTorch's compiler keeps for itself (a pool of threads, a variable of its own,
+filters of warnings that its imports add) is not ours to remove.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +82,6 @@ COMMANDS: dict[str, list[object]] = {
     "prepare folder": ["prepare", "folder", "MUSIC", "--out", "OUT", "--workers", 2],
     "prepare pianist": ["prepare", "pianist", "--tokens", 4000, "--longest", 2000, "--out", "OUT"],
     "train": ["train", "--data", "STORE", "--out", "OUT", *SMALL_MODEL, "--steps", 2, "--tensorboard"],
-    "train, compiled": ["train", "--data", "STORE", "--out", "OUT", *SMALL_MODEL, "--steps", 1, "--compile"],
     "train, resumed": ["train", "--resume", "--data", "STORE", "--out", "RUN"],
     "train --init-from": ["train", "--init-from", "CHECKPOINT", "--data", "STORE", "--out", "OUT", "--steps", 1],
     "evaluate": ["evaluate", "CHECKPOINT", "--data", "STORE", "--out", "OUT"],
@@ -91,7 +94,6 @@ COMMANDS: dict[str, list[object]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_of_the_process_stay_as_they_are(
     command: str, music: Path, store: Path, trained: tuple[Path, str], checkpoint: Path, tmp_path: Path
 ) -> None:
