@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import torch
 
 from dsmr.assessment import Assessment
 from dsmr.checkpoint import load_checkpoint
+from dsmr.claim import claimed, is_file, is_folder
 from dsmr.comparison import Group, compare_music
 from dsmr.corpus.prepare import PrepareReport, prepare_pianist
 from dsmr.corpus.store import TokenStore
@@ -36,7 +38,7 @@ from dsmr.probes import comparison as probes
 from dsmr.probes import figures
 from dsmr.probes.krcu import Resets
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, compare, measure, usual
-from dsmr.training import BEST, METRICS_FILE, Run, TrainingConfig, train
+from dsmr.training import BEST, METRICS_FILE, Run, RunFolder, TrainingConfig, train
 from dsmr.version import __version__
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ CORPUS, RUN, METRICS = "corpus.tokens", "run", "metrics.json"
 MUSIC, SOUND, ROLL = "music.mid", "music.wav", "music.png"
 CURVE, HISTOGRAMS, PROBES, TAKES, PAGE = "training.png", "histograms.png", "probes", "takes", "index.html"
 FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, CURVE, HISTOGRAMS, PROBES, TAKES, PAGE)
-"""All that a demonstration leaves in its folder."""
+"""All that a demonstration leaves in its folder, but for its mark."""
+MARK = "dsmr-demo.lock"
+"""By which its folder is known; locked while a demonstration writes there."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +189,20 @@ def run_demo(
         console: where to say what is going on; None: nowhere.
 
     Raises:
-        FileExistsError: the folder holds an older demonstration, without `force`, or other files.
+        FileExistsError: the folder holds an older demonstration, without `force`, or other files, or another process
+            is writing there.
         KeyboardInterrupt: Ctrl-C, also while training.
     """
     folder = Path(out)
-    _make_room(folder, force)
+    if others := _strangers(folder):
+        raise FileExistsError(f"{folder}: expected a folder for the demonstration alone, got one with {others[0]}")
+    with claimed(folder, MARK, "a demonstration"):
+        _make_room(folder, force)
+        return _demonstrate(folder, plan, seed, console)
+
+
+def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -> Outcome:
+    """All stages, in a folder that is free."""
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -253,18 +266,31 @@ def run_demo(
     return outcome
 
 
+def _strangers(folder: Path) -> list[str]:
+    """Paths in the folder that no demonstration has written; the run sees to its own folder."""
+    if not folder.is_dir():
+        return []
+    kinds = {RUN: is_folder, TAKES: is_folder, PROBES: is_folder}
+    found = [path for path in folder.iterdir() if path.name != MARK]
+    others = [path for path in found if path.name not in FILES or not kinds.get(path.name, is_file)(path)]
+    inner = {TAKES: lambda name: re.fullmatch(r"take-\d+\.mid", name), PROBES: lambda name: name in figures.FILES}
+    for name, known in inner.items():
+        if is_folder(folder / name):
+            others += [path for path in (folder / name).iterdir() if not (is_file(path) and known(path.name))]
+    return sorted(str(path.relative_to(folder)) for path in others)
+
+
 def _make_room(folder: Path, force: bool) -> None:
-    """Make the folder, and remove from it what an older demonstration left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    there = {path.name for path in folder.iterdir()}
-    if others := sorted(there - set(FILES)):
-        raise FileExistsError(f"{folder}: expected a folder for the demonstration alone, got one with {others[0]}")
+    """Remove what an older demonstration left in the folder, in which there is nothing else."""
+    there = [path for path in folder.iterdir() if path.name != MARK]
     if there and not force:
         raise FileExistsError(f"{folder}: there is a demonstration already; --force replaces it")
-    for name in there:
-        if (path := folder / name).is_dir():
+    if (folder / RUN) in there:
+        RunFolder(folder / RUN).remove()  # first, because it may be refused
+    for path in there:
+        if path.name in (TAKES, PROBES):
             shutil.rmtree(path)
-        else:
+        elif path.name != RUN:
             path.unlink()
 
 

@@ -18,6 +18,7 @@ from dsmr.schedules import format_tokens
 POSITION_FIGURE = "nll_by_position.png"
 RETURNS_FIGURE, RECALL_FIGURE = "returns.png", "recall.png"
 KRCU_FIGURE, TRUNCATION_FIGURE = "krcu.png", "truncation.png"
+FILES = (POSITION_FIGURE, RETURNS_FIGURE, RECALL_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE)
 MEMORY_ENDS = {":": "horizon of a layer", "--": "reach over all layers"}
 """What the marks' line styles mean."""
 

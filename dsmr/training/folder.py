@@ -186,6 +186,15 @@ class RunFolder:
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
 
+    def remove(self) -> None:
+        """Remove what a run wrote and, if nothing else is there, the folder; raises as `claimed` and `clear` do."""
+        with self.claimed():
+            self.clear()
+            with writing(self.path):
+                if [path.name for path in self.path.iterdir()] == [MARK]:
+                    (self.path / MARK).unlink()
+                    self.path.rmdir()
+
     def _prune(self, best_step: int | None) -> None:
         for step in self.steps()[: -self.keep]:
             state = self.checkpoint(step)
