@@ -203,8 +203,8 @@ class LaneStream(Iterator[Batch]):
 
         Raises:
             ValueError: if `state` is not what `state_dict` gives, or of another stream (store, pieces, lanes of all
-                ranks, epochs or seed), or if `transform` is not the one it was saved under and this can be seen by a piece's length. The stream then
-                stands where it stood.
+                ranks, epochs or seed), or if `transform` is not the one it was saved under and this can be seen by a
+                piece's length. The stream then stands where it stood.
         """
         if not isinstance(state, dict) or not isinstance(identity := state.get("stream"), dict):
             raise ValueError(f"the saved stream must say what it streams, got {shown(state)}")

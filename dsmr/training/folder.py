@@ -77,9 +77,10 @@ class RunFolder:
             yield
 
     def _check(self) -> None:
-        right = {METRICS_FILE: is_file, CHECKPOINTS: is_folder, TENSORBOARD: is_folder}
-        for name, is_right in {**right, LAST: Path.is_symlink, BEST: Path.is_symlink}.items():
-            path = self.path / name
+        right = {self.path / METRICS_FILE: is_file, self._checkpoints: is_folder, self.path / TENSORBOARD: is_folder}
+        right |= {self.path / LAST: Path.is_symlink, self.path / BEST: Path.is_symlink}
+        right |= {state: is_folder for state in self._states() if not state.name.startswith(".")}
+        for path, is_right in right.items():
             if os.path.lexists(path) and not is_right(path):
                 raise OccupiedError(f"{path}: expected what a run writes there, got {kind(path)}; move it elsewhere")
 
@@ -224,7 +225,9 @@ class RunFolder:
     def _remove_leftovers(self) -> None:
         """What a crash left while a state was written or removed."""
         for path in self._states():
-            if path.name.startswith(".") and not _strangers(path):
+            if path.is_symlink() and path.name.startswith("."):
+                path.unlink()
+            elif path.name.startswith(".") and not _strangers(path):
                 shutil.rmtree(path)
 
     def _states(self) -> Iterator[Path]:
