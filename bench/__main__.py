@@ -15,6 +15,8 @@ from dsmr.process import own_random_numbers, torch_threads
 GPU = ("decode", "attention", "train", "generate", "append", "memory", "overhead")  # the sections of bench.gpu
 MEASURED = ("attention", "decode", "append", "memory", "overhead", "roof", *MODELS)
 
+OUT = "default: the machine's own; with --quick: nowhere"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, start one process a thread count where this one is not pinned so, and run."""
@@ -45,13 +47,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=_counts, default=[1], metavar="1,2", help="CPU threads, pinned")
         command.add_argument("--quick", action="store_true", help="tiny shapes and three rounds: shows that it runs")
         command.add_argument("--seconds", type=float, default=3.0, help="measuring time a case")
-        command.add_argument("--out", type=Path, help="folder of the results (default: the machine's own)")
+        command.add_argument("--out", type=Path, help=f"folder of the results ({OUT})")
+        command.add_argument("--force", action="store_true", help="replace results that are already there")
     gpu = commands.add_parser("gpu", help="everything a GPU can say in 8 minutes")
     gpu.add_argument("--device", default="cuda", help="cuda, or cpu to see it run")
     gpu.add_argument("--sections", nargs="+", choices=GPU, default=GPU, help="some of them, in this order")
     gpu.add_argument("--quick", action="store_true", help="tiny shapes and three rounds")
     gpu.add_argument("--contenders", nargs="+", default=[], metavar="NAME", help="parts of their names")
-    gpu.add_argument("--out", type=Path, help="folder of gpu.jsonl and gpu.md (default: the machine's own)")
+    gpu.add_argument("--out", type=Path, help="folder of gpu.jsonl and gpu.md (needed with --quick)")
+    gpu.add_argument("--force", action="store_true", help="replace results that are already there")
     report = commands.add_parser("report", help="write README's table, docs/benchmarks.md and plots from results")
     report.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="a folder a machine")
     return parser
@@ -121,16 +125,32 @@ def _report(folder: Path) -> int:
     return 0
 
 
+def _exist(*paths: Path) -> bool:
+    """Whether one of these is there already, which is said."""
+    for path in paths:
+        if os.path.lexists(path):
+            print(f"bench: {path}: exists already; --force replaces it", file=sys.stderr)
+            return True
+    return False
+
+
 def _gpu(arguments: argparse.Namespace) -> int:
     import torch
 
-    from bench import gpu, measure, runner
+    from bench import gpu, machine, measure, results, runner
+
+    if arguments.quick and arguments.out is None:
+        print("bench: gpu --quick: expected --out, a folder for what is not for the record", file=sys.stderr)
+        return 2
+    folder = arguments.out or results.FOLDER / machine.describe(torch.device(arguments.device)).name
+    if not arguments.force and _exist(folder / "gpu.jsonl", folder / "gpu.md"):
+        return 2
 
     limits = measure.QUICK if arguments.quick else measure.Limits()
     device, names = torch.device(arguments.device), tuple(arguments.contenders)
     settings = runner.Settings(device, arguments.quick, (), names, limits)
     with own_random_numbers():
-        return gpu.main(settings, arguments.sections, arguments.out)
+        return gpu.main(settings, arguments.sections, folder)
 
 
 def _unknown(arguments: argparse.Namespace) -> str | None:
@@ -155,12 +175,18 @@ def _unknown(arguments: argparse.Namespace) -> str | None:
 def _measure(arguments: argparse.Namespace) -> int:
     import torch
 
-    from bench import measure, results, runner, table
+    from bench import machine, measure, results, runner, table
     from bench.models import summary
 
     if reason := _unknown(arguments):
         print(f"bench {arguments.command}: {reason}", file=sys.stderr)
         return 2
+    path = None
+    if arguments.out is not None or not arguments.quick:  # quick results are for the record only where they are wanted
+        name = results.file_name(arguments.command, torch.device(arguments.device).type, arguments.threads[0])
+        path = (arguments.out or results.FOLDER / machine.describe(torch.device(arguments.device)).name) / name
+        if not arguments.force and _exist(path):
+            return 2
     settings = runner.Settings(
         device=torch.device(arguments.device),
         quick=arguments.quick,
@@ -174,8 +200,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     table.show(made)
     if arguments.command in MODELS:
         print("\n" + "\n".join(summary.lines(made)))
-    folder = arguments.out or results.FOLDER / made.machine_name
-    print(f"\nwritten: {results.save([made], folder / made.file)}")
+    print(f"\nwritten: {results.save([made], path)}" if path else "\nnot written: --quick without --out")
     return 1 if results.faults(made) else 0
 
 

@@ -56,13 +56,18 @@ class Run:
 
     @property
     def file(self) -> str:
-        """`decode-cpu-2.jsonl`: runs that replace each other have the same."""
-        return f"{self.command}-{self.device}" + (f"-{self.threads}" if self.device == "cpu" else "") + ".jsonl"
+        """See `file_name`."""
+        return file_name(self.command, self.device, self.threads)
 
     @property
     def title(self) -> str:
         """`decode, 2 threads`, or the command alone on a GPU."""
         return self.command + (f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else "")
+
+
+def file_name(command: str, device: str, threads: int) -> str:
+    """`decode-cpu-2.jsonl`: runs that replace each other have the same."""
+    return f"{command}-{device}" + (f"-{threads}" if device == "cpu" else "") + ".jsonl"
 
 
 def faults(run: Run) -> list[Row]:

@@ -158,7 +158,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", default=["half"], choices=list(DTYPES))
     parser.add_argument("--dims", nargs="+", type=int, default=[64, 128], choices=DIMS, metavar="D")
     parser.add_argument("--out", type=Path, default=Path("tune.json"), help="where the times go")
+    parser.add_argument("--force", action="store_true", help="replace the times that are there")
     options = parser.parse_args(arguments)
+    if os.path.lexists(options.out) and not options.force:
+        parser.error(f"{options.out}: exists already; --force replaces it")
     if not torch.cuda.is_available():
         parser.error("expected a GPU, found none")
     device = torch.device("cuda", torch.cuda.current_device())

@@ -14,13 +14,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dsmr.fields import check_types, is_integer, shown
 from dsmr.model import ModelConfig, Transformer
 from dsmr.tokens import CODEC, VOCAB_SIZE
 from dsmr.version import __version__
@@ -29,7 +30,14 @@ FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
+LONGEST_DOCUMENT = 1 << 20
+"""Characters of a document; ours have some thousands."""
+DEEPEST_DOCUMENT = 16
+"""Levels of a document; ours have five."""
+
 _METADATA_KEY = "dsmr"
+_BLOCK = "blocks.0."
+_DTYPES = {"F32": "float32", "F64": "float64", "BF16": "bfloat16", "F16": "float16"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -108,13 +116,16 @@ def load_checkpoint(
     file = _find(source)
     with open_tensors(file) as opened:
         info = _info(file, opened)
+        _check_weights(file, opened, info.config)
         # Cloned, or the tensors would be windows on a file that somebody may truncate under them.
         weights = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # it is no dict
-    with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
-        model = Transformer(info.config)
-    _check_weights(file, weights, model.state_dict())
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{file}: expected finite weights, got others in {name!r}")
     if (digest := digest_tensors(weights)) != info.digest:
         raise CheckpointError(f"{file}: expected weights of SHA-256 {info.digest}, got {digest}: the file is damaged")
+    with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
+        model = Transformer(info.config)
     model.load_state_dict(weights, assign=True)
     return model.to(device).eval(), info
 
@@ -123,7 +134,9 @@ def read_info(source: str | os.PathLike[str]) -> CheckpointInfo:
     """What the checkpoint at `source` says of itself, without reading its weights; raises as `load_checkpoint`."""
     file = _find(source)
     with open_tensors(file) as opened:
-        return _info(file, opened)
+        info = _info(file, opened)
+        _check_weights(file, opened, info.config)
+    return info
 
 
 def _find(source: str | os.PathLike[str]) -> Path:
@@ -160,46 +173,98 @@ def open_tensors(file: Path) -> Iterator[Any]:
         raise CheckpointError(f"{file}: expected a whole safetensors file, got: {error}") from error
 
 
+def parse_document(file: Path, document: str, version: int, what: str) -> dict[str, Any]:
+    """The JSON object in a file's metadata, without its `format_version`.
+
+    Raises:
+        CheckpointError: it is too long, too deeply nested, not JSON, or of another version of `what`.
+    """
+    try:
+        if len(document) > LONGEST_DOCUMENT:
+            raise ValueError(f"{len(document):,} characters, more than {LONGEST_DOCUMENT:,}")
+        values = json.loads(document, parse_constant=_refuse_constant)
+        _check_depth(values)
+        got = values.pop("format_version")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        reason = "one that is nested too deeply" if isinstance(error, RecursionError) else repr(error)
+        raise CheckpointError(f"{file}: expected a JSON document with a format version, got {reason}") from error
+    if not is_integer(got) or got != version:
+        raise CheckpointError(f"{file}: expected version {version} of {what}, got {shown(got)}")
+    return dict(values)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"the number {text}, which JSON does not have")
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    """RecursionError for values that are nested more deeply than any of ours."""
+    if depth > DEEPEST_DOCUMENT:
+        raise RecursionError
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, depth + 1)
+
+
 def _info(file: Path, opened: Any) -> CheckpointInfo:
     document = (opened.metadata() or {}).get(_METADATA_KEY)
     if document is None:
         raise CheckpointError(f"{file}: expected the metadata of a dsmr checkpoint, got a file without it")
-    try:
-        values = json.loads(document)
-        version = values.pop("format_version")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{file}: expected a JSON document with a format version, got {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{file}: expected version {FORMAT_VERSION} of the checkpoint format, got {version!r}")
+    values = parse_document(file, document, FORMAT_VERSION, "the checkpoint format")
     if (vocabulary := (values.get("codec"), values.get("vocab_size"))) != (CODEC, VOCAB_SIZE):
         raise CheckpointError(
-            f"{file}: expected the codec {CODEC!r} of {VOCAB_SIZE} ids, got {vocabulary[0]!r} of {vocabulary[1]!r}"
+            f"{file}: expected the codec {CODEC!r} of {VOCAB_SIZE} ids, got {shown(vocabulary[0])} of "
+            f"{shown(vocabulary[1])}"
         )
     if values.keys() != (fields := set(CheckpointInfo.__dataclass_fields__)):
-        raise CheckpointError(f"{file}: expected a document of {sorted(fields)}, got {sorted(values)}")
+        raise CheckpointError(f"{file}: expected a document of {sorted(fields)}, got {shown(sorted(values))}")
     try:
         info = CheckpointInfo(**{**values, "config": ModelConfig.from_dict(values["config"])})
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{file}: expected a model configuration, got {error!r}") from error
+        check_types(info)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: expected a model configuration, got {error}") from error
     if info.config.vocab_size != VOCAB_SIZE:
         raise CheckpointError(f"{file}: expected a model of {VOCAB_SIZE} ids, got {info.config.vocab_size}")
     return info
 
 
-def _check_weights(file: Path, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise CheckpointError(f"{file}: expected the tensor {missing[0]!r} ({len(missing)} are missing), got none")
-    if unknown := sorted(weights.keys() - expected.keys()):
+def _check_weights(file: Path, opened: Any, config: ModelConfig) -> None:
+    """CheckpointError unless an open file holds the tensors of such a model, each of its shape and all of one type.
+
+    Only the file's table of contents is read and only one block is built: a configuration is believed no further than
+    the file bears it out.
+    """
+    held = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
+    got = {name: list(tensor.get_shape()) for name, tensor in held.items()}
+    # The sizes of one block follow from these two; they bound what is built.
+    _check_shape(file, got, "embedding.weight", [config.vocab_size, config.width])
+    _check_shape(file, got, "blocks.0.up.weight", [config.feed_forward * config.width, config.width])
+    schedule = replace(config.schedule, horizons=config.schedule.horizons[:1])
+    with torch.device("meta"):
+        one = Transformer(replace(config, schedule=schedule)).state_dict()
+    block = {name.removeprefix(_BLOCK): list(t.shape) for name, t in one.items() if name.startswith(_BLOCK)}
+    expected = {name: list(tensor.shape) for name, tensor in one.items() if not name.startswith(_BLOCK)}
+    layers = min(config.layers, len(held))  # more cannot be there: the first one that is not will be named
+    expected |= {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block.items()}
+    if missing := [name for name in expected if name not in held]:
+        count = len(missing) + (config.layers - layers) * len(block)
+        raise CheckpointError(f"{file}: expected the tensor {missing[0]!r} ({count} are missing), got none")
+    if unknown := sorted(held.keys() - expected.keys()):
         raise CheckpointError(
-            f"{file}: expected no tensor {unknown[0]!r} in this model, got {len(unknown)} unknown ones"
+            f"{file}: expected no tensor {shown(unknown[0])} in this model, got {len(unknown)} unknown ones"
         )
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{file}: expected {name!r} of shape {list(expected[name].shape)}, got {list(tensor.shape)}"
-            )
-    if len(types := {tensor.dtype for tensor in weights.values()}) != 1 or not next(iter(types)).is_floating_point:
-        raise CheckpointError(f"{file}: expected weights of one floating-point type, got {sorted(map(str, types))}")
+    for name, shape in expected.items():
+        _check_shape(file, got, name, shape)
+    types = {tensor.get_dtype() for tensor in held.values()}
+    if len(types) != 1 or not types <= set(_DTYPES):
+        named = sorted(_DTYPES.get(name, name.lower().replace("i", "int")) for name in types)
+        raise CheckpointError(f"{file}: expected weights of one floating-point type, got {', '.join(named)}")
+
+
+def _check_shape(file: Path, got: Mapping[str, list[int]], name: str, expected: list[int]) -> None:
+    if name not in got:
+        raise CheckpointError(f"{file}: expected the tensor {name!r} of shape {expected}, got none")
+    if got[name] != expected:
+        raise CheckpointError(f"{file}: expected {name!r} of shape {expected}, got {shown(got[name])}")
 
 
 def digest_tensors(weights: Mapping[str, Tensor]) -> str:
@@ -214,8 +279,9 @@ def digest_tensors(weights: Mapping[str, Tensor]) -> str:
 def write_durably(file: Path, content: bytes) -> None:
     """Replace `file` by `content` in one step; until then, and whatever happens, it is what it was."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # of a process that had this number and crashed
     try:
-        with open(partial, "wb") as opened:
+        with open(partial, "xb") as opened:  # follows no link
             opened.write(content)
             opened.flush()
             os.fsync(opened.fileno())

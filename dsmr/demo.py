@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import torch
 
 from dsmr.assessment import Assessment
 from dsmr.checkpoint import load_checkpoint
+from dsmr.claim import claimed, is_file, is_folder
 from dsmr.comparison import Group, compare_music
 from dsmr.corpus.prepare import PrepareReport, prepare_pianist
 from dsmr.corpus.store import TokenStore
@@ -37,7 +39,7 @@ from dsmr.probes import figures
 from dsmr.probes.krcu import Resets
 from dsmr.process import own_random_numbers
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, compare, measure, usual
-from dsmr.training import BEST, METRICS_FILE, Run, TrainingConfig, train
+from dsmr.training import BEST, METRICS_FILE, Run, RunFolder, TrainingConfig, train
 from dsmr.version import __version__
 
 if TYPE_CHECKING:
@@ -46,8 +48,11 @@ if TYPE_CHECKING:
 CORPUS, RUN, METRICS = "corpus.tokens", "run", "metrics.json"
 MUSIC, SOUND, ROLL = "music.mid", "music.wav", "music.png"
 CURVE, HISTOGRAMS, PROBES, TAKES, PAGE = "training.png", "histograms.png", "probes", "takes", "index.html"
-FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, CURVE, HISTOGRAMS, PROBES, TAKES, PAGE)
+MARK = "dsmr-demo.lock"
+"""By which its folder is known; locked while a demonstration writes there."""
+FILES = (MARK, CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, CURVE, HISTOGRAMS, PROBES, TAKES, PAGE)
 """All that a demonstration leaves in its folder."""
+_TAKE = re.compile(r"take-\d+\.mid")
 
 
 @dataclass(frozen=True)
@@ -185,11 +190,20 @@ def run_demo(
         console: where to say what is going on; None: nowhere.
 
     Raises:
-        FileExistsError: the folder holds an older demonstration, without `force`, or other files.
+        FileExistsError: the folder holds an older demonstration, without `force`, or other files, or another process
+            is writing there.
         KeyboardInterrupt: Ctrl-C, also while training.
     """
     folder = Path(out)
-    _make_room(folder, force)
+    if others := _strangers(folder):
+        raise FileExistsError(f"{folder}: expected a folder for the demonstration alone, got one with {others[0]}")
+    with claimed(folder, MARK, "a demonstration"):
+        _make_room(folder, force)
+        return _demonstrate(folder, plan, seed, console)
+
+
+def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -> Outcome:
+    """All stages, in a folder that is free."""
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -255,18 +269,29 @@ def run_demo(
     return outcome
 
 
+def _strangers(folder: Path) -> list[str]:
+    """Paths in the folder that no demonstration has written; the run sees to its own folder."""
+    if not folder.is_dir():
+        return []
+    kinds = dict.fromkeys((RUN, TAKES, PROBES), is_folder)
+    others = [path for path in folder.iterdir() if path.name not in FILES or not kinds.get(path.name, is_file)(path)]
+    inner = [(path, bool(_TAKE.fullmatch(path.name))) for path in folder.glob(f"{TAKES}/*")]
+    inner += [(path, path.name in figures.FILES) for path in folder.glob(f"{PROBES}/*")]
+    others += [path for path, known in inner if not (known and is_file(path))]
+    return sorted(str(path.relative_to(folder)) for path in others)
+
+
 def _make_room(folder: Path, force: bool) -> None:
-    """Make the folder, and remove from it what an older demonstration left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    there = {path.name for path in folder.iterdir()}
-    if others := sorted(there - set(FILES)):
-        raise FileExistsError(f"{folder}: expected a folder for the demonstration alone, got one with {others[0]}")
+    """Remove what an older demonstration left in the folder, in which there is nothing else."""
+    there = [path for path in folder.iterdir() if path.name != MARK]
     if there and not force:
         raise FileExistsError(f"{folder}: there is a demonstration already; --force replaces it")
-    for name in there:
-        if (path := folder / name).is_dir():
+    if (folder / RUN) in there:
+        RunFolder(folder / RUN).remove()  # first, because it may be refused
+    for path in there:
+        if path.name in (TAKES, PROBES):
             shutil.rmtree(path)
-        else:
+        elif path.name != RUN:
             path.unlink()
 
 

@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsmr.fields import check_names, check_types
 from dsmr.schedules import Schedule, make_schedule
 from dsmr.tokens import VOCAB_SIZE
 from dsmr_kernels import MemoryStack, RingMemory, recurrent_attention
 from dsmr_kernels.geometry import Window
 from dsmr_kernels.storage import Storage
+
+MOST_LAYERS, MOST_TOKENS = 1024, 1 << 24
+"""Sizes that no weights vouch for are bounded: layers, and the tokens of a segment or a horizon. More are a mistake."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class ModelConfig:
     vocab_size: int = VOCAB_SIZE
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("width", "heads", "kv_heads", "feed_forward"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -64,6 +69,18 @@ class ModelConfig:
             raise ValueError(f"segment: expected at least 1 token, got {self.segment}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a probability below 1, got {self.dropout}")
+        if not 0 < self.position_base < math.inf:
+            raise ValueError(f"position_base: expected a finite number above 0, got {self.position_base}")
+        retention = self.schedule.retention
+        if self.window == "token" and retention is not None and retention.stride > 1:
+            raise ValueError(f"window: 'token' needs every token kept, got a retention stride of {retention.stride}")
+        if self.layers > MOST_LAYERS:
+            raise ValueError(f"schedule: expected at most {MOST_LAYERS:,} layers, got {self.layers:,}")
+        tokens = {"segment": self.segment, "schedule": max(self.schedule.horizons)}
+        tokens["schedule"] = max(tokens["schedule"], retention.stride if retention else 0)
+        for name, count in tokens.items():
+            if count > MOST_TOKENS:
+                raise ValueError(f"{name}: expected at most {MOST_TOKENS:,} tokens, got {count:,}")
 
     @property
     def layers(self) -> int:
@@ -80,12 +97,13 @@ class ModelConfig:
         return {**asdict(self), "schedule": self.schedule.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`; ValueError names fields that are missing or unknown."""
-        known = set(cls.__dataclass_fields__)
-        if values.keys() != known:
-            raise ValueError(f"config: expected the fields {sorted(known)}, got {sorted(values)}")
-        return cls(**{**values, "schedule": Schedule.from_dict(values["schedule"])})
+    def from_dict(cls, values: Any) -> ModelConfig:
+        """The inverse of `to_dict`, but that a field with a default may be missing: older versions lacked it.
+
+        ValueError names a field that is missing, unknown, or has a value that it cannot have.
+        """
+        fields = check_names(cls, values, "config")
+        return cls(**{**fields, "schedule": Schedule.from_dict(fields["schedule"])})
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dsmr.fields import check_names, is_integer, shown
 from dsmr_kernels import Geometry, Retention, ring_bytes
 from dsmr_kernels.geometry import Window
 from dsmr_kernels.storage import Storage
@@ -157,10 +158,20 @@ class Schedule:
         return {"name": self.name, "horizons": list(self.horizons), "retention": retention}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Schedule:
-        """The schedule that `to_dict` gave."""
-        retention = values["retention"] and Retention(**values["retention"])
-        return cls(values["name"], tuple(values["horizons"]), retention)
+    def from_dict(cls, values: Any) -> Schedule:
+        """The schedule that `to_dict` gave; ValueError names a field that is missing, unknown or not what it gives."""
+        fields = check_names(cls, values, "schedule")
+        if not isinstance(name := fields["name"], str) or name not in NAMES:
+            raise ValueError(f"schedule: expected one of {', '.join(NAMES)} for name, got {shown(name)}")
+        if not isinstance(horizons := fields["horizons"], list) or not all(map(is_integer, horizons)):
+            raise ValueError(f"schedule: expected a list of integers for horizons, got {shown(horizons)}")
+        retention = fields.get("retention")
+        if retention is not None:
+            kept = check_names(Retention, retention, "retention")
+            if not is_integer(stride := kept.get("stride", 1)):
+                raise ValueError(f"retention: expected an integer for stride, got {shown(stride)}")
+            retention = Retention(**kept)
+        return cls(name, tuple(horizons), retention)
 
 
 def make_schedule(

@@ -14,7 +14,6 @@ from dsmr.cli.terminal import (
     CommandError,
     DeviceOption,
     SeedOption,
-    check_free,
     choose_device,
     open_store,
     reading_input,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from dsmr.checkpoint import CheckpointInfo
     from dsmr.model import ModelConfig, Transformer
     from dsmr.schedules import Schedule
-    from dsmr.training import Run, RunFolder, TrainingConfig
+    from dsmr.training import Run, TrainingConfig
     from dsmr_kernels import Retention
 
 MODEL, OPTIMISATION = "Model: the preset's values, unless told otherwise", "Optimisation"
@@ -78,7 +77,7 @@ def train(
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard as well.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run that is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run that is there, and nothing else.")] = False,
     preset: Annotated[
         str,
         typer.Option(
@@ -155,9 +154,10 @@ def train(
     """Train a model on whole pieces.
 
     RUN/best and RUN/last will be its checkpoints, RUN/metrics.jsonl the measurements. Ctrl-C saves and ends the run,
-    SIGTERM too; **--resume** goes on with it, or with one that was killed, as if nothing had happened: give --out,
-    --data and nothing else that the run was begun with, or all of it. The exit code is 1 if training diverged or RUN
-    could not be written.
+    SIGTERM and a closed terminal too; **--resume** goes on with it, or with one that was killed, as if nothing had
+    happened: give --out, --data and nothing else that the run was begun with, or all of it. With another --steps or
+    --minutes it goes on to that. RUN must be empty or a run's, and one process at a time writes there. The exit code is
+    1 if training diverged or RUN could not be written.
 
     Several processes share the lanes: **torchrun --nproc-per-node N -m dsmr train ...**, see docs/scaling.md.
     """
@@ -184,14 +184,13 @@ def train(
             if fsdp and world.size == 1:
                 raise BadInput("--fsdp: there is one process; several are started by torchrun, see docs/scaling.md")
             check_world(config, world, fsdp)
-            if world.first and not resume:
-                _make_room(folder, force)
             run = run_training(
                 model.to(world.device),
                 store,
                 config,
                 out,
                 resume=resume,
+                force=force,
                 keep=keep,
                 save_minutes=save_minutes,
                 world=world,
@@ -199,6 +198,8 @@ def train(
                 console=stderr if world.first else None,
                 tensorboard=tensorboard,
             )
+    except FileExistsError as error:  # of all processes alike
+        raise BadInput(str(error)) if world.first else typer.Exit(BadInput.exit_code) from error
     except (CheckpointError, WorldError) as error:
         raise BadInput(str(error)) from error
     except DivergedError as error:  # of all processes alike
@@ -213,10 +214,12 @@ def train(
 
 def _print_result(run: Run, out: Path) -> None:
     from dsmr.training import BEST, LAST
+    from dsmr.training.audience import Audience
 
+    audience = Audience(stdout)  # the terminal may be gone, and the exit code is still to tell why the run ended
     if run.best_ppl is not None:
-        stdout.print(f"{out / BEST}: validation PPL {run.best_ppl:.2f} at step {run.best_step:,}", markup=False)
-    stdout.print(f"{out / LAST}: {run.step:,} steps, {run.tokens:,} tokens", markup=False)
+        audience.print(f"{out / BEST}: validation PPL {run.best_ppl:.2f} at step {run.best_step:,}")
+    audience.print(f"{out / LAST}: {run.step:,} steps, {run.tokens:,} tokens")
 
 
 def _on_command_line(context: typer.Context, name: str) -> bool:
@@ -237,8 +240,11 @@ def _training_config(options: dict[str, Any], given: dict[str, Any], began: Chec
 
     if began is None:
         return TrainingConfig(**{name: options[name] for name in SETTINGS})
-    own = TrainingConfig.from_dict(began.training["config"])
-    return replace(own, **{name: given[name] for name in SETTINGS if name in given})
+    own = TrainingConfig.from_dict(began.training.get("config"))
+    changes = {name: given[name] for name in SETTINGS if name in given}
+    if given.keys() & {"steps", "minutes"}:  # the budget is one setting: both of them together
+        changes = {"steps": None, "minutes": None, **changes}
+    return replace(own, **changes)
 
 
 def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo | None) -> Transformer:
@@ -293,10 +299,3 @@ def _schedule(
     if budget is None and name not in ("full", "explicit"):
         budget = own.total
     return make_schedule(name, layers, budget_tokens=budget, horizons=horizons, retention=retention)
-
-
-def _make_room(folder: RunFolder, force: bool) -> None:
-    """Remove an older run's files from the folder, if that is wanted; refuse the folder if it is not."""
-    if folder.holds_run:
-        check_free(folder.path, force)
-    folder.clear()

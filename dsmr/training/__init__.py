@@ -3,9 +3,10 @@
 `train` is the whole of it; `Trainer` is a model in training, without a folder and without a reader.
 """
 
+from dsmr.claim import OccupiedError, SaveError
 from dsmr.training.config import TrainingConfig
 from dsmr.training.divergence import DivergedError
-from dsmr.training.folder import BEST, LAST, METRICS_FILE, RunFolder, SaveError
+from dsmr.training.folder import BEST, LAST, METRICS_FILE, RunFolder
 from dsmr.training.loop import train
 from dsmr.training.optimisation import accumulate_gradients, make_optimizer
 from dsmr.training.run import Run, perplexity
@@ -16,6 +17,7 @@ __all__ = [
     "LAST",
     "METRICS_FILE",
     "DivergedError",
+    "OccupiedError",
     "Run",
     "RunFolder",
     "SaveError",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dsmr.corpus.augment import Augmentation
+from dsmr.fields import check_names, check_types
 
 VALIDATION_SHARE = 0.1
 """How much time validation may take where time counts, as a fraction of that of training."""
@@ -69,6 +70,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.steps is None and self.minutes is None:
             raise ValueError("steps, minutes: expected a budget in at least one of them, got none")
         for name in ("steps", "lanes", "accumulate", "validations", "validation_tokens", "log_every"):
@@ -79,6 +81,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: expected a finite number of at least 0, got {self.weight_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers from 0 to below 1, got {self.betas}")
         Augmentation(self.semitones, self.tempo, self.seed)  # refuses what it cannot be
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise ValueError(
@@ -120,9 +126,12 @@ class TrainingConfig:
         return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * (1 + cosine) / 2
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        """The inverse of `dataclasses.asdict`, by way of JSON; ValueError names fields that are missing or unknown."""
-        if values.keys() != (known := set(cls.__dataclass_fields__)):
-            raise ValueError(f"config: expected the fields {sorted(known)}, got {sorted(values)}")
-        first, second = values["betas"]
-        return cls(**{**values, "betas": (first, second)})
+    def from_dict(cls, values: Any) -> TrainingConfig:
+        """The inverse of `dataclasses.asdict`, by way of JSON; a field may be missing: older versions lacked it.
+
+        ValueError names a field that is unknown, or has a value that it cannot have.
+        """
+        fields = check_names(cls, values, "config")
+        if isinstance(betas := fields.get("betas"), list):  # JSON has no tuples
+            fields["betas"] = tuple(betas)
+        return cls(**fields)

@@ -1,53 +1,57 @@
-"""A run's folder: saved states that exist whole or not at all.
+"""A run's folder: saved states that exist whole or not at all, and one writer at a time.
 
+    RUN/dsmr-run.lock               by which a run's folder is known; locked while a process writes there
     RUN/checkpoints/step-0001200/   a checkpoint like any other, and `training.safetensors` (see `state.py`)
     RUN/last, RUN/best              relative symbolic links to two of them: the newest, and that of the lowest PPL
     RUN/metrics.jsonl               the measurements
-    RUN/tensorboard/                the same, if wanted
+    RUN/tensorboard/*.dsmr          the same, if wanted
 
 A state is written into a hidden folder, flushed to the disk, and then renamed: a crash at any moment leaves the states
-that were there before, and possibly a hidden folder, which the next writer removes.
+that were there before, and possibly a hidden folder, which the next writer removes. Whatever else lies in the folder is
+somebody else's: it is neither replaced nor removed, and no link is followed to write.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsmr.checkpoint import CheckpointError, CheckpointInfo, flush_folder, load_checkpoint, save_checkpoint
+from dsmr.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    CheckpointInfo,
+    flush_folder,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dsmr.claim import OccupiedError, claimed, is_file, is_folder, kind, writing
+from dsmr.fields import shown
 from dsmr.model import Transformer
-from dsmr.training.state import TrainingState, load_state, save_state
+from dsmr.training.state import STATE_FILE, TrainingState, load_state, save_state
 
-METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
+MARK = "dsmr-run.lock"
+METRICS_FILE, TENSORBOARD, EVENTS = "metrics.jsonl", "tensorboard", ".dsmr"
 BEST, LAST = "best", "last"
 CHECKPOINTS = "checkpoints"
 
 _STEP = "step-"
-
-
-class SaveError(OSError):
-    """A run's folder cannot be written."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Within, an OSError means that `path` cannot be written: it becomes a `SaveError` that says so."""
-    try:
-        yield
-    except OSError as error:
-        raise SaveError(
-            f"{path}: cannot be written: {error.strerror or error}; what was saved before is as it was"
-        ) from error
+_STATE = re.compile(rf"{_STEP}\d+|\.{_STEP}\d+\.(partial|removed)")
+"""Folders in `checkpoints`: whole states, and what a crash left."""
+_IN_STATE = re.compile(
+    "|".join(rf"{name}|\.{name}\.\d+\.partial" for name in map(re.escape, (WEIGHTS_FILE, CONFIG_FILE, STATE_FILE)))
+)
 
 
 class RunFolder:
     """Where a run keeps its states.
 
     Args:
-        path: the folder; made when something is written.
+        path: the folder; made when it is claimed.
         keep: how many of the newest states to keep, besides the best.
 
     Raises:
@@ -59,6 +63,27 @@ class RunFolder:
             raise ValueError(f"keep: expected at least 1, got {keep}")
         self.path, self.keep = Path(path), keep
         self._checkpoints = self.path / CHECKPOINTS
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within, this process is the only one that writes here; see `dsmr.claim.claimed`.
+
+        Raises:
+            OccupiedError: the folder is not a run's and not empty, somebody is writing there, or something that no run
+                wrote lies where a run would write.
+        """
+        with claimed(self.path, MARK, "a run"):
+            self._check()
+            yield
+
+    def _check(self) -> None:
+        right: dict[Path, Callable[[Path], bool]] = {self.path / METRICS_FILE: is_file}
+        right |= {self.path / name: Path.is_symlink for name in (LAST, BEST)}
+        folders = [self._checkpoints, self.path / TENSORBOARD]
+        right |= {path: is_folder for path in (*folders, *self._states()) if not path.name.startswith(".")}
+        for path, is_right in right.items():
+            if os.path.lexists(path) and not is_right(path):
+                raise OccupiedError(f"{path}: expected what a run writes there, got {kind(path)}; move it elsewhere")
 
     @property
     def holds_run(self) -> bool:
@@ -93,8 +118,14 @@ class RunFolder:
         try:
             model, info = load_checkpoint(checkpoint)
             state = load_state(checkpoint)
-            if (expected := state.document["weights"]) != info.digest:
-                raise CheckpointError(f"{checkpoint}: expected weights of SHA-256 {expected}, got {info.digest}")
+            if (expected := state.document.get("weights")) != info.digest:
+                raise CheckpointError(
+                    f"{checkpoint}: expected weights of SHA-256 {str(expected)[:64]}, got {info.digest}"
+                )
+            run = state.document.get("run")
+            step = run.get("step") if isinstance(run, dict) else None
+            if step != int(checkpoint.name.removeprefix(_STEP)):
+                raise CheckpointError(f"{checkpoint}: expected the state of that step, got that of step {shown(step)}")
         except (CheckpointError, FileNotFoundError) as error:
             others = [step for step in self.steps() if self.checkpoint(step) != checkpoint]
             before = f"; to go on from step {others[-1]}, remove {checkpoint}" if others else ""
@@ -109,23 +140,37 @@ class RunFolder:
         """
         run = state.document["run"]
         final = self.checkpoint(run["step"])
-        partial = self._checkpoints / f".{final.name}.partial"
         with writing(self._checkpoints):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
+            if not is_folder(self._checkpoints):
+                raise NotADirectoryError(None, f"expected a folder, got {kind(self._checkpoints)}")
             self._remove_leftovers()
         with writing(final):
-            try:
-                known = {name: state.document[name] for name in ("store", "config")}
-                info = save_checkpoint(partial, model, {**run, **known})
-                save_state(partial, TrainingState({**state.document, "weights": info.digest}, state.tensors))
-                os.rename(partial, final)
-                flush_folder(self._checkpoints)
-            except OSError:
-                shutil.rmtree(partial, ignore_errors=True)  # to leave room; the error to report is the first one
-                raise
+            if is_folder(
+                final
+            ):  # the weights of a step are the same whenever it is saved, and each file is replaced whole
+                self._write(final, model, state)
+            else:
+                self._write_anew(final, model, state)
         self.point(run["best_step"])
         with writing(self._checkpoints):
             self._prune(run["best_step"])
+
+    def _write_anew(self, final: Path, model: Transformer, state: TrainingState) -> None:
+        partial = self._checkpoints / f".{final.name}.partial"
+        partial.mkdir()
+        try:
+            self._write(partial, model, state)
+            os.rename(partial, final)
+            flush_folder(self._checkpoints)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # to leave room; the error to report is the first one
+            raise
+
+    def _write(self, folder: Path, model: Transformer, state: TrainingState) -> None:
+        known = {name: state.document[name] for name in ("store", "config")}
+        info = save_checkpoint(folder, model, {**state.document["run"], **known})
+        save_state(folder, TrainingState({**state.document, "weights": info.digest}, state.tensors))
 
     def point(self, best_step: int | None) -> None:
         """Let `last` name the newest state and `best` that of `best_step`."""
@@ -133,28 +178,67 @@ class RunFolder:
             if step is not None:
                 link = self.path / f".{name}.partial"
                 with writing(self.path / name):
-                    link.unlink(missing_ok=True)
+                    if os.path.lexists(self.path / name) and not (self.path / name).is_symlink():
+                        raise FileExistsError(None, f"expected a link, got {kind(self.path / name)}")
+                    if link.is_symlink():  # a crash left it
+                        link.unlink()
                     link.symlink_to(self.checkpoint(step).relative_to(self.path), target_is_directory=True)
                     os.replace(link, self.path / name)
                     flush_folder(self.path)
 
     def clear(self) -> None:
-        """Remove a run, and nothing else that is in the folder."""
-        for name in (LAST, BEST, METRICS_FILE, CHECKPOINTS, TENSORBOARD):
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove what a run wrote, and nothing else that is in the folder.
+
+        Raises:
+            OccupiedError: a state's folder holds something else, too; nothing has been removed.
+        """
+        states = list(self._states())
+        for state in states:
+            if strangers := _strangers(state):
+                raise OccupiedError(f"{strangers[0]}: expected a state's own files there alone; move it elsewhere")
+        events = [path for path in (self.path / TENSORBOARD).glob(f"*{EVENTS}") if is_file(path)]
+        with writing(self.path):
+            for file in (self.path / LAST, self.path / BEST, self.path / METRICS_FILE, *events):
+                file.unlink(missing_ok=True)
+            for state in states:
+                shutil.rmtree(state)
+            for folder in (self._checkpoints, self.path / TENSORBOARD):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def remove(self) -> None:
+        """Remove what a run wrote and, if nothing else is there, the folder; raises as `claimed` and `clear` do."""
+        with self.claimed():
+            self.clear()
+            with writing(self.path):
+                if [path.name for path in self.path.iterdir()] == [MARK]:
+                    (self.path / MARK).unlink()
+                    self.path.rmdir()
 
     def _prune(self, best_step: int | None) -> None:
         for step in self.steps()[: -self.keep]:
-            if step != best_step:
-                removed = self._checkpoints / f".{self.checkpoint(step).name}.removed"
-                os.rename(self.checkpoint(step), removed)  # a crash must not leave half of a state under its name
+            state = self.checkpoint(step)
+            if step != best_step and not _strangers(state):
+                removed = self._checkpoints / f".{state.name}.removed"
+                os.rename(state, removed)  # a crash must not leave half of a state under its name
                 shutil.rmtree(removed)
 
     def _remove_leftovers(self) -> None:
         """What a crash left while a state was written or removed."""
-        for path in self._checkpoints.glob(f".{_STEP}*"):
-            shutil.rmtree(path)
+        for path in self._states():
+            if path.is_symlink() and path.name.startswith("."):
+                path.unlink()
+            elif path.name.startswith(".") and not _strangers(path):
+                shutil.rmtree(path)
+
+    def _states(self) -> Iterator[Path]:
+        """All folders of states, whole or not."""
+        if is_folder(self._checkpoints):
+            yield from (path for path in sorted(self._checkpoints.iterdir()) if _STATE.fullmatch(path.name))
+
+
+def _strangers(state: Path) -> list[Path]:
+    """What lies in a state's folder, or in its place, and is not of a run."""
+    if not is_folder(state):
+        return [state]
+    return [path for path in sorted(state.iterdir()) if not (is_file(path) and _IN_STATE.fullmatch(path.name))]

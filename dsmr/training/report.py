@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,11 +11,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dsmr.checkpoint import CheckpointError
+from dsmr.claim import writing
 from dsmr.corpus.stream import LaneStream
+from dsmr.fields import is_integer, shown
 from dsmr.model import Transformer
 from dsmr.schedules import format_bytes
+from dsmr.training.audience import Audience
 from dsmr.training.config import TrainingConfig
-from dsmr.training.folder import LAST, METRICS_FILE, TENSORBOARD, writing
+from dsmr.training.folder import EVENTS, LAST, METRICS_FILE, TENSORBOARD
 from dsmr.training.run import Run, perplexity
 from dsmr_kernels import MemoryStack
 
@@ -48,7 +52,7 @@ class Report:
         resumed: dict[str, Any] | None = None,
     ) -> None:
         self._file, self._log_every = out / METRICS_FILE, log_every
-        self._console, self._tensorboard = console, tensorboard
+        self.audience, self._tensorboard = Audience(console), tensorboard
         self._state_size = format_bytes(state_bytes)
         self._state = resumed or {"bytes": 0, "step": 0, "tokens": 0, "training_seconds": 0.0, "losses": []}
         self._losses: list[float] = list(self._state["losses"])
@@ -59,24 +63,16 @@ class Report:
             with writing(self._file):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 # Unbuffered: a row is the system's as soon as it is written, and a failed one is not tried again later.
-                self._metrics = opened.enter_context(open(self._file, "ab", buffering=0))
-                if (there := self._metrics.tell()) < self._state["bytes"]:
-                    raise CheckpointError(f"{self._file}: expected {self._state['bytes']} bytes at least, got {there}")
-                if there > self._state["bytes"]:
-                    self._metrics.truncate(self._state["bytes"])
+                self._metrics = opened.enter_context(open(self._file, "ab+", buffering=0, opener=_open_no_link))
+                self._drop_later_rows()
             self._writer: Any = None
             if self._tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
                 folder = str(self._file.parent / TENSORBOARD)
-                self._writer = opened.enter_context(SummaryWriter(folder, purge_step=self._state["step"] + 1))
-            self._progress: Any = None
-            if self._console is not None:
-                from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-                columns = (TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn())
-                self._progress = opened.enter_context(Progress(*columns, console=self._console))
-                self._task = self._progress.add_task("", total=1.0)
+                purge = self._state["step"] + 1
+                self._writer = opened.enter_context(SummaryWriter(folder, purge_step=purge, filename_suffix=EVENTS))
+            opened.enter_context(self.audience)
             self._opened = opened.pop_all()
         return self
 
@@ -84,6 +80,20 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._opened.__exit__(kind, error, trace)
+
+    def _drop_later_rows(self) -> None:
+        """Cut the file to the rows that were there when the state was saved."""
+        expected, there = self._state["bytes"], self._metrics.seek(0, os.SEEK_END)
+        if there < expected:
+            raise CheckpointError(f"{self._file}: expected {expected} bytes at least, got {there}")
+        self._metrics.seek(0)
+        rows = self._metrics.readall()[:expected].split(b"\n")
+        begins = b'{"step": %d,' % self._state["step"]
+        if rows[-1] or not (rows[-2].startswith(begins) if expected else self._state["step"] == 0):
+            raise CheckpointError(f"{self._file}: expected rows up to step {self._state['step']} in {expected} bytes")
+        if there > expected:
+            self._metrics.truncate(expected)
+        self._metrics.seek(expected)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the measurements stand, as plain JSON values; all rows so far are on the disk then."""
@@ -93,8 +103,7 @@ class Report:
 
     def print(self, text: str) -> None:
         """For people, above the progress line."""
-        if self._console is not None:
-            self._console.print(text, highlight=False)
+        self.audience.print(text)
 
     def step(self, run: Run, loss: float, val_loss: float | None, learning_rate: float) -> None:
         """Report a step that has been made, and its validation if there was one."""
@@ -117,12 +126,11 @@ class Report:
                 f"step {run.step:,}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, "
                 f"val PPL {perplexity(val_loss):.2f}, {run.tokens:,} tokens, {run.seconds:,.0f} s"
             )
-        if self._progress is not None:
-            line = (
-                f"step {run.step:,}  loss {train_loss:.3f}  PPL {perplexity(train_loss):.2f}{self._val_ppl}  "
-                f"{speed:,.0f} tok/s  lr {learning_rate:.1e}  state {self._state_size}"
-            )
-            self._progress.update(self._task, completed=run.progress, description=line)
+        self.audience.show(
+            run.progress,
+            f"step {run.step:,}  loss {train_loss:.3f}  PPL {perplexity(train_loss):.2f}{self._val_ppl}  "
+            f"{speed:,.0f} tok/s  lr {learning_rate:.1e}  state {self._state_size}",
+        )
         if run.step % self._log_every == 0 or val_loss is not None:
             self._write(row)
             self._losses = []
@@ -144,8 +152,32 @@ class Report:
                     self._writer.add_scalar(name, value, row["step"])
 
 
+def check_report(state: Any) -> None:
+    """ValueError unless a value from a file is what `Report.state_dict` gives."""
+    values = dict(state) if isinstance(state, dict) else {}
+    losses = values.pop("losses", None)
+    if values.keys() != (counts := {"bytes", "step", "tokens", "training_seconds"}):
+        raise ValueError(f"report: expected the numbers {sorted(counts)} and losses, got {shown(state)}")
+    for name, value in values.items():
+        if (
+            not (is_integer(value) or (name == "training_seconds" and isinstance(value, float)))
+            or not 0 <= value < math.inf
+        ):
+            raise ValueError(f"report: expected a number of at least 0 for {name}, got {shown(value)}")
+    if not isinstance(losses, list) or not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
+        raise ValueError(f"report: expected finite losses, got {shown(losses)}")
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """For `open`: a link is an error."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 class NoReport:
     """The report of a process that is not the first: nothing is printed or written twice."""
+
+    def __init__(self) -> None:
+        self.audience = Audience(None)
 
     def __enter__(self) -> Self:
         return self

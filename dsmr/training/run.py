@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from dsmr.fields import check_names, check_types
+
 
 @dataclass
 class Run:
@@ -39,6 +41,22 @@ class Run:
     def tokens_per_second(self) -> float:
         """Speed of training alone."""
         return self.tokens / self.training_seconds if self.training_seconds else 0.0
+
+    def __post_init__(self) -> None:
+        """ValueError that names a field of another type or out of its range, as a damaged file may hold it."""
+        check_types(self)
+        for name, value in asdict(self).items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+        if self.progress > 1:
+            raise ValueError(f"progress: expected a fraction of the budget, got {self.progress}")
+        if self.best_step is not None and self.best_step > self.step:
+            raise ValueError(f"best_step: expected at most step={self.step}, got {self.best_step}")
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Run:
+        """The inverse of `counters`; ValueError names what is wrong."""
+        return cls(**check_names(cls, values, "run"))
 
     def counters(self) -> dict[str, Any]:
         """What is saved: plain JSON values."""

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsmr.checkpoint import CheckpointError, digest_tensors, open_tensors, write_durably
+from dsmr.checkpoint import CheckpointError, digest_tensors, open_tensors, parse_document, write_durably
 from dsmr.distributed import World, spread_like, whole
 from dsmr.model import Transformer
 from dsmr.training.optimisation import Optimizers
@@ -82,9 +82,10 @@ def load_state(folder: Path) -> TrainingState:
     document = metadata.get(_DOCUMENT, "")
     if (expected := metadata.get(_DIGEST)) != (got := _digest(document, tensors)):
         raise CheckpointError(f"{file}: expected contents of SHA-256 {expected}, got {got}: the file is damaged")
-    values = json.loads(document)
-    if (version := values.pop("format_version")) != STATE_VERSION:
-        raise CheckpointError(f"{file}: expected version {STATE_VERSION} of a training's state, got {version!r}")
+    values = parse_document(file, document, STATE_VERSION, "a training's state")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{file}: expected finite numbers in {name!r}, got others")
     return TrainingState(values, tensors)
 
 
@@ -136,15 +137,15 @@ def optimizer_tensors(model: Transformer, optimizer: Optimizers) -> dict[str, Te
     }
 
 
-def load_optimizer(model: Transformer, optimizer: Optimizers, tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimisers the `optimizer.*` of `model`'s parameters.
+def load_optimizer(model: Transformer, optimizer: Optimizers, tensors: Mapping[str, Tensor], steps: int) -> None:
+    """Give the optimisers the `optimizer.*` of `model`'s parameters, as they are after `steps` steps.
 
     Raises:
-        ValueError: a parameter without them (unless there are none at all), or of another shape; the optimisers are
-            then as they were.
+        ValueError: a parameter without them (unless no step was made), or of another shape or type, or another number
+            of steps; the optimisers are then as they were.
     """
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(_OPTIMIZER)}
-    if not own:
+    if not own and not steps:
         return
     names = {parameter: name for name, parameter in model.named_parameters()}
     loaded: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Tensor]]] = []
@@ -154,12 +155,18 @@ def load_optimizer(model: Transformer, optimizer: Optimizers, tensors: Mapping[s
             state = {}
             for key in keys:
                 shape = [] if key == "step" else list(parameter.shape)
+                dtype = torch.float32 if key == "step" else parameter.dtype
                 tensor = own.pop(f"{_OPTIMIZER}{names[parameter]}.{key}", None)
+                what = f"{key} of {names[parameter]!r}"
                 if tensor is None or list(tensor.shape) != shape:
                     got = "none" if tensor is None else list(tensor.shape)
-                    raise ValueError(
-                        f"optimizer state: expected {key} of {names[parameter]!r} of shape {shape}, got {got}"
-                    )
+                    raise ValueError(f"optimizer state: expected {what} of shape {shape}, got {got}")
+                if tensor.dtype != dtype:
+                    raise ValueError(f"optimizer state: expected {what} of type {dtype}, got {tensor.dtype}")
+                if key == "step" and float(tensor) != min(steps, 2**24):  # where adding 1 to a float32 has no effect
+                    raise ValueError(f"optimizer state: expected {what} to be {steps}, got {float(tensor)}")
+                if key == "exp_avg_sq" and tensor.min() < 0:
+                    raise ValueError(f"optimizer state: expected {what} of at least 0, got {float(tensor.min())}")
                 state[key] = tensor.to(parameter.device) if key == "step" else spread_like(tensor, parameter)
             loaded.append((part, parameter, state))
     if own:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
 from dsmr.distributed import World, clip_gradients, gathered, parallelise
 from dsmr.evaluation import count_steps, evaluate_pieces
+from dsmr.fields import shown
 from dsmr.model import Transformer
 from dsmr.training.config import TrainingConfig
 from dsmr.training.divergence import WINDOW, DivergedError, LossWatch, describe_worst
@@ -138,7 +140,7 @@ class Trainer:
 
     @property
     def budget_used(self) -> float:
-        """The fraction of the budget that the steps so far have used up, by this process's clock."""
+        """The fraction of this trainer's budget that the steps so far have used up, by this process's clock."""
         return self.config.progress(self.run.step, self.run.training_seconds)
 
     @property
@@ -154,10 +156,24 @@ class Trainer:
             cost = self._validation_steps * seconds / (self.config.accumulate * (run.step + 1))
         return self.config.can_afford(cost, run.validation_seconds, progress, seconds)
 
-    def validate(self) -> float:
-        """Score the validation split; returns nats per token. DivergedError if that is not finite."""
+    def renew_budget(self) -> None:
+        """Go on by this trainer's budget with a run that was begun with another: no validation is due by that alone."""
+        self.run.progress = self.budget_used
+        self.run.validations = int(self.run.progress * self.config.validations)
+
+    def validate(self, stopped: Callable[[], bool] = lambda: False) -> float | None:
+        """Score the validation split; returns nats per token. DivergedError if that is not finite.
+
+        None, and the validation is due as before, if `stopped`, asked after each segment, was true on any process.
+        """
         run, begun = self.run, time.monotonic()
-        with self.precision, gathered(self.model):
+
+        def heed(done: int, total: int) -> None:
+            if done < total and stopped():
+                raise _StoppedError
+
+        own = None
+        with self.precision, gathered(self.model), suppress(_StoppedError):
             own = evaluate_pieces(
                 self.model,
                 self.store,
@@ -166,7 +182,10 @@ class Trainer:
                 max_tokens=self.config.validation_tokens,
                 rank=self.world.rank,
                 world_size=self.world.size,
+                progress=heed,
             )
+        if self.world.max(own is None)[0] or own is None:
+            return None
         nll_sum, tokens = self.world.sum(own.nll_sum, own.tokens)
         nll = nll_sum / tokens
         if not math.isfinite(ppl := perplexity(nll)):
@@ -207,14 +226,22 @@ class Trainer:
         Raises:
             ValueError: a state of another stream, memory or model.
         """
+        run = Run.from_dict(state.document["run"])
+        positions = run.step * self.config.accumulate * self.stream.segment
+        if run.tokens != (tokens := positions * self.config.lanes):
+            raise ValueError(f"tokens: expected {tokens} in {run.step} steps, got {run.tokens}")
+        losses = state.document["losses"]
+        if not isinstance(losses, list) or len(losses) != min(run.step, WINDOW):
+            raise ValueError(f"losses: expected those of the last {WINDOW} of {run.step} steps, got {shown(losses)}")
+        if not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
+            raise ValueError(f"losses: expected finite numbers, got {shown(losses)}")
         began_on = None if (found := state.document.get("ground")) is None else check_ground(found)
-        self.stream.load_state_dict(state.document["stream"])
+        self.stream.load_state_dict(state.document["stream"], positions)
         load_memory(self.memory, state.tensors, self.world.rank * self.memory.lanes)
-        load_optimizer(self.model, self.optimizer, state.tensors)
-        self.watch.losses.extend(state.document["losses"])
-        self.run = Run(**state.document["run"])
-        self.began_on = began_on
-        self._can_afford_validation = self._affordable(self.run.progress, self.run.training_seconds)
+        load_optimizer(self.model, self.optimizer, state.tensors, run.step)
+        self.watch.losses.extend(losses)
+        self.run, self.began_on = run, began_on
+        self._can_afford_validation = self._affordable(run.progress, run.training_seconds)
         self._begun = time.monotonic() - self.run.seconds
 
     def _check(self, loss: float, norm: float, nll: Tensor, batches: Sequence[Batch]) -> None:
@@ -235,6 +262,10 @@ class Trainer:
         own = describe_worst(nll, batches, self.store, self.world.rank * self.memory.lanes)
         found = self.world.gather((float(nll.max()), own))
         return str(max(found, key=lambda entry: (math.isnan(entry[0]), entry[0]))[1])
+
+
+class _StoppedError(Exception):
+    """Ends an evaluation in the middle."""
 
 
 def _diverged(what: str) -> DivergedError:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import cases, models, results
-from bench.__main__ import MEASURED, main
+from bench.__main__ import MEASURED, _gpu, _measure, _parser, main
 
 
 def test_a_quick_run_writes_results_and_a_table(bench, tmp_path):
@@ -82,3 +82,36 @@ def test_without_a_gpu_every_command_says_so_in_one_line(command, capsys):
 
 def test_every_command_of_the_registry_can_be_asked_for():
     assert set(MEASURED) == {"roof", *cases.COMMANDS, *models.COMMANDS}
+
+
+def test_results_that_exist_are_replaced_only_if_told_to(tmp_path, capsys):
+    file = tmp_path / "append-cpu-1.jsonl"
+    file.write_text("measured on a quiet night")
+    for arguments in (
+        ["append", "--quick", "--out", str(tmp_path)],
+        ["gpu", "--device", "cpu", "--out", str(tmp_path)],
+    ):
+        (tmp_path / "gpu.md").touch()
+        assert _measure_here(arguments) == 2
+        assert "exists already; --force replaces it" in capsys.readouterr().err
+    assert file.read_text() == "measured on a quiet night"
+    assert _measure_here(["append", "--quick", "--force", "--out", str(tmp_path)]) == 0
+    assert results.load(file)[0].quick
+
+
+def test_a_quick_run_without_a_folder_leaves_the_results_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    assert _measure_here(["append", "--quick"]) == 0
+    assert "not written: --quick without --out" in capsys.readouterr().out
+    assert main(["gpu", "--device", "cpu", "--quick"]) == 2
+    assert "gpu --quick: expected --out" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def _measure_here(arguments):
+    """The command in this process, whatever cores it may use."""
+    parsed, threads = _parser().parse_args(arguments), torch.get_num_threads()
+    try:
+        return _gpu(parsed) if parsed.command == "gpu" else _measure(parsed)
+    finally:
+        torch.set_num_threads(threads)
