@@ -13,5 +13,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"dsmr: the commands need the extra 'music', and {error.name} is missing: pip install 'dsmr[music]'")
     from dsmr.cli.app import run
+    from dsmr.cli.terminal import print_any_name
 
+    print_any_name()
     sys.exit(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from dsmr.cli.terminal import (
     ForceOption,
     JsonOption,
     SeedOption,
-    check_free,
+    check_file,
     choose_device,
     print_json,
     progress_bar,
@@ -141,7 +142,7 @@ def generate(
     wanted = [".wav"] * (wav or soundfont is not None) + [".png"] * png
     for name in names:
         for path in (name, *(name.with_suffix(suffix) for suffix in wanted)):
-            check_free(path, force)
+            check_file(path, force)
     where = choose_device(device)
     with reading_input():
         sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, memory)
@@ -150,7 +151,7 @@ def generate(
         choice = decoding.choose(model)
     if where.type == "cpu" and choice.engine == "python":
         torch.set_num_threads(1)  # a token's products are too small to share: waiting for a second thread costs more
-    stderr.print(f"steps by the {choice.engine} engine: {choice.reason}", markup=False)
+    stderr.print(f"steps by the {choice.engine} engine: {choice.reason}")
     if seconds is None and tokens is None:
         seconds = 60.0
     with progress_bar("generating") as bar:
@@ -172,8 +173,7 @@ def generate(
             include_prompt=include_prompt,
             progress=show,
         )
-    for name, take in zip(names, made, strict=True):
-        _write(take, name, wanted, soundfont)
+    _write(dict(zip(names, made, strict=True)), wanted, soundfont)
     if as_json:
         takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
         print_json({"engine": choice.engine, "engine_reason": choice.reason, "takes": takes_made})
@@ -181,26 +181,28 @@ def generate(
     for name, take in zip(names, made, strict=True):
         stdout.print(
             f"{name}: {take.seconds:.1f} s of music in {take.tokens:,} tokens, made in {take.wall_seconds:.1f} s: "
-            f"{take.tokens_per_second:,.0f} tokens/s, {take.real_time_factor:.1f} x real time",
-            markup=False,
+            f"{take.tokens_per_second:,.0f} tokens/s, {take.real_time_factor:.1f} x real time"
         )
 
 
-def _write(take: Take, name: Path, others: list[str], soundfont: Path | None) -> None:
-    """Write the MIDI file and beside it the other kinds of files, by their suffixes."""
+def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None) -> None:
+    """Write the MIDI files, and then beside them the other kinds of files, by their suffixes."""
     from dsmr.midi import write_midi, write_wav
     from dsmr.plots import piano_roll
 
-    with writing(name):
-        name.parent.mkdir(parents=True, exist_ok=True)
-        write_midi(take.performance, name)
+    for name, take in takes.items():  # all of them, before the disk is filled with sound
+        with writing(name) as file:
+            write_midi(take.performance, file)
+    for name, take in takes.items():
         if ".wav" in others:
-            try:
-                write_wav(take.performance, name.with_suffix(".wav"), soundfont)
-            except ImportError as error:
-                raise CommandError(str(error)) from error
+            with writing(name.with_suffix(".wav")) as file:
+                try:
+                    write_wav(take.performance, file, soundfont)
+                except ImportError as error:
+                    raise CommandError(str(error)) from error
         if ".png" in others:
-            piano_roll(take.performance, name.with_suffix(".png"), name.stem)
+            with writing(name.with_suffix(".png")) as file:
+                piano_roll(take.performance, file, name.stem)
 
 
 def _to_dict(name: Path, take: Take) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsmr.corpus.parallel import ProcessDied, Progress, map_in_order
+from dsmr.corpus.left_out import SAME_MUSIC, left_out_path, write_left_out
+from dsmr.corpus.parallel import ProcessDied, ProcessesError, Progress, map_in_order
 from dsmr.corpus.pianist import FEWEST_TOKENS, compose
 from dsmr.corpus.pianist.dice import Dice
 from dsmr.corpus.sources import LeftOut, Member, MidiFile, folder_files, maestro_files
@@ -40,6 +41,7 @@ class PrepareReport:
         seconds: how long all the music lasts.
         longest: the tokens of the longest piece.
         left_out: every file that is not in the store, and why, in the order of the corpus.
+        left_out_path: the file beside the store that lists them; None: there are none.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class PrepareReport:
     seconds: float
     longest: int
     left_out: tuple[LeftOut, ...]
+    left_out_path: Path | None
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _encode_files(
         elif isinstance(entry, _Encoded):
             music = hashlib.sha256(entry.ids.tobytes()).digest()
             if music in first_source:
-                entry = LeftOut(file.source, f"the same music as {first_source[music]}")
+                entry = LeftOut(file.source, f"{SAME_MUSIC} {first_source[music]}")
             else:
                 first_source[music] = file.source
         entries.append(entry)
@@ -234,7 +237,7 @@ def _framed(ids: Ids) -> Ids:
 
 def _unless_died(result: _Encoded | ProcessDied) -> _Encoded:
     if isinstance(result, ProcessDied):
-        raise RuntimeError("the pianist's process died, perhaps for want of memory; try fewer workers") from result
+        raise ProcessesError("the pianist's process died, perhaps for want of memory; try fewer workers") from result
     return result
 
 
@@ -253,13 +256,16 @@ def _store(out: StrPath, entries: Sequence[_Encoded | LeftOut], split: Mapping[s
             for entry in entries
             if isinstance(entry, _Encoded)
         ]
+    left_out = tuple(entry for entry in entries if isinstance(entry, LeftOut))
+    write_left_out(left_out, left_out_path(store.path))
     return PrepareReport(
-        path=Path(out),
+        path=store.path,
         pieces={split: sum(piece.split == split for piece in pieces) for split in SPLITS},
         tokens={split: sum(piece.length for piece in pieces if piece.split == split) for split in SPLITS},
         seconds=sum(piece.duration for piece in pieces),
         longest=max(piece.length for piece in pieces),
-        left_out=tuple(entry for entry in entries if isinstance(entry, LeftOut)),
+        left_out=left_out,
+        left_out_path=left_out_path(store.path) if left_out else None,
     )
 
 
