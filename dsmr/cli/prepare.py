@@ -18,6 +18,7 @@ from dsmr.cli.terminal import (
     JsonOption,
     check_file,
     explained,
+    naming,
     print_json,
     progress_bar,
     reading_input,
@@ -64,7 +65,7 @@ def maestro(
     begun = time.monotonic()
     with _to_the_end(out), progress_bar("reading") as progress:
         report = prepare_maestro(path, out, workers=workers, progress=progress)
-    _print(report, time.monotonic() - begun, as_json)
+    _tell(report, time.monotonic() - begun, as_json)
 
 
 @app.command()
@@ -92,7 +93,7 @@ def folder(
     begun = time.monotonic()
     with _to_the_end(out), progress_bar("reading") as progress:
         report = prepare_folder(path, out, validation=validation, test=test, workers=workers, progress=progress)
-    _print(report, time.monotonic() - begun, as_json)
+    _tell(report, time.monotonic() - begun, as_json)
 
 
 @app.command()
@@ -118,7 +119,7 @@ def pianist(
         report = prepare_pianist(
             out, seed=seed, tokens=tokens, shortest=shortest, longest=longest, workers=workers, progress=progress
         )
-    _print(report, time.monotonic() - begun, as_json)
+    _tell(report, time.monotonic() - begun, as_json)
 
 
 def _check(out: Path, force: bool) -> None:
@@ -132,7 +133,6 @@ def _check(out: Path, force: bool) -> None:
 @contextmanager
 def _to_the_end(out: Path) -> Iterator[None]:
     """Within, what is wrong is the user's input, or the system's; Ctrl-C says what becomes of the work so far."""
-    from dsmr.corpus.left_out import left_out_path
     from dsmr.corpus.parallel import ProcessesError
 
     try:
@@ -140,8 +140,8 @@ def _to_the_end(out: Path) -> Iterator[None]:
             try:
                 yield
             except OSError as error:
-                if error.filename in (str(out), str(left_out_path(out))):
-                    raise CommandError(f"{error.filename}: cannot be written: {error.strerror}") from error
+                if error.filename == str(out):
+                    raise CommandError(f"{out}: cannot be written: {error.strerror}") from error
                 raise
     except ProcessesError as error:
         raise CommandError(str(error)) from error
@@ -163,12 +163,24 @@ def _download(folder: Path) -> Path:
         raise Interrupted(f"interrupted: what has come is kept in {folder}; the same command goes on there") from error
 
 
-def _print(report: PrepareReport, seconds: float, as_json: bool) -> None:
+def _tell(report: PrepareReport, seconds: float, as_json: bool) -> None:
+    """List what was left out in a file beside the store, and print the report."""
+    from dsmr.corpus.left_out import left_out_path, write_left_out
+
+    beside = left_out_path(report.path)
+    try:
+        with naming(beside):
+            write_left_out(report.left_out, beside)
+    finally:  # the store is there
+        if as_json:
+            print_json(_to_dict(report, beside))
+        else:
+            _print(report, beside, seconds)
+
+
+def _print(report: PrepareReport, beside: Path, seconds: float) -> None:
     from dsmr.corpus.left_out import summary
 
-    if as_json:
-        print_json(_to_dict(report))
-        return
     stdout.print(
         f"{report.path}: {sum(report.pieces.values()):,} pieces, {sum(report.tokens.values()):,} tokens, "
         f"{report.seconds / 3600:,.1f} hours of music, the longest piece {report.longest:,} tokens; "
@@ -177,19 +189,19 @@ def _print(report: PrepareReport, seconds: float, as_json: bool) -> None:
     for split, pieces in report.pieces.items():
         stdout.print(f"  {split:<10} {pieces:>6,} pieces {report.tokens[split]:>12,} tokens")
     if report.left_out:
-        stdout.print(f"{report.left_out_path}: every file that was left out, and why")
+        stdout.print(f"{beside}: every file that was left out, and why")
         stdout.print(f"{len(report.left_out):,} files left out:")
         for line in summary(report.left_out):
             stdout.print(f"  {line}")
 
 
-def _to_dict(report: PrepareReport) -> dict[str, Any]:
+def _to_dict(report: PrepareReport, beside: Path) -> dict[str, Any]:
     return {
         "store": str(report.path),
         "pieces": report.pieces,
         "tokens": report.tokens,
         "seconds": report.seconds,
         "longest": report.longest,
-        "left_out_file": None if report.left_out_path is None else str(report.left_out_path),
+        "left_out_file": str(beside) if report.left_out else None,
         "left_out": [{"source": each.source, "reason": each.reason} for each in report.left_out],
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsmr.corpus.left_out import SAME_MUSIC, left_out_path, write_left_out
+from dsmr.corpus.left_out import SAME_MUSIC
 from dsmr.corpus.parallel import ProcessDied, ProcessesError, Progress, map_in_order
 from dsmr.corpus.pianist import FEWEST_TOKENS, compose
 from dsmr.corpus.pianist.dice import Dice
@@ -41,7 +41,6 @@ class PrepareReport:
         seconds: how long all the music lasts.
         longest: the tokens of the longest piece.
         left_out: every file that is not in the store, and why, in the order of the corpus.
-        left_out_path: the file beside the store that lists them; None: there are none.
     """
 
     path: Path
@@ -50,7 +49,6 @@ class PrepareReport:
     seconds: float
     longest: int
     left_out: tuple[LeftOut, ...]
-    left_out_path: Path | None
 
 
 @dataclass(frozen=True)
@@ -256,16 +254,13 @@ def _store(out: StrPath, entries: Sequence[_Encoded | LeftOut], split: Mapping[s
             for entry in entries
             if isinstance(entry, _Encoded)
         ]
-    left_out = tuple(entry for entry in entries if isinstance(entry, LeftOut))
-    write_left_out(left_out, left_out_path(store.path))
     return PrepareReport(
-        path=store.path,
+        path=Path(out),
         pieces={split: sum(piece.split == split for piece in pieces) for split in SPLITS},
         tokens={split: sum(piece.length for piece in pieces if piece.split == split) for split in SPLITS},
         seconds=sum(piece.duration for piece in pieces),
         longest=max(piece.length for piece in pieces),
-        left_out=left_out,
-        left_out_path=left_out_path(store.path) if left_out else None,
+        left_out=tuple(entry for entry in entries if isinstance(entry, LeftOut)),
     )
 
 
