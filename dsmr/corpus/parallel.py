@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -120,12 +121,24 @@ def _one_by_one(function: Callable[[Item], Result], items: Sequence[Item]) -> It
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     try:
-        return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_the_caller)
     except OSError as error:
         raise ProcessesError(
             f"worker processes need semaphores of the system (on Linux in /dev/shm): {error.strerror}; "
             "with workers=0 none are needed"
         ) from error
+
+
+def _end_with_the_caller() -> None:
+    """Let this process end when the one that started it does, however that ended: it would wait for items for ever."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+
+    def end() -> None:
+        caller.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 @contextmanager
