@@ -135,7 +135,7 @@ def generate(
     if out.suffix.lower() not in (".mid", ".midi"):
         raise BadInput(f"--out: expected a name that ends in .mid, got {out}")
     if soundfont is not None and not soundfont.is_file():
-        raise BadInput(f"--soundfont: expected an .sf2 file, got {soundfont}, which does not exist")
+        raise BadInput(f"--soundfont: expected an .sf2 file, got {soundfont}, which is no file")
     if include_prompt and prompt is None:
         raise BadInput("--include-prompt: there is no --prompt")
     names = [out] if takes == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(takes)]

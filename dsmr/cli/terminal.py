@@ -37,7 +37,7 @@ class Terminal(Console):
         return super().render_str(escaped(text, self.encoding), **{**options, "markup": False, "emoji": False})
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; CommandError if standard output cannot be written."""
+        """Print; OutputError if standard output cannot be written."""
         try:
             super().print(*objects, **options)
         except OSError as error:
@@ -45,7 +45,7 @@ class Terminal(Console):
                 raise
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there would fail again at exit
-            raise CommandError(f"standard output: cannot be written: {explained(error)}") from error
+            raise OutputError(f"standard output: cannot be written: {explained(error)}") from error
 
 
 def title_of(*lines: str) -> Text:
@@ -91,6 +91,10 @@ class BadInput(CommandError):
     """The arguments, or the files they name, cannot be used."""
 
     exit_code = 2
+
+
+class OutputError(CommandError, OSError):
+    """Standard output cannot be written."""
 
 
 class Interrupted(CommandError):

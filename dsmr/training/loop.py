@@ -101,7 +101,7 @@ def train(
                 folder.save(whole_model, TrainingState(document, state.tensors))
             return time.monotonic()
 
-        report.print(*describe_run(model, trainer.memory, trainer.stream, config, world.size))
+        report.print(describe_run(model, trainer.memory, trainer.stream, config, world.size))
         if resume:
             report.print(f"resumed at step {run.step:,}, {run.tokens:,} tokens, {run.seconds:,.0f} s")
         saved_at, due = time.monotonic() if resume else save(), False
@@ -119,7 +119,7 @@ def train(
         if saved_step != run.step:
             save()
         run.interrupted = int(received) if received and run.progress < 1 else None
-        report.print(*describe_result(run, trainer.stream, folder.path))
+        report.print(describe_result(run, trainer.stream, folder.path))
     return run
 
 

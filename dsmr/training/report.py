@@ -91,10 +91,10 @@ class Report:
             os.fsync(self._metrics.fileno())
         return {**self._state, "losses": list(self._losses)}
 
-    def print(self, *lines: str) -> None:
+    def print(self, text: str) -> None:
         """For people, above the progress line."""
         if self._console is not None:
-            self._console.print(*lines, sep="\n", markup=False, highlight=False)
+            self._console.print(*text.split("\n"), sep="\n", markup=False, highlight=False)
 
     def step(self, run: Run, loss: float, val_loss: float | None, learning_rate: float) -> None:
         """Report a step that has been made, and its validation if there was one."""
@@ -159,7 +159,7 @@ class NoReport:
         """Nothing."""
         return {}
 
-    def print(self, *lines: str) -> None:
+    def print(self, text: str) -> None:
         """Does not."""
 
     def step(self, run: Run, loss: float, val_loss: float | None, learning_rate: float) -> None:
@@ -168,7 +168,7 @@ class NoReport:
 
 def describe_run(
     model: Transformer, state: MemoryStack, stream: LaneStream, config: TrainingConfig, processes: int = 1
-) -> list[str]:
+) -> str:
     """What a run costs, for people: parameters, recurrent state per lane and layer, tokens a step and an epoch."""
     step = config.lanes * stream.segment * config.accumulate
     lanes = f"{config.lanes} lanes" + (f" on {processes} processes" if processes > 1 else "")
@@ -176,16 +176,18 @@ def describe_run(
         f"{horizon:,} tokens in {format_bytes(count)}"
         for horizon, count in zip(state.horizons, state.bytes_per_layer, strict=True)
     )
-    return [
-        f"{model.parameters_count:,} parameters",
-        f"recurrent state: {format_bytes(state.bytes_per_lane)} per lane, "
-        f"{format_bytes(state.bytes_per_lane * config.lanes)} in all; by layer: {layers}",
-        f"{lanes} x {stream.segment} tokens x {config.accumulate} segments = {step:,} tokens a step",
-        f"{stream.epoch_positions:,} tokens an epoch, {stream.epoch_positions / step:,.0f} steps",
-    ]
+    return "\n".join(
+        [
+            f"{model.parameters_count:,} parameters",
+            f"recurrent state: {format_bytes(state.bytes_per_lane)} per lane, "
+            f"{format_bytes(state.bytes_per_lane * config.lanes)} in all; by layer: {layers}",
+            f"{lanes} x {stream.segment} tokens x {config.accumulate} segments = {step:,} tokens a step",
+            f"{stream.epoch_positions:,} tokens an epoch, {stream.epoch_positions / step:,.0f} steps",
+        ]
+    )
 
 
-def describe_result(run: Run, stream: LaneStream, out: Path) -> list[str]:
+def describe_result(run: Run, stream: LaneStream, out: Path) -> str:
     """What a run came to, for people."""
     lines = [
         f"{run.step:,} steps, {run.tokens:,} tokens ({run.tokens / stream.epoch_positions:.2f} epochs) "
@@ -198,4 +200,4 @@ def describe_result(run: Run, stream: LaneStream, out: Path) -> list[str]:
         lines.append(f"validation PPL {run.last_ppl:.2f}; best {run.best_ppl:.2f} at step {run.best_step:,}")
     if run.interrupted:
         lines.append(f"interrupted; the run as it is now lies in {out / LAST}, and --resume goes on with it")
-    return lines
+    return "\n".join(lines)

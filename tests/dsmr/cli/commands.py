@@ -9,10 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from dsmr.cli import app
+from dsmr.cli.terminal import print_any_name
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
@@ -20,12 +22,12 @@ SMALL_MODEL = ["--layers", 2, "--width", 32, "--heads", 2, "--kv-heads", 2, "--s
 SMALL_MODEL += ["--schedule", "two_scale", "--budget", 256]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dsmr", *map(str, arguments)]
     pipe = subprocess.PIPE
     # In a background job the shell has Ctrl-C ignored, and children inherit that: make it count again.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
 
 
 def shell(*arguments: object, exits: int = 0) -> tuple[str, str]:
@@ -43,6 +45,19 @@ def here(*arguments: object, exits: int = 0) -> tuple[str, str]:
         code = app.run([*map(str, arguments)])
     assert code == exits, out.getvalue() + error.getvalue()
     return out.getvalue(), error.getvalue()
+
+
+def encoded(encoding: str, *arguments: object) -> tuple[str, str]:
+    """The same with a standard output and error of an encoding, on which what it lacks is an error."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        print_any_name()
+        code = app.run([*map(str, arguments)])
+        for stream in streams:
+            stream.flush()
+    out, error = (stream.buffer.getvalue().decode(encoding) for stream in streams)  # type: ignore[attr-defined]
+    assert code == 0, out + error
+    return out, error
 
 
 def succeeds(*arguments: object) -> str:
