@@ -22,12 +22,17 @@ SMALL_MODEL = ["--layers", 2, "--width", 32, "--heads", 2, "--kv-heads", 2, "--s
 SMALL_MODEL += ["--schedule", "two_scale", "--budget", 256]
 
 
-def start(*arguments: object, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.Popen[str]:
+def start(
+    *arguments: object, environment: Mapping[str, str] = ENVIRONMENT, group: bool = False
+) -> subprocess.Popen[str]:
+    """Start a command, in a group of processes of its own if wanted, as a shell starts one."""
     command = [sys.executable, "-m", "dsmr", *map(str, arguments)]
     pipe = subprocess.PIPE
     # In a background job the shell has Ctrl-C ignored, and children inherit that: make it count again.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+    return subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed, start_new_session=group
+    )
 
 
 def shell(*arguments: object, exits: int = 0) -> tuple[str, str]:
