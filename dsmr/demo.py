@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.text import Text
 
 from dsmr.assessment import Assessment
 from dsmr.checkpoint import load_checkpoint
@@ -209,7 +210,7 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
     @contextmanager
     def stage(name: str, what: str) -> Iterator[None]:
         if console is not None:
-            console.print(f"[bold]{name}[/bold]: {what}", highlight=False)
+            console.print(Text.assemble((name, "bold"), f": {what}"), highlight=False)
         begun = time.monotonic()
         yield
         seconds[name] = time.monotonic() - begun

@@ -16,11 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from dsmr.distributions import FEATURES, Counts
 from dsmr.schedules import Schedule, format_tokens
+from dsmr.text import escaped
 from dsmr.tokens import Performance
 
 Path = str | os.PathLike[str]
@@ -44,6 +47,7 @@ LOUDNESS = LinearSegmentedColormap.from_list(
 ROLL_HEIGHT = 4.6  # inches
 ROLL_WIDTHS = (9.0, 48.0)  # inches, the narrowest and the widest picture
 ROLL_INCHES_PER_SECOND = 0.16
+LONGEST_LINE = 64  # characters of a title or a name, or the axes have no room
 LEAST_KEYS = (36, 84)  # a roll shows at least C2 to C6
 
 
@@ -119,7 +123,7 @@ def piano_roll(performance: Performance, path: Path, title: str | None = None) -
     bar.outline.set_visible(False)
     if title:
         keys.set_title(title, loc="left", color=INK, fontweight="bold")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def schedule_bars(schedules: Sequence[Schedule], path: Path) -> None:
@@ -156,7 +160,7 @@ def schedule_bars(schedules: Sequence[Schedule], path: Path) -> None:
             axes.set_xlabel("horizon (entries)", color=INK)
         if number % columns == 0:
             axes.set_ylabel("layer", color=INK)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def nll_by_position(
@@ -199,7 +203,7 @@ def histograms(corpus: Mapping[str, Counts], music: Mapping[str, Mapping[str, Co
         axes.bar(bins, _shares(corpus[name]), width=1.0, color=FAINT, label="corpus")
         for number, (label, counts) in enumerate(music.items()):
             line = {"color": look(number)["color"], "linestyle": look(number)["linestyle"], "linewidth": 1.2}
-            axes.step(bins, _shares(counts[name]), where="mid", label=label, **line)
+            axes.step(bins, _shares(counts[name]), where="mid", label=_named(label), **line)
         every = -(-len(bins) // 13)
         axes.set_xticks(bins[::every], feature.labels[::every])
         axes.tick_params(axis="x", labelsize=7)
@@ -207,7 +211,7 @@ def histograms(corpus: Mapping[str, Counts], music: Mapping[str, Mapping[str, Co
         axes.set_title(feature.title, loc="left", color=INK, fontsize=9)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK, fontsize=9)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _shares(counts: Counts) -> Counts:
@@ -271,6 +275,7 @@ def difference_panels(
         first_in_its_row.set_ylabel(ylabel, color=INK)
     if log:
         row[0].set_xscale("log", base=2)
+        row[0].xaxis.set_minor_formatter(NullFormatter())
     else:
         row[0].xaxis.set_major_locator(MultipleLocator(2 ** int(np.ceil(np.log2((xlim[1] - xlim[0]) / 8)))))
     row[0].xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: format_tokens(tokens)))
@@ -285,7 +290,7 @@ def difference_panels(
     _legend_beside(figure, fullest, legend_title)
     if title:
         figure.suptitle(title, x=0.01, ha="left", color=INK, fontweight="bold")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def look(number: int) -> dict[str, Any]:
@@ -300,7 +305,7 @@ def look(number: int) -> dict[str, Any]:
 
 def _draw_bars(axes: Axes, curve: Curve, number: int) -> None:
     x, of_line = np.asarray(curve.x), look(number)
-    axes.plot(x, np.asarray(curve.y), label=curve.label, linewidth=1.6, **of_line)
+    axes.plot(x, np.asarray(curve.y), label=_named(curve.label), linewidth=1.6, **of_line)
     if curve.low is not None and curve.high is not None:
         axes.vlines(x, np.asarray(curve.low), np.asarray(curve.high), of_line["color"], linewidth=1.0, alpha=0.7)
 
@@ -309,7 +314,7 @@ def _draw_curve(axes: Axes, curve: Curve, number: int, alpha: float) -> None:
     x, of_line = np.asarray(curve.x), look(number)
     every = 1 if len(x) <= DENSE else -(-len(x) // MARKED)
     linewidth = 1.6 if len(x) <= 300 else 0.7  # many points are many ups and downs
-    axes.plot(x, np.asarray(curve.y), label=curve.label, linewidth=linewidth, markevery=every, **of_line)
+    axes.plot(x, np.asarray(curve.y), label=_named(curve.label), linewidth=linewidth, markevery=every, **of_line)
     if curve.low is not None and curve.high is not None:
         low, high = np.asarray(curve.low), np.asarray(curve.high)
         axes.fill_between(x, low, high, color=of_line["color"], alpha=alpha, linewidth=0)
@@ -358,7 +363,7 @@ def _loss_figure(
     _legend_beside(figure, axes, legend_title)
     if title:
         figure.suptitle(title, x=0.01, ha="left", color=INK, fontweight="bold")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _draw_notes(axes: Axes, notes: NDArray[np.void]) -> PolyCollection:
@@ -404,6 +409,29 @@ def _time_axis(axes: Axes, end: float, width: float) -> None:
     axes.xaxis.set_major_locator(MultipleLocator(next((step for step in steps if step >= wanted), steps[-1])))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{int(t) // 60}:{int(t) % 60:02d}"))
     axes.set_xlabel("time (min:s)", color=INK)
+
+
+def _named(label: str) -> str:
+    """A label as the legend takes it: one that begins with an underscore would be left out."""
+    return f" {label}" if label.startswith("_") else label
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure in which every title and name is text: no formula, and nothing that its font cannot draw."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text("\n".join(_drawable(line, text) for line in text.get_text().split("\n")))
+    figure.savefig(path)
+
+
+def _drawable(line: str, text: Text) -> str:
+    """A line with each character that the text's font lacks written as ``\\u4e2d``, its middle left out if too long."""
+    line = escaped(line)
+    if not line.isascii():
+        glyphs = get_font(findfont(text.get_fontproperties())).get_charmap()
+        line = "".join(char if ord(char) in glyphs else escaped(char, "ascii") for char in line)
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 + 5 :]}"
 
 
 def _style(axes: Axes, grid: str) -> None:

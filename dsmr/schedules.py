@@ -277,7 +277,7 @@ def draw(schedule: Schedule, *, memory: MemoryFormat, segment: int, longest: int
     ]
     table = Table(
         title=f"{schedule.name}: {schedule.total:,} entries in {len(schedule.horizons)} layers",
-        caption="\n".join(lines),
+        caption=Text("\n".join(lines), style="table.caption"),
         title_justify="left",
         caption_justify="left",
         show_footer=True,

@@ -13,7 +13,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"dsmr: the commands need the extra 'music', and {error.name} is missing: pip install 'dsmr[music]'")
     from dsmr.cli.app import run
+    from dsmr.cli.terminal import print_any_name
     from dsmr.process import keep_spins_short
 
+    print_any_name()
     keep_spins_short()  # no command has imported torch yet
     sys.exit(run())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
 from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, train
-from dsmr.cli.terminal import CommandError, stderr
+from dsmr.cli.terminal import CommandError, explained, stderr
 from dsmr.version import __version__
 
 
@@ -70,8 +71,10 @@ def run(arguments: list[str] | None = None) -> int:
     except CommandError as error:
         message, exit_code = str(error), error.exit_code
     except typer.TyperException as error:  # what typer itself finds wrong in the arguments
-        message, exit_code = error.format_message(), error.exit_code
+        message, exit_code = " ".join(error.format_message().split()), error.exit_code
+    except OSError as error:  # a file, a disk or a terminal that does not do what it should is no bug
+        message, exit_code = explained(error), CommandError.exit_code
     rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    line = f"dsmr: {rank}{' '.join(message.split())}"
-    stderr.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    with suppress(OSError):  # where standard error is what cannot be written, only the exit code is left to tell
+        stderr.print(f"dsmr: {rank}{message}", style="red", highlight=False)
     return exit_code

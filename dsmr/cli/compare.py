@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from dsmr.cli.terminal import (
     ForceOption,
     JsonOption,
-    check_free,
+    check_file,
     open_store,
     print_json,
     reading_input,
@@ -41,24 +42,30 @@ def compare(
     from dsmr.midi import read_midi
 
     if png is not None:
-        check_free(png, force)
+        check_file(png, force)
     store = open_store(data, split)
     with reading_input():
         names = [path.name for path in music]
         if len(set(names)) < len(names):
             names = [str(path) for path in music]
         groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), store, split=split)
-    if as_json:
-        print_json({"store": store.digest, "groups": [group.to_dict() for group in groups]})
-    else:
-        for group in groups:
-            print_group(group)
-    if png is not None:
-        from dsmr.plots import histograms
+    try:
+        if png is not None:
+            _draw(groups, png)
+    finally:  # neither a full disk nor a closed pipe may cost the other
+        if as_json:
+            print_json({"store": store.digest, "groups": [group.to_dict() for group in groups]})
+        else:
+            for group in groups:
+                print_group(group)
 
-        with writing(png):
-            drawn = {each.name: each.histograms for group in groups for each in group.music}
-            histograms(groups[0].reference.profile.counts, drawn, png)
+
+def _draw(groups: Sequence[Group], png: Path) -> None:
+    from dsmr.plots import histograms
+
+    drawn = {each.name: each.histograms for group in groups for each in group.music}
+    with writing(png) as file:
+        histograms(groups[0].reference.profile.counts, drawn, file)
 
 
 def print_group(group: Group) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from dsmr.cli.scores import print_probed
-from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, stderr, stdout
+from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, check_folder, stderr, stdout
 
 if TYPE_CHECKING:
     from dsmr.demo import Outcome
@@ -33,6 +34,7 @@ def demo(
     """
     from dsmr.demo import FULL, QUICK, run_demo
 
+    check_folder(out, force=True)  # what is in it is for `run_demo` to judge
     try:
         outcome = run_demo(out, QUICK if quick else FULL, seed=seed, force=force, console=stderr)
     except FileExistsError as error:
@@ -60,7 +62,9 @@ def _print(outcome: Outcome, out: Path) -> None:
     table = Table("", *(each.name.replace("_", " ") for each in outcome.music[0]), title="music by numbers")
     table.add_row("corpus, 1st to 99th percentile", *usual)
     for number, compared in enumerate(outcome.music):
-        numbers = [f"{each.value:.3g}" + ("" if each.within else " [red](outside)[/red]") for each in compared]
+        numbers = [
+            Text.assemble(f"{each.value:.3g}", ("" if each.within else " (outside)", "red")) for each in compared
+        ]
         table.add_row(f"take {number + 1}" + (" (kept)" if number == outcome.chosen else ""), *numbers)
     stdout.print(table)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dsmr.cli.terminal import JsonOption, print_json, stdout
 from dsmr.process import DECIDES, SHORT_SPINS
@@ -209,12 +209,12 @@ def _try(back_end: str, device: str) -> str | None:
 
 def _print(found: dict[str, Any]) -> None:
     cpu = found["cpu"]
-    stdout.print(f"dsmr {found['dsmr']}, Python {found['python']}, {found['system']}", markup=False)
+    stdout.print(f"dsmr {found['dsmr']}, Python {found['python']}, {found['system']}")
     stdout.print(f"CPU: {cpu['threads']} threads on {cpu['cores']} cores, {cpu['instructions']}")
     stdout.print(f"Idle CPU threads: {describe_waiting(cpu['waiting'])}", markup=False)
     for name, native in found["native"].items():
         if isinstance(native, str):
-            stdout.print(f"Native {name}: none ({native})", markup=False)
+            stdout.print(f"Native {name}: none ({native})")
         else:
             available = ", ".join(native["instruction_sets"])
             stdout.print(f"Native {name}: {native['in_use']} of {available}; built by {native['compiler']}")
@@ -229,22 +229,23 @@ def _print(found: dict[str, Any]) -> None:
 
     table = Table("package", "version", "needed for")
     for name, version in found["packages"].items():
-        absent = "not installed" if name in OPTIONAL else "[red]missing[/red]"
+        absent = "not installed" if name in OPTIONAL else Text("missing", style="red")
         table.add_row(name, version or absent, PACKAGES[name])
     stdout.print(table)
 
     table = Table("back end", "device", "state")
     for name, reasons in found["back_ends"].items():
         for device, reason in reasons.items():
-            works = "[green]works, and is what calls take[/green]" if name == found["in_use"][device] else "works"
-            table.add_row(name, device, works if reason is None else escape(reason))
+            in_use = name == found["in_use"][device]
+            works = Text("works, and is what calls take", style="green") if in_use else "works"
+            table.add_row(name, device, works if reason is None else reason)
     stdout.print(table)
 
     table = Table("environment variable", "value", "meaning")
     for name, value in found["environment"].items():
-        table.add_row(name, "unset" if value is None else escape(value), VARIABLES[name])
+        table.add_row(name, "unset" if value is None else value, VARIABLES[name])
     stdout.print(table)
 
     stdout.print("Next:")
     for line in found["next"]:
-        stdout.print(f"  {line}", markup=False)
+        stdout.print(f"  {line}")

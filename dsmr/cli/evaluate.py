@@ -14,9 +14,11 @@ from dsmr.cli.terminal import (
     DeviceOption,
     ForceOption,
     JsonOption,
-    check_free,
+    check_file,
+    check_folder,
     choose_device,
     json_text,
+    naming,
     open_store,
     print_json,
     progress_bar,
@@ -24,6 +26,7 @@ from dsmr.cli.terminal import (
     stdout,
     writing,
 )
+from dsmr.files import filled
 
 RESULTS = "evaluation.json"
 PROBES = "Probes of memory"
@@ -147,9 +150,10 @@ def evaluate(
     from dsmr.probes.krcu import Resets
     from dsmr.probes.truncation import Cuts
 
-    for path in (png, out):
-        if path is not None:
-            check_free(path, force)
+    if png is not None:
+        check_file(png, force)
+    if out is not None:
+        check_folder(out, force)
     if len(set(checkpoints)) != len(checkpoints):
         raise BadInput(f"CHECKPOINT: expected every one once, got {' '.join(checkpoints)}")
     names = labels(checkpoints)
@@ -178,22 +182,24 @@ def evaluate(
     seconds = time.monotonic() - begun
     compared = differences(found, baseline)
     values = to_dict(found, store, compared)
-    if as_json:
-        print_json(values)
-    else:
-        print_probed(found, compared)
-        scored = sum(model.scored for model in found)
-        stdout.print(f"{scored:,} tokens scored in {seconds:.1f} s, {scored / seconds:,.0f} tokens/s")
     whose = ", ".join(model.label for model in found) if len(found) <= 3 else f"{len(found)} models"
     title = f"{whose}: {split} split"
-    if png is not None:
-        with writing(png):
-            draw_positions(found, png, title)
-    if out is not None:
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            (out / RESULTS).write_text(f"{json_text(values)}\n", encoding="utf-8")
-            draw(found, out, title)
+    try:
+        if png is not None:
+            with writing(png) as file:
+                draw_positions(found, file, title)
+        if out is not None:
+            with writing(out / RESULTS) as file:
+                file.write_text(f"{json_text(values)}\n", encoding="utf-8")
+            with naming(out), filled(out) as folder:
+                draw(found, folder, title)
+    finally:  # neither a full disk nor a closed pipe may cost the other
+        if as_json:
+            print_json(values)
+        else:
+            print_probed(found, compared)
+            scored = sum(model.scored for model in found)
+            stdout.print(f"{scored:,} tokens scored in {seconds:.1f} s, {scored / seconds:,.0f} tokens/s")
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

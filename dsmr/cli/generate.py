@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +16,7 @@ from dsmr.cli.terminal import (
     ForceOption,
     JsonOption,
     SeedOption,
-    check_free,
+    check_file,
     choose_device,
     print_json,
     progress_bar,
@@ -134,21 +135,21 @@ def generate(
     if out.suffix.lower() not in (".mid", ".midi"):
         raise BadInput(f"--out: expected a name that ends in .mid, got {out}")
     if soundfont is not None and not soundfont.is_file():
-        raise BadInput(f"--soundfont: expected an .sf2 file, got {soundfont}, which does not exist")
+        raise BadInput(f"--soundfont: expected an .sf2 file, got {soundfont}, which is no file")
     if include_prompt and prompt is None:
         raise BadInput("--include-prompt: there is no --prompt")
     names = [out] if takes == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(takes)]
     wanted = [".wav"] * (wav or soundfont is not None) + [".png"] * png
     for name in names:
         for path in (name, *(name.with_suffix(suffix) for suffix in wanted)):
-            check_free(path, force)
+            check_file(path, force)
     where = choose_device(device)
     with reading_input():
         sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, memory)
         ids = None if prompt is None else encode(read_midi(prompt))
         model, _ = load_checkpoint(checkpoint, where)
         choice = decoding.choose(model)
-    stderr.print(f"steps by the {choice.engine} engine: {choice.reason}", markup=False)
+    stderr.print(f"steps by the {choice.engine} engine: {choice.reason}")
     if seconds is None and tokens is None:
         seconds = 60.0
     with ExitStack() as within:
@@ -173,8 +174,7 @@ def generate(
             include_prompt=include_prompt,
             progress=show,
         )
-    for name, take in zip(names, made, strict=True):
-        _write(take, name, wanted, soundfont)
+    _write(dict(zip(names, made, strict=True)), wanted, soundfont)
     if as_json:
         takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
         print_json({"engine": choice.engine, "engine_reason": choice.reason, "takes": takes_made})
@@ -182,26 +182,28 @@ def generate(
     for name, take in zip(names, made, strict=True):
         stdout.print(
             f"{name}: {take.seconds:.1f} s of music in {take.tokens:,} tokens, made in {take.wall_seconds:.1f} s: "
-            f"{take.tokens_per_second:,.0f} tokens/s, {take.real_time_factor:.1f} x real time",
-            markup=False,
+            f"{take.tokens_per_second:,.0f} tokens/s, {take.real_time_factor:.1f} x real time"
         )
 
 
-def _write(take: Take, name: Path, others: list[str], soundfont: Path | None) -> None:
-    """Write the MIDI file and beside it the other kinds of files, by their suffixes."""
+def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None) -> None:
+    """Write the MIDI files, and then beside them the other kinds of files, by their suffixes."""
     from dsmr.midi import write_midi, write_wav
     from dsmr.plots import piano_roll
 
-    with writing(name):
-        name.parent.mkdir(parents=True, exist_ok=True)
-        write_midi(take.performance, name)
+    for name, take in takes.items():  # all of them, before the disk is filled with sound
+        with writing(name) as file:
+            write_midi(take.performance, file)
+    for name, take in takes.items():
         if ".wav" in others:
-            try:
-                write_wav(take.performance, name.with_suffix(".wav"), soundfont)
-            except ImportError as error:
-                raise CommandError(str(error)) from error
+            with writing(name.with_suffix(".wav")) as file:
+                try:
+                    write_wav(take.performance, file, soundfont)
+                except ImportError as error:
+                    raise CommandError(str(error)) from error
         if ".png" in others:
-            piano_roll(take.performance, name.with_suffix(".png"), name.stem)
+            with writing(name.with_suffix(".png")) as file:
+                piano_roll(take.performance, file, name.stem)
 
 
 def _to_dict(name: Path, take: Take) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +14,11 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 from dsmr.cli.terminal import (
     CommandError,
     ForceOption,
+    Interrupted,
     JsonOption,
-    check_free,
+    check_file,
+    explained,
+    naming,
     print_json,
     progress_bar,
     reading_input,
@@ -31,7 +35,9 @@ app = typer.Typer(
 )
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="STORE", help="The store to write.")]
-WorkersOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes.", show_default="all cores")]
+WorkersOption = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="Processes; 0: none but this one.", show_default="all cores")
+]
 
 
 @app.command()
@@ -49,17 +55,17 @@ def maestro(
 ) -> None:
     """Prepare MAESTRO, or a corpus laid out like it, with the splits of its table.
 
-    Files that cannot be used are left out and listed, each with the reason.
+    Files that cannot be used are left out; STORE.left-out.tsv lists them, each with the reason.
     """
     from dsmr.corpus.prepare import prepare_maestro
 
-    check_free(out, force)
+    _check(out, force)
     if download:
         path = _download(path)
     begun = time.monotonic()
-    with reading_input(), progress_bar("reading") as progress:
+    with _to_the_end(out), progress_bar("reading") as progress:
         report = prepare_maestro(path, out, workers=workers, progress=progress)
-    _print(report, time.monotonic() - begun, as_json)
+    _tell(report, time.monotonic() - begun, as_json)
 
 
 @app.command()
@@ -77,16 +83,17 @@ def folder(
 ) -> None:
     """Prepare every .mid and .midi file in a folder.
 
-    Splits follow from file names alone. Files that cannot be used are left out and listed, each with the reason.
+    Splits follow from file names alone. Files that cannot be used are left out; STORE.left-out.tsv lists them, each
+    with the reason.
     """
     from dsmr.corpus.prepare import prepare_folder
 
     out = out or Path("data") / f"{path.resolve().name}.tokens"
-    check_free(out, force)
+    _check(out, force)
     begun = time.monotonic()
-    with reading_input(), progress_bar("reading") as progress:
+    with _to_the_end(out), progress_bar("reading") as progress:
         report = prepare_folder(path, out, validation=validation, test=test, workers=workers, progress=progress)
-    _print(report, time.monotonic() - begun, as_json)
+    _tell(report, time.monotonic() - begun, as_json)
 
 
 @app.command()
@@ -106,13 +113,40 @@ def pianist(
     """
     from dsmr.corpus.prepare import prepare_pianist
 
-    check_free(out, force)
+    _check(out, force)
     begun = time.monotonic()
-    with reading_input(), progress_bar("composing") as progress:
+    with _to_the_end(out), progress_bar("composing") as progress:
         report = prepare_pianist(
             out, seed=seed, tokens=tokens, shortest=shortest, longest=longest, workers=workers, progress=progress
         )
-    _print(report, time.monotonic() - begun, as_json)
+    _tell(report, time.monotonic() - begun, as_json)
+
+
+def _check(out: Path, force: bool) -> None:
+    """Refuse, before any work, a store or a list of what it lacks that could not be written."""
+    from dsmr.corpus.left_out import left_out_path
+
+    check_file(out, force)
+    check_file(left_out_path(out), force)
+
+
+@contextmanager
+def _to_the_end(out: Path) -> Iterator[None]:
+    """Within, what is wrong is the user's input, or the system's; Ctrl-C says what becomes of the work so far."""
+    from dsmr.corpus.parallel import ProcessesError
+
+    try:
+        with reading_input():
+            try:
+                yield
+            except OSError as error:
+                if error.filename == str(out):
+                    raise CommandError(f"{out}: cannot be written: {error.strerror}") from error
+                raise
+    except ProcessesError as error:
+        raise CommandError(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted: {out} was not written; the same command starts anew") from error
 
 
 def _download(folder: Path) -> Path:
@@ -121,39 +155,53 @@ def _download(folder: Path) -> Path:
     try:
         with progress_bar("downloading", DownloadColumn(), TransferSpeedColumn()) as progress:
             return download_maestro(folder, progress)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CommandError(explained(error)) from error
+    except ValueError as error:
         raise CommandError(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted: what has come is kept in {folder}; the same command goes on there") from error
 
 
-def _print(report: PrepareReport, seconds: float, as_json: bool) -> None:
-    if as_json:
-        print_json(_to_dict(report))
-        return
+def _tell(report: PrepareReport, seconds: float, as_json: bool) -> None:
+    """List what was left out in a file beside the store, and print the report."""
+    from dsmr.corpus.left_out import left_out_path, write_left_out
+
+    beside = left_out_path(report.path)
+    try:
+        with naming(beside):
+            write_left_out(report.left_out, beside)
+    finally:  # the store is there
+        if as_json:
+            print_json(_to_dict(report, beside))
+        else:
+            _print(report, beside, seconds)
+
+
+def _print(report: PrepareReport, beside: Path, seconds: float) -> None:
+    from dsmr.corpus.left_out import summary
+
     stdout.print(
         f"{report.path}: {sum(report.pieces.values()):,} pieces, {sum(report.tokens.values()):,} tokens, "
         f"{report.seconds / 3600:,.1f} hours of music, the longest piece {report.longest:,} tokens; "
-        f"prepared in {seconds:.1f} s",
-        markup=False,
+        f"prepared in {seconds:.1f} s"
     )
     for split, pieces in report.pieces.items():
         stdout.print(f"  {split:<10} {pieces:>6,} pieces {report.tokens[split]:>12,} tokens")
     if report.left_out:
+        stdout.print(f"{beside}: every file that was left out, and why")
         stdout.print(f"{len(report.left_out):,} files left out:")
-    for each in report.left_out:
-        stdout.print(f"  {_without_controls(f'{each.source}: {each.reason}')}", markup=False)
+        for line in summary(report.left_out):
+            stdout.print(f"  {line}")
 
 
-def _without_controls(text: str) -> str:
-    """Text from files' names and contents, in which nothing commands the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
-def _to_dict(report: PrepareReport) -> dict[str, Any]:
+def _to_dict(report: PrepareReport, beside: Path) -> dict[str, Any]:
     return {
         "store": str(report.path),
         "pieces": report.pieces,
         "tokens": report.tokens,
         "seconds": report.seconds,
         "longest": report.longest,
+        "left_out_file": str(beside) if report.left_out else None,
         "left_out": [{"source": each.source, "reason": each.reason} for each in report.left_out],
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dsmr.cli.terminal import BadInput, ForceOption, JsonOption, check_free, print_json, reading_input, stdout, writing
+from dsmr.cli.terminal import BadInput, ForceOption, JsonOption, check_file, print_json, reading_input, stdout, writing
 
 if TYPE_CHECKING:
     from dsmr_kernels import Retention
@@ -86,7 +86,7 @@ def schedule(
     from dsmr.schedules import MemoryFormat, draw, make_schedule
 
     if png is not None:
-        check_free(png, force)
+        check_file(png, force)
     tokens, size = parse_budget(budget)
     with reading_input():
         memory = MemoryFormat(kv_heads, head_dim, storage)
@@ -103,24 +103,26 @@ def schedule(
             retention=make_retention(stride, keep),
         )
         reach = made.reach(segment)
-    if as_json:
-        print_json(
-            {
-                **made.to_dict(),
-                "total": made.total,
-                "horizon_bytes": made.horizon_bytes(memory),
-                "ring_bytes": made.capacity_bytes(memory, segment),
-                "reach": reach,
-                "receptive_field": reach[-1],
-            }
-        )
-    else:
-        stdout.print(draw(made, memory=memory, segment=segment, longest=longest))
-    if png is not None:
-        from dsmr.plots import schedule_bars
+    try:
+        if png is not None:
+            from dsmr.plots import schedule_bars
 
-        with writing(png):
-            schedule_bars([made], png)
+            with writing(png) as file:
+                schedule_bars([made], file)
+    finally:  # neither a full disk nor a closed pipe may cost the other
+        if as_json:
+            print_json(
+                {
+                    **made.to_dict(),
+                    "total": made.total,
+                    "horizon_bytes": made.horizon_bytes(memory),
+                    "ring_bytes": made.capacity_bytes(memory, segment),
+                    "reach": reach,
+                    "receptive_field": reach[-1],
+                }
+            )
+        else:
+            stdout.print(draw(made, memory=memory, segment=segment, longest=longest))
 
 
 def parse_budget(text: str | None) -> tuple[int | None, int | None]:

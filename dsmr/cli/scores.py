@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from dsmr.cli.terminal import stdout
+from dsmr.cli.terminal import stdout, title_of
 
 if TYPE_CHECKING:
     from dsmr.assessment import Assessment
@@ -55,7 +55,7 @@ def print_probed(models: Sequence[Probed], differences: Sequence[Compared]) -> N
         print_by_distance(
             models,
             [model.returns for model in models],
-            "return gain: NLL at the first statement - NLL at the return, nats per token (95 % interval)\n"
+            "return gain: NLL at the first statement - NLL at the return, nats per token (95 % interval)",
             f"positive: memory helps; the first {skip} tokens of each return left out",
         )
     if models[0].recall is not None:
@@ -63,7 +63,7 @@ def print_probed(models: Sequence[Probed], differences: Sequence[Compared]) -> N
         print_by_distance(
             models,
             [model.recall for model in models],
-            "recall: NLL of the return with its source and all before it forgotten - NLL (95 % interval)\n"
+            "recall: NLL of the return with its source and all before it forgotten - NLL (95 % interval)",
             f"positive: the source helps; the first {skip} tokens of each return left out",
         )
     if differences:
@@ -91,12 +91,12 @@ def print_models(models: Sequence[Probed]) -> None:
         stdout.print(f"a bigram model on the same tokens: PPL {first.bigram.ppl:.2f}")
 
 
-def print_by_distance(models: Sequence[Probed], found: Sequence[ReturnGain | Recall | None], title: str) -> None:
+def print_by_distance(models: Sequence[Probed], found: Sequence[ReturnGain | Recall | None], *title: str) -> None:
     """A probe of returns: rows are kinds and distances, columns are models."""
     from dsmr.probes.returns import KINDS
 
     probes = [each for each in found if each is not None]
-    table = Table(title=title)
+    table = Table(title=title_of(*title))
     table.add_column("returns", no_wrap=True)
     table.add_column("distance", justify="right", no_wrap=True)
     _add_columns(table, models)
@@ -115,9 +115,11 @@ def print_krcu(models: Sequence[Probed]) -> None:
     found = [model.krcu for model in models if model.krcu is not None]
     first, resets = found[0], found[0].resets
     table = Table(
-        title=f"KRCU: NLL with the memory cleared at {_listed(resets.at)} - NLL, nats per token (95 % interval)\n"
-        f"{len(first.pieces):,} pieces, {first.short:,} too short; {len(first.bins)} of {resets.bins} bins up to "
-        f"{format_tokens(resets.end)} hold tokens"
+        title=title_of(
+            f"KRCU: NLL with the memory cleared at {_listed(resets.at)} - NLL, nats per token (95 % interval)",
+            f"{len(first.pieces):,} pieces, {first.short:,} too short; {len(first.bins)} of {resets.bins} bins up to "
+            f"{format_tokens(resets.end)} hold tokens",
+        )
     )
     table.add_column("after the reset", justify="right", no_wrap=True)
     _add_columns(table, models)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +15,59 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dsmr.files import replaced
+from dsmr.text import escaped
 
 if TYPE_CHECKING:
     import torch
 
     from dsmr.corpus.store import TokenStore
 
-# Where the width is nobody's, in a file or a pipe, tables get all the room that they need.
-stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240)
-stderr = Console(stderr=True, soft_wrap=True)
+
+class Terminal(Console):
+    """A console on which a `str`, wherever it stands, is one line of text: names and titles command nothing.
+
+    What is to be seen as more than one line, or in a style, is a `Text`.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as it is to be seen: without markup; what commands a terminal or cannot be encoded is escaped."""
+        return super().render_str(escaped(text, self.encoding), **{**options, "markup": False, "emoji": False})
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; OutputError if standard output cannot be written."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            if self.stderr:
+                raise
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there would fail again at exit
+            raise OutputError(f"standard output: cannot be written: {explained(error)}") from error
+
+
+def title_of(*lines: str) -> Text:
+    """A table's title of several lines."""
+    return Text("\n".join(escaped(line, stdout.encoding) for line in lines), style="table.title")
+
+
+def _width() -> int | None:
+    """Where the width is nobody's, in a file or a pipe, tables get all the room that they need."""
+    on_a_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return None if on_a_terminal or "COLUMNS" in os.environ else 240
+
+
+def print_any_name() -> None:
+    """From here on no character ends the process because the terminal lacks it; it is written as ``\\u4e2d``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+stdout = Terminal(soft_wrap=True, highlight=False, width=_width())
+stderr = Terminal(stderr=True, soft_wrap=True)
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -47,17 +93,46 @@ class BadInput(CommandError):
     exit_code = 2
 
 
+class OutputError(CommandError, OSError):
+    """Standard output cannot be written."""
+
+
+class Interrupted(CommandError):
+    """Ctrl-C, where there is something to be said about it."""
+
+    exit_code = 130
+
+
+def explained(error: OSError) -> str:
+    """What the system says, in one line that begins with the file's name if the system names one."""
+    if error.strerror is None:
+        return " ".join(str(error).split())  # a library's own words, which may be paragraphs
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
 @contextmanager
 def reading_input() -> Iterator[None]:
     """Within, a ValueError or OSError is about what the user gave, not a bug: its message is for the user."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise BadInput(explained(error)) from error
+    except ValueError as error:
         raise BadInput(str(error)) from error
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that appears at `path`, whole, when the block ends.
+
+    Within, an OSError means that `path` cannot be written; what was there before stays as it was.
+    """
+    with naming(path), replaced(path) as partial:
+        yield partial
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
     """Within, an OSError means that `path` cannot be written."""
     try:
         yield
@@ -69,6 +144,31 @@ def check_free(path: Path, force: bool) -> None:
     """Refuse to write over a file or folder that exists, unless told to."""
     if os.path.lexists(path) and not force:  # a link that leads nowhere, too: writing would follow it
         raise BadInput(f"{path}: exists already; --force replaces it")
+
+
+def check_file(path: Path, force: bool) -> None:
+    """Refuse, before any work, a file that could not be written or that is there already, unless told to replace it."""
+    if path.is_dir():
+        raise BadInput(f"{path}: expected a file to write, got a folder")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path}: expected a file to write, got a device or the like")
+    check_free(path, force)
+    _try_writing(path, path.parent)
+
+
+def check_folder(path: Path, force: bool) -> None:
+    """The same for a folder to write into."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise BadInput(f"{path}: expected a folder to write into, got a file")
+    check_free(path, force)
+    _try_writing(path, path)
+
+
+def _try_writing(path: Path, folder: Path) -> None:
+    """See that a folder, or the one that it would be made in, takes files: this one leaves no trace."""
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    with naming(path), tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def choose_device(name: str) -> torch.device:
@@ -114,16 +214,16 @@ def progress_bar(what: str, *columns: ProgressColumn) -> Iterator[Bar]:
         columns: what is shown behind it besides the time left; by default how much of how much.
     """
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *(columns or [MofNCompleteColumn()]),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=stderr,
         transient=True,
         disable=not stderr.is_terminal,
     ) as bars:
-        task = bars.add_task(what, total=None, note="")
+        task = bars.add_task(escaped(what, stderr.encoding), total=None, note="")
 
         def report(done: float, total: float, note: str = "") -> None:
             bars.update(task, completed=done, total=total, note=note)
@@ -132,10 +232,10 @@ def progress_bar(what: str, *columns: ProgressColumn) -> Iterator[Bar]:
 
 
 def json_text(values: dict[str, Any]) -> str:
-    """One JSON object as text; ValueError for a number that is not finite."""
-    return json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)
+    """One JSON object as ASCII text, from which names come back byte for byte; ValueError for numbers not finite."""
+    return json.dumps(values, allow_nan=False, indent=2).replace("\x7f", "\\u007f")
 
 
 def print_json(values: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    print(json_text(values))
+    stdout.print(Text(json_text(values)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -17,6 +18,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
+
+
+class ProcessesError(RuntimeError):
+    """Processes cannot be started, or one died whose result is needed."""
 
 
 class ProcessDied(Exception):
@@ -48,7 +53,7 @@ def map_in_order(
 
     Raises:
         ValueError: a negative number of workers.
-        RuntimeError: processes cannot be started.
+        ProcessesError: processes cannot be started.
     """
     workers = _usable_cores() if workers is None else workers
     if workers < 0:
@@ -68,7 +73,10 @@ def map_in_order(
         pool = _pool(min(workers, len(items)))
         try:
             futures: dict[Future[Result], int] = {}
-            with suppress(BrokenProcessPool):  # what cannot be submitted any more goes one by one, below
+            with (
+                suppress(BrokenProcessPool),
+                _deaf_to_ctrl_c(),
+            ):  # what cannot be submitted any more goes one by one, below
                 for index, item in enumerate(items):
                     futures[pool.submit(limited, item)] = index
             for future in as_completed(futures):
@@ -98,7 +106,8 @@ def _one_by_one(function: Callable[[Item], Result], items: Sequence[Item]) -> It
         for item in items:
             if pool is None:
                 pool = _pool(1)
-                process = _process_of(pool)
+                with _deaf_to_ctrl_c():
+                    process = _process_of(pool)
             try:
                 yield pool.submit(function, item).result()
             except BrokenProcessPool:
@@ -111,7 +120,38 @@ def _one_by_one(function: Callable[[Item], Result], items: Sequence[Item]) -> It
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_the_caller)
+    except OSError as error:
+        raise ProcessesError(
+            f"worker processes need semaphores of the system (on Linux in /dev/shm): {error.strerror}; "
+            "with workers=0 none are needed"
+        ) from error
+
+
+def _end_with_the_caller() -> None:
+    """Let this process end when the one that started it does, however that ended: it would wait for items for ever."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+
+    def end() -> None:
+        caller.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that start within never see Ctrl-C, which the terminal sends to all; this one sees it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _process_of(pool: ProcessPoolExecutor) -> BaseProcess:
@@ -119,7 +159,7 @@ def _process_of(pool: ProcessPoolExecutor) -> BaseProcess:
     try:
         pid = pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ProcessesError(
             "worker processes die as soon as they start; does the calling script lack `if __name__ == '__main__':`? "
             "With workers=0 none is needed"
         ) from error

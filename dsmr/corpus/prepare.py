@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsmr.corpus.parallel import ProcessDied, Progress, map_in_order
+from dsmr.corpus.left_out import SAME_MUSIC
+from dsmr.corpus.parallel import ProcessDied, ProcessesError, Progress, map_in_order
 from dsmr.corpus.pianist import FEWEST_TOKENS, compose
 from dsmr.corpus.pianist.dice import Dice
 from dsmr.corpus.sources import LeftOut, Member, MidiFile, folder_files, maestro_files
@@ -184,7 +185,7 @@ def _encode_files(
         elif isinstance(entry, _Encoded):
             music = hashlib.sha256(entry.ids.tobytes()).digest()
             if music in first_source:
-                entry = LeftOut(file.source, f"the same music as {first_source[music]}")
+                entry = LeftOut(file.source, f"{SAME_MUSIC} {first_source[music]}")
             else:
                 first_source[music] = file.source
         entries.append(entry)
@@ -234,7 +235,7 @@ def _framed(ids: Ids) -> Ids:
 
 def _unless_died(result: _Encoded | ProcessDied) -> _Encoded:
     if isinstance(result, ProcessDied):
-        raise RuntimeError("the pianist's process died, perhaps for want of memory; try fewer workers") from result
+        raise ProcessesError("the pianist's process died, perhaps for want of memory; try fewer workers") from result
     return result
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dsmr.files import replaced
 from dsmr.tokens import BEGIN, CODEC, END, PAD, Ids, duration_seconds, token_name
 
 MAGIC = b"DSMRTOKS"
@@ -152,20 +153,12 @@ class StoreWriter:
             ensure_ascii=False,
             separators=(",", ":"),
         ).encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as file:
-                file.write(_PREFIX.pack(MAGIC, VERSION, len(header)))
-                file.write(header)
-                file.write(bytes(_tokens_offset(len(header)) - _PREFIX.size - len(header)))
-                for tokens in self._tokens:
-                    file.write(tokens.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replaced(self.path) as partial, open(partial, "wb") as file:
+            file.write(_PREFIX.pack(MAGIC, VERSION, len(header)))
+            file.write(header)
+            file.write(bytes(_tokens_offset(len(header)) - _PREFIX.size - len(header)))
+            for tokens in self._tokens:
+                file.write(tokens.tobytes())
 
 
 @dataclass(frozen=True, eq=False)

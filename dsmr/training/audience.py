@@ -56,9 +56,9 @@ class Audience:
             self._tell(self._progress.stop)
 
     def print(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Lines above the progress bar."""
         if (console := self._console) is not None:
-            self._tell(lambda: console.print(text, markup=False, highlight=False))
+            self._tell(lambda: console.print(*text.split("\n"), sep="\n", markup=False, highlight=False))
 
     def show(self, completed: float, description: str) -> None:
         """Bring the progress bar up to date; `completed` is a fraction."""

@@ -211,7 +211,7 @@ def restore(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Any], bool]:
     if (longer := budget != (config.steps, config.minutes)) and trainer.budget_used >= 1:
         raise CheckpointError(
             f"{checkpoint}: expected a budget beyond the {run.step:,} steps and "
-            f"{run.training_seconds / 60:.4g} minutes of training that the run has used, got steps={budget[0]}, minutes={budget[1]}"
+            f"{run.training_seconds / 60:.4g} minutes that the run has used, got steps={budget[0]}, minutes={budget[1]}"
         )
     own = trainer.model.state_dict()
     trainer.model.load_state_dict({name: spread_like(t, own[name]) for name, t in model.state_dict().items()})

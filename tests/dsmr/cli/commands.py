@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from dsmr.cli import app
+from dsmr.cli.terminal import print_any_name
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
@@ -22,8 +24,17 @@ SMALL_MODEL = ["--layers", 2, "--width", 32, "--heads", 2, "--kv-heads", 2, "--s
 SMALL_MODEL += ["--schedule", "two_scale", "--budget", 256]
 
 
-def start(*arguments: object, controlling: bool = False, **streams: Any) -> subprocess.Popen[str]:
-    """Begin a command in a process of its own; `controlling`: its stdin is the terminal that it belongs to."""
+def start(
+    *arguments: object,
+    environment: Mapping[str, str] = ENVIRONMENT,
+    group: bool = False,
+    controlling: bool = False,
+    **streams: Any,
+) -> subprocess.Popen[str]:
+    """Start a command, in a group of processes of its own if wanted, as a shell starts one.
+
+    `controlling`: its stdin is the terminal that it belongs to.
+    """
     command = [sys.executable, "-m", "dsmr", *map(str, arguments)]
     pipe = subprocess.PIPE
 
@@ -36,7 +47,7 @@ def start(*arguments: object, controlling: bool = False, **streams: Any) -> subp
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     given = {"stdout": pipe, "stderr": pipe, **streams}
-    return subprocess.Popen(command, env=ENVIRONMENT, text=True, preexec_fn=prepare, **given)
+    return subprocess.Popen(command, env=environment, text=True, preexec_fn=prepare, start_new_session=group, **given)
 
 
 def shell(*arguments: object, exits: int = 0) -> tuple[str, str]:
@@ -54,6 +65,19 @@ def here(*arguments: object, exits: int = 0) -> tuple[str, str]:
         code = app.run([*map(str, arguments)])
     assert code == exits, out.getvalue() + error.getvalue()
     return out.getvalue(), error.getvalue()
+
+
+def encoded(encoding: str, *arguments: object) -> tuple[str, str]:
+    """The same with a standard output and error of an encoding, on which what it lacks is an error."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        print_any_name()
+        code = app.run([*map(str, arguments)])
+        for stream in streams:
+            stream.flush()
+    out, error = (stream.buffer.getvalue().decode(encoding) for stream in streams)  # type: ignore[attr-defined]
+    assert code == 0, out + error
+    return out, error
 
 
 def succeeds(*arguments: object) -> str:

@@ -1,0 +1,83 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dsmr.files import filled, replaced
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of more than a page can be written, as on a full disk; whoever runs this."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # Python's own setting: an error instead of death
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_appears_with_its_folders_and_under_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with replaced(path) as partial:
+        assert partial.name == "a.txt"  # its ending may decide the format
+        partial.write_bytes(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["a.txt"]
+
+
+def _write_and_raise(path: Path, error: type[BaseException]) -> None:
+    path.write_bytes(b"new")
+    raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError], ids=lambda error: error.__name__)
+def test_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(error), replaced(tmp_path / "a") as partial:
+        _write_and_raise(partial, error)
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.usefixtures("small_files")
+def test_full_disk_leaves_what_was_there_and_the_error_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(OSError, match=r"File too large: '.*/a'$") as caught, replaced(tmp_path / "a") as partial:
+        partial.write_bytes(bytes(10_000))
+    assert caught.value.filename == str(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("precious")
+    with replaced(tmp_path / "link") as partial:
+        partial.write_bytes(b"new")
+    assert (tmp_path / "precious").read_bytes() == b"old"
+    assert (tmp_path / "link").read_bytes() == b"new"
+    assert not (tmp_path / "link").is_symlink()
+
+
+def test_folder_keeps_its_other_files(tmp_path: Path) -> None:
+    for name in ("mine", "a"):
+        (tmp_path / name).write_bytes(b"old")
+    with filled(tmp_path) as partial:
+        for name in ("a", "b"):
+            (partial / name).write_bytes(b"new")
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == {
+        "a": b"new",
+        "b": b"new",
+        "mine": b"old",
+    }
