@@ -26,6 +26,7 @@ from dsmr.cli.terminal import (
 
 if TYPE_CHECKING:
     from dsmr.generation import Progress, Take
+    from dsmr.tempo import TempoMap
 
 MUSIC, SAMPLING, SPEED = "Music", "Sampling", "Speed"
 
@@ -75,7 +76,9 @@ def generate(
     include_prompt: Annotated[
         bool,
         typer.Option(
-            "--include-prompt/--only-new", help="Write the prompt, and then what continues it.", rich_help_panel=MUSIC
+            "--include-prompt/--only-new",
+            help="Write the prompt as it is, pedal and tempo too, and what continues it.",
+            rich_help_panel=MUSIC,
         ),
     ] = False,
     takes: Annotated[
@@ -128,8 +131,7 @@ def generate(
     from dsmr.decoding import Decoding
     from dsmr.generation import Sampling
     from dsmr.generation import generate as make_takes
-    from dsmr.midi import read_midi
-    from dsmr.tokens import encode
+    from dsmr.midi import read_midi_with_tempo
 
     if out.suffix.lower() not in (".mid", ".midi"):
         raise BadInput(f"--out: expected a name that ends in .mid, got {out}")
@@ -145,7 +147,7 @@ def generate(
     where = choose_device(device)
     with reading_input():
         sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, memory)
-        ids = None if prompt is None else encode(read_midi(prompt))
+        played, tempo = (None, None) if prompt is None else read_midi_with_tempo(prompt)
         model, _ = load_checkpoint(checkpoint, where)
         choice = decoding.choose(model)
     if where.type == "cpu" and choice.engine == "python":
@@ -162,7 +164,7 @@ def generate(
 
         made = make_takes(
             model,
-            [ids] * takes,
+            [played] * takes,
             seconds=seconds,
             tokens=tokens,
             at_end=at_end,
@@ -173,7 +175,7 @@ def generate(
             progress=show,
         )
     for name, take in zip(names, made, strict=True):
-        _write(take, name, wanted, soundfont)
+        _write(take, name, wanted, soundfont, tempo if include_prompt else None)
     if as_json:
         takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
         print_json({"engine": choice.engine, "engine_reason": choice.reason, "takes": takes_made})
@@ -186,14 +188,16 @@ def generate(
         )
 
 
-def _write(take: Take, name: Path, others: list[str], soundfont: Path | None) -> None:
-    """Write the MIDI file and beside it the other kinds of files, by their suffixes."""
+def _write(take: Take, name: Path, others: list[str], soundfont: Path | None, tempo: TempoMap | None) -> None:
+    """Write the MIDI file, at the prompt's tempo if it holds the prompt, and beside it the other kinds of files."""
     from dsmr.midi import write_midi, write_wav
     from dsmr.plots import piano_roll
+    from dsmr.tokens import STEP_SECONDS
 
     with writing(name):
         name.parent.mkdir(parents=True, exist_ok=True)
-        write_midi(take.performance, name)
+        fine = None if tempo is None else tempo.fine_from(take.prompt_seconds, STEP_SECONDS / 4)
+        write_midi(take.performance, name, fine)
         if ".wav" in others:
             try:
                 write_wav(take.performance, name.with_suffix(".wav"), soundfont)
