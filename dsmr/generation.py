@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dsmr.continuation import continued
 from dsmr.corpus.augment import HIGHEST_KEY, LOWEST_KEY
 from dsmr.decoding import Decoder, Decoding
 from dsmr.model import Transformer
@@ -25,9 +26,6 @@ from dsmr.tokens import (
     END,
     NOTE_OFF,
     PAD,
-    PEDAL_DOWN,
-    PEDAL_DTYPE,
-    PEDAL_UP,
     PITCHES,
     STEPS_PER_SECOND,
     TIME_SHIFT,
@@ -51,7 +49,7 @@ LONGEST_NOTE_SECONDS = 8.0
 """A key that has sounded for so long is released: about what a string rings, and longer than 99 % of real notes."""
 
 Prompt = Performance | ArrayLike | None
-"""Music to continue: a performance; the ids of its events, integers `[n]`, with or without BEGIN; None begins a piece."""
+"""Music to continue: a performance, or the ids of its events, integers `[n]`, with or without BEGIN; None: no music."""
 
 PROGRESS_SECONDS = 0.1  # between two calls of a progress callback
 
@@ -476,7 +474,7 @@ def _take(lane: _Lane, sampled: list[int], wall_seconds: float, include_prompt: 
     if not include_prompt:
         performance = Performance(new_notes)
     elif lane.played is not None:
-        performance, prompt_ends = _continued(lane.played, prompt_ends, new_notes)
+        performance, prompt_ends = continued(lane.played, prompt_ends, new_notes)
     assert lane.stopped is not None
     return Take(
         ids=ids if include_prompt else new,
@@ -488,17 +486,3 @@ def _take(lane: _Lane, sampled: list[int], wall_seconds: float, include_prompt: 
         wall_seconds=wall_seconds,
         stopped=lane.stopped,
     )
-
-
-def _continued(played: Performance, ends: float, new_notes: NDArray[np.void]) -> tuple[Performance, float]:
-    """A performance and what continues it, and where that begins: when all sound has ended and the pedal is up."""
-    pedal = played.pedal[np.argsort(played.pedal["time"], kind="stable")]
-    downs = np.flatnonzero(pedal["value"] >= PEDAL_DOWN)
-    if len(downs):
-        lifts = pedal["time"][downs[-1] :][pedal["value"][downs[-1] :] < PEDAL_UP]
-        ends = max(ends, lifts[0] if len(lifts) else pedal["time"][-1])
-        if not len(lifts):
-            pedal = np.append(pedal, np.array([(ends, 0)], PEDAL_DTYPE))
-    for field in ("onset", "offset"):
-        new_notes[field] += ends
-    return Performance(np.append(played.notes, new_notes), pedal), float(ends)

@@ -86,9 +86,9 @@ def read_midi_with_tempo(source: str | os.PathLike[str] | bytes) -> tuple[Perfor
 def _performance(events: MidiEvents) -> Performance:
     pitched = events.select(events.channel != DRUMS)
     seconds_at = events.tempo.seconds_at
+    if (count := np.count_nonzero(pitched.kind == NOTE_ON)) > MAX_NOTES:
+        raise MidiError(f"expected at most {MAX_NOTES} notes, got {count}")
     strikes, ends = _notes(pitched)
-    if len(strikes) > MAX_NOTES:
-        raise MidiError(f"expected at most {MAX_NOTES} notes, got {len(strikes)}")
     if len(strikes) == 0:
         raise MidiError("expected notes of pitched instruments, got none")
     notes = np.empty(len(strikes), NOTE_DTYPE)

@@ -57,14 +57,14 @@ class TempoMap:
         since = (seconds - begins[piece]) * self._microticks_per_beat / per_beat[piece]
         return np.rint(ticks[piece] + since).astype(np.int64)
 
-    def fine_from(self, seconds: float, finest: float) -> TempoMap:
-        """This map, if its ticks last at most `finest` seconds from a time on; else one with another tempo from there."""
+    def fine_from(self, seconds: float, longest: float) -> TempoMap:
+        """This map, if ticks last at most `longest` seconds from a time on; else with another tempo from there on."""
         ticks, per_beat, begins = self._pieces()
         piece = int(np.searchsorted(begins, seconds, side="right")) - 1
-        if per_beat[piece:].max() <= finest * self._microticks_per_beat:
+        if per_beat[piece:].max() <= longest * self._microticks_per_beat:
             return self
         tick = int(np.ceil(ticks[piece] + (seconds - begins[piece]) * self._microticks_per_beat / per_beat[piece]))
-        slowest = min(int(finest * self._microticks_per_beat), SLOWEST)
+        slowest = min(int(longest * self._microticks_per_beat), SLOWEST)
         kept = self.changes[self.changes["tick"] < tick]
         return TempoMap(self.ticks_per_beat, np.append(kept, np.array([(tick, slowest)], TEMPO_DTYPE)))
 

@@ -71,13 +71,22 @@ def folder(
     ] = None,
     validation: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to validate on.")] = 0.05,
     test: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to test on.")] = 0.05,
+    group_by: Annotated[
+        str,
+        typer.Option(
+            metavar="name|parent|TABLE",
+            help="What stays in one split: files of one **name**; those of one folder, the **parent**; those of one "
+            "group in a .csv table with the columns path and group.",
+        ),
+    ] = "name",
     workers: WorkersOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Prepare every .mid and .midi file in a folder.
 
-    Splits follow from file names alone. Files that cannot be used are left out and listed, each with the reason.
+    Splits follow from the groups' names alone; a warning says if nearly the same music lies in two of them. Files
+    that cannot be used are left out and listed, each with the reason.
     """
     from dsmr.corpus.prepare import prepare_folder
 
@@ -85,7 +94,15 @@ def folder(
     check_free(out, force)
     begun = time.monotonic()
     with reading_input(), progress_bar("reading") as progress:
-        report = prepare_folder(path, out, validation=validation, test=test, workers=workers, progress=progress)
+        report = prepare_folder(
+            path,
+            out,
+            validation=validation,
+            test=test,
+            group_by="name" if group_by == "name" else "parent" if group_by == "parent" else Path(group_by),
+            workers=workers,
+            progress=progress,
+        )
     _print(report, time.monotonic() - begun, as_json)
 
 
@@ -137,6 +154,14 @@ def _print(report: PrepareReport, seconds: float, as_json: bool) -> None:
     )
     for split, pieces in report.pieces.items():
         stdout.print(f"  {split:<10} {pieces:>6,} pieces {report.tokens[split]:>12,} tokens")
+    if report.straddling:
+        (one, other), pairs = report.straddling[0], len(report.straddling)
+        stdout.print(
+            f"warning: nearly the same music lies in two splits, {pairs:,} times; "
+            f"the first: {_without_controls(one)} and {_without_controls(other)}; "
+            "prepare folder --group-by keeps them together",
+            markup=False,
+        )
     if report.left_out:
         stdout.print(f"{len(report.left_out):,} files left out:")
     for each in report.left_out:
@@ -155,5 +180,6 @@ def _to_dict(report: PrepareReport) -> dict[str, Any]:
         "tokens": report.tokens,
         "seconds": report.seconds,
         "longest": report.longest,
+        "straddling": [list(pair) for pair in report.straddling],
         "left_out": [{"source": each.source, "reason": each.reason} for each in report.left_out],
     }
