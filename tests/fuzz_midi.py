@@ -147,7 +147,9 @@ def grown(dice: random.Random) -> bytes:
                 *[bytes([0x90 | channel, dice.choice((60, byte())), byte()])] * 4,
                 *[bytes([0x80 | channel, dice.choice((60, byte())), byte()])] * 4,
                 *[bytes([0xB0 | channel, 64, byte()])] * 2,
+                bytes([0xB0 | channel, dice.choice((120, 121, 123, 127)), 0]),
                 bytes([0xC0 | channel, byte()]),
+                b"\xf0\x02\x41\xf7",
                 b"\xff\x51\x03" + dice.choice((b"\x00\x00\x01", b"\xff\xff\xff", dice.randbytes(3))),
             )
         )
@@ -190,7 +192,7 @@ def check(data: bytes) -> str:
     try:
         performance = read_midi(data)
     except MidiError as error:
-        reason = str(error).removeprefix("MIDI data: expected a MIDI file, got an error from its ")
+        reason = str(error).removeprefix("MIDI data: ").removeprefix("expected a MIDI file, got ")
         return re.sub(r"(0x)?\d[\da-f.]*", "#", reason)[:70]
     notes, pedal = performance.notes, performance.pedal
     assert len(notes) > 0
