@@ -5,22 +5,26 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.tokens import PEDAL_DOWN, PEDAL_DTYPE, PEDAL_UP, Performance
+from dsmr.tokens import PEDAL_DOWN, PEDAL_DTYPE, PEDAL_UP, STEPS_PER_SECOND, Performance
 
 
 def continued(played: Performance, seconds: float, new_notes: NDArray[np.void]) -> tuple[Performance, float]:
     """Put notes after a performance, whose own notes and pedal stay as they are.
 
-    They begin when the pedal is up, so that it does not hold them; one that is left down is lifted.
+    They begin when all keys are released and the pedal is up, so that it does not hold them; one that is left down is
+    lifted.
 
     Args:
         played: what comes first.
-        seconds: when it has ended, but for its pedal.
+        seconds: when its tokens end, where keys that are struck again are released at once, and a pedal is heard only
+            while it holds something.
         new_notes: ``NOTE_DTYPE [N]``, timed from where they begin.
 
     Returns:
         All of it, and when the new notes begin, in seconds.
     """
+    released = float(played.notes["offset"].max(initial=0.0))
+    seconds = max(seconds, round(released * STEPS_PER_SECOND) / STEPS_PER_SECOND)
     pedal = played.pedal[np.argsort(played.pedal["time"], kind="stable")]
     downs = np.flatnonzero(pedal["value"] >= PEDAL_DOWN)
     if len(downs):

@@ -193,7 +193,7 @@ def check(data: bytes) -> str:
         performance = read_midi(data)
     except MidiError as error:
         reason = str(error).removeprefix("MIDI data: ").removeprefix("expected a MIDI file, got ")
-        return re.sub(r"(0x)?\d[\da-f.]*", "#", reason)[:70]
+        return re.sub(r"b['\"].*|(0x)?\d[\da-f.]*", "#", reason)[:70]
     notes, pedal = performance.notes, performance.pedal
     assert len(notes) > 0
     for times in (notes["onset"], notes["offset"], pedal["time"]):
