@@ -83,7 +83,7 @@ def folder(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Prepare every .mid and .midi file in a folder.
+    """Prepare every .mid, .midi and .rmi file in a folder.
 
     Splits follow from the groups' names alone; a warning says if nearly the same music lies in two of them. Files
     that cannot be used are left out and listed, each with the reason.

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from dsmr.corpus.store import SPLITS
 from dsmr.midi import MAX_BYTES, MidiError
 
-MIDI_SUFFIXES = (".mid", ".midi")
+MIDI_SUFFIXES = (".mid", ".midi", ".rmi")
 TABLE_COLUMNS = ("canonical_composer", "canonical_title", "split", "midi_filename")
 """The columns of a MAESTRO table that are used; the others (year, audio_filename, duration) need not be there."""
 GROUP_COLUMNS = ("path", "group")
@@ -70,7 +70,7 @@ class LeftOut:
 
 
 def folder_files(path: str | os.PathLike[str]) -> list[MidiFile]:
-    """Return every ``.mid`` and ``.midi`` file in a folder and the folders below, sorted by path.
+    """Return every ``.mid``, ``.midi`` and ``.rmi`` file in a folder and the folders below, sorted by path.
 
     Raises:
         NotADirectoryError: there is no such folder.

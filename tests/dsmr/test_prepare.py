@@ -227,7 +227,7 @@ class TestFolder:
         files = {
             "b/Waltz.MID": midi_bytes(1, tmp_path),
             "a.midi": midi_bytes(2, tmp_path),
-            "b/c/Étude.mid": midi_bytes(3, tmp_path),
+            "b/c/Étude.rmi": midi_bytes(3, tmp_path),
             "notes.txt": b"",
             "broken.mid": b"",
         }
@@ -236,7 +236,7 @@ class TestFolder:
         assert [(piece.source, piece.title) for piece in store.pieces] == [
             ("a.midi", "a"),
             ("b/Waltz.MID", "Waltz"),
-            ("b/c/Étude.mid", "Étude"),
+            ("b/c/Étude.rmi", "Étude"),
         ]
         assert sorted(piece.split for piece in store.pieces) == ["test", "train", "validation"]
         assert [left.source for left in report.left_out] == ["broken.mid"]
