@@ -25,8 +25,9 @@ import numpy as np
 from dsmr.corpus.parallel import ProcessDied, map_in_order
 from dsmr.midi import MAX_SECONDS, MidiError, read_midi, write_midi
 from dsmr.tokens import NOTE_DTYPE, Performance, decode, encode
-from tests.hostile_midi import FILES, varlen
-from tests.hostile_midi import file as midi_file
+from tests.hostile_midi import FILES
+from tests.midi_bytes import file as midi_file
+from tests.midi_bytes import varlen
 
 READING_SECONDS = 60.0
 LARGEST_START = 100_000  # bytes: a change in a larger file is one among too many that do nothing

@@ -20,8 +20,8 @@ from dsmr.corpus.prepare import prepare_folder, prepare_maestro
 from dsmr.corpus.sources import LeftOut, Member, MidiFile, maestro_files
 from dsmr.corpus.store import TokenStore
 from dsmr.midi import MAX_BYTES, MidiError
-from tests.hostile_midi import NOTE
-from tests.hostile_midi import file as midi_file
+from tests.midi_bytes import NOTE
+from tests.midi_bytes import file as midi_file
 
 HEADER = "canonical_composer,canonical_title,split,midi_filename"
 MIDI = midi_file(NOTE)
