@@ -70,6 +70,10 @@ class TestOneTimeLine:
         data = file(track((0, on(60)), (960, on(62))), track((480, off(60)), (1000, off(62))))
         assert notes_of(data) == [(0, 480, 60, 64), (960, 1000, 62, 64)]
 
+    def test_note_off_of_a_silent_key_ends_nothing(self) -> None:
+        data = file(track((0, off(60)), (10, on(60)), (20, off(60)), (30, off(60)), (40, on(60)), (50, off(60))))
+        assert notes_of(data) == [(10, 20, 60, 64), (40, 50, 60, 64)]
+
     def test_note_off_of_another_channel_ends_nothing(self) -> None:
         data = file(track((0, on(60)), (480, off(60, channel=1)), (960, off(60))))
         assert notes_of(data) == [(0, 960, 60, 64)]
@@ -110,13 +114,15 @@ class TestOneTimeLine:
         assert notes_of(file(NOTE, drums)) == [(0, 96, 60, 64)]
         assert pedal_of(file(NOTE, drums)) == []
 
-    messages = st.one_of(
-        st.builds(on, st.sampled_from([60, 61]), st.sampled_from([0, 1, 100]), st.sampled_from([0, 1, DRUMS])),
-        st.builds(off, st.sampled_from([60, 61]), st.sampled_from([0, 1, DRUMS])),
-        st.builds(control, st.sampled_from([120, 123, 127, 7]), st.just(0), st.sampled_from([0, 1])),
-        st.sampled_from([b"\xc0\x05", b"\xff\x01\x02hm", b"\xf0\x02\x41\xf7"]),
+    messages = st.sampled_from(
+        [
+            *([on(60, 1), on(60, 100), off(60), off(60), off(60, channel=1), on(60, channel=1)] * 3),
+            *(on(61), on(61, 0), off(61), on(60, channel=DRUMS), off(60, channel=DRUMS)),
+            *(control(120), control(123), control(127, channel=1), control(7)),
+            *(b"\xc0\x05", b"\xff\x01\x02hm", b"\xf0\x02\x41\xf7"),
+        ]
     )
-    tracks = st.lists(st.lists(st.tuples(st.integers(0, 300), messages), max_size=30), min_size=1, max_size=3)
+    tracks = st.lists(st.lists(st.tuples(st.integers(0, 30), messages), min_size=5), min_size=1, max_size=3)
 
     @given(tracks)
     def test_notes_are_those_of_a_slow_reader(self, tracks: list[list[Event]]) -> None:
@@ -223,6 +229,10 @@ class TestWholeOrAReason:
         frames = {0xE7: 25, 0xE8: 24, 0xE2: 30, 0xE3: 30_000 / 1_001}[division >> 8]
         played = read_midi(file(tempo(1_000), note(length=10_000), division=division)).notes
         np.testing.assert_allclose(played["offset"], 10_000 / frames / (division & 0xFF), rtol=1e-14)
+
+    def test_track_that_goes_on_after_its_length(self) -> None:
+        with pytest.raises(MidiError, match="whose tracks have an end, got none"):
+            read_midi(header() + b"MTrk" + len(NOTE).to_bytes(4, "big") + NOTE + NOTE + END)
 
     def test_far_hops_end_with_their_track(self) -> None:
         # Tracks without an end, of notes alone: what hops over eight events must not hop into the next header.
