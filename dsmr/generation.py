@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dsmr.continuation import continued
 from dsmr.corpus.augment import HIGHEST_KEY, LOWEST_KEY
 from dsmr.decoding import Decoder, Decoding
 from dsmr.model import Transformer
@@ -34,6 +35,7 @@ from dsmr.tokens import (
     Performance,
     decode,
     duration_seconds,
+    encode,
     token_name,
 )
 
@@ -45,6 +47,9 @@ NO_TOKEN = -1
 
 LONGEST_NOTE_SECONDS = 8.0
 """A key that has sounded for so long is released: about what a string rings, and longer than 99 % of real notes."""
+
+Prompt = Performance | ArrayLike | None
+"""Music to continue: a performance, or the ids of its events, integers `[n]`, with or without BEGIN; None: no music."""
 
 PROGRESS_SECONDS = 0.1  # between two calls of a progress callback
 
@@ -220,9 +225,11 @@ class Take:
 
     Args:
         ids: uint16 `[n]`: the prompt, if it was to be included, and what was sampled; without the first BEGIN.
-        performance: the notes of `ids`. If the prompt was left out, time begins where it ends, and notes have the
-            velocity that was in force then, which `ids` may not state.
+        performance: the notes of `ids`; those of a prompt that was given as a performance are its own, with its pedal,
+            and time goes on when all of them have ended and the pedal is up. If the prompt was left out, time begins
+            where it ends, and notes have the velocity that was in force then, which `ids` may not state.
         prompt_tokens: how many of `ids` are the prompt's.
+        prompt_seconds: how long they last.
         tokens: number of sampled tokens.
         seconds: of music sampled: the sum of its time shifts.
         wall_seconds: that sampling took; other takes were made in the same time.
@@ -232,6 +239,7 @@ class Take:
     ids: Ids
     performance: Performance
     prompt_tokens: int
+    prompt_seconds: float
     tokens: int
     seconds: float
     wall_seconds: float
@@ -250,7 +258,7 @@ class Take:
 
 def stream(
     model: Transformer,
-    prompts: Sequence[ArrayLike | None] = (None,),
+    prompts: Sequence[Prompt] = (None,),
     *,
     seconds: float | None = None,
     tokens: int | None = None,
@@ -267,8 +275,7 @@ def stream(
 
     Args:
         model: what to sample from, on its own device.
-        prompts: one for each take: integers `[n]`, the events of a piece to continue, with or without BEGIN before
-            them; None begins a piece. `[prompt] * 3` makes three takes of one prompt.
+        prompts: one for each take; `[prompt] * 3` makes three takes of one prompt.
         seconds: ends a take after so much new music, to the codec's step; the last time shift is cut. None: no limit.
         tokens: ends a take after so many new tokens. None: no limit.
         at_end: whether END ends a take ("stop"), is followed by a new piece in the same lane with an empty memory
@@ -290,7 +297,7 @@ def stream(
 
 def generate(
     model: Transformer,
-    prompts: Sequence[ArrayLike | None] = (None,),
+    prompts: Sequence[Prompt] = (None,),
     *,
     seconds: float | None = None,
     tokens: int | None = None,
@@ -336,14 +343,15 @@ class _Lane:
     """One take in the making: what may come next, what it was made with, how far it is and whether it has ended."""
 
     def __init__(
-        self, prompt: Ids, random: np.random.Generator, limit_steps: float, limit_tokens: float, at_end: AtEnd
+        self, prompt: Prompt, random: np.random.Generator, limit_steps: float, limit_tokens: float, at_end: AtEnd
     ) -> None:
-        self.prompt, self.random, self.at_end = prompt, random, at_end
+        self.played = prompt if isinstance(prompt, Performance) else None
+        self.prompt, self.random, self.at_end = _with_begin(prompt), random, at_end
         self.limit_steps, self.limit_tokens = limit_steps, limit_tokens
         self.steps = self.tokens = 0
         self.stopped: str | None = None
         self.grammar = Grammar()
-        for token in prompt[1:].tolist():
+        for token in self.prompt[1:].tolist():
             self.grammar.accept(token)
 
     def sample(self, logits: NDArray[np.float32], sampling: Sampling) -> int:
@@ -369,7 +377,7 @@ class _Lane:
 
 
 def _lanes(
-    prompts: Sequence[ArrayLike | None], seconds: float | None, tokens: int | None, at_end: AtEnd, seed: int
+    prompts: Sequence[Prompt], seconds: float | None, tokens: int | None, at_end: AtEnd, seed: int
 ) -> list[_Lane]:
     """A lane for each prompt, all arguments checked."""
     if at_end not in ("stop", "restart", "forbid"):
@@ -385,15 +393,17 @@ def _lanes(
     limit_steps = math.inf if seconds is None else round(seconds * STEPS_PER_SECOND)
     limit_tokens = math.inf if tokens is None else tokens
     return [
-        _Lane(_with_begin(prompt), np.random.default_rng([seed, i]), limit_steps, limit_tokens, at_end)
+        _Lane(prompt, np.random.default_rng([seed, i]), limit_steps, limit_tokens, at_end)
         for i, prompt in enumerate(prompts)
     ]
 
 
-def _with_begin(prompt: ArrayLike | None) -> Ids:
+def _with_begin(prompt: Prompt) -> Ids:
     """BEGIN and the events of a prompt, uint16."""
     if prompt is None:
         return np.array([BEGIN], dtype=np.uint16)
+    if isinstance(prompt, Performance):
+        prompt = encode(prompt)
     duration_seconds(prompt)  # raises for what is no sequence of ids
     ids = np.asarray(prompt).astype(np.uint16)
     if len(ids) == 0 or ids[0] != BEGIN:
@@ -456,16 +466,21 @@ def _take(lane: _Lane, sampled: list[int], wall_seconds: float, include_prompt: 
     if lane.at_end == "restart":  # the model was fed BEGIN after each END but the last token
         new = np.insert(new, np.flatnonzero(new[:-1] == END) + 1, BEGIN)
     ids = np.concatenate([prompt, new])
-    notes = decode(ids).notes
+    performance = decode(ids)
+    prompt_ends = duration_seconds(prompt)
+    new_notes = performance.notes[np.count_nonzero(prompt < NOTE_OFF) :].copy()
+    for field in ("onset", "offset"):
+        new_notes[field] -= prompt_ends
     if not include_prompt:
-        notes = notes[np.count_nonzero(prompt < NOTE_OFF) :].copy()
-        for field in ("onset", "offset"):
-            notes[field] -= duration_seconds(prompt)
+        performance = Performance(new_notes)
+    elif lane.played is not None:
+        performance, prompt_ends = continued(lane.played, prompt_ends, new_notes)
     assert lane.stopped is not None
     return Take(
         ids=ids if include_prompt else new,
-        performance=Performance(notes),
+        performance=performance,
         prompt_tokens=len(prompt) if include_prompt else 0,
+        prompt_seconds=prompt_ends if include_prompt else 0.0,
         tokens=lane.tokens,
         seconds=lane.steps / STEPS_PER_SECOND,
         wall_seconds=wall_seconds,

@@ -1,4 +1,4 @@
-"""Performances in and out: MIDI files read with symusic and written with pretty_midi, and sound.
+"""Performances in and out: MIDI files read, and written with mido, and sound made with pretty_midi.
 
 Needs the extra ``music``. Sound needs nothing more; with a soundfont and FluidSynth it is better.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import wave
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import mido
 import numpy as np
 import pretty_midi
 from numpy.typing import NDArray
-from symusic.core import ScoreTick, TrackTick
 
-from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, STEP_SECONDS, Performance, fold_pedal
+from dsmr.midi_events import CONTROL, NOTE_ON, MidiEvents, read_events
+from dsmr.midi_events import MidiError as MidiError
+from dsmr.tempo import MICROSECONDS_PER_BEAT, TempoMap
+from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, PITCHES, Performance, fold_pedal
 
 MAX_NOTES = 500_000
 MAX_SECONDS = 4 * 3600.0
@@ -26,11 +28,20 @@ becomes one token a second. So many notes take 4 MB; in so many bytes no file wa
 
 SAMPLE_RATE = 44_100
 
-_TOO_MANY_TICKS = "expected fewer than 2^31 ticks, got times below 0, where the reader's 32 bits end up after more"
+CHANNELS = 16
+DRUMS = 9
+"""General MIDI's channel of percussion, counted from 0."""
 
 _SUSTAIN_PEDAL = 64
-_MICROSECONDS_PER_BEAT = 500_000  # MIDI's tempo where a file states none: 120 beats a minute
-_TICKS_PER_BEAT = 500  # of the files written: at that tempo a tick is 1 ms and every step of the codec a whole number
+_ALL_SOUND_OFF, _RESET_ALL_CONTROLLERS, _ALL_NOTES_OFF = 120, 121, 123
+_END_ALL_NOTES = (_ALL_SOUND_OFF, _ALL_NOTES_OFF, 124, 125, 126, 127)  # what changes the mode ends all notes, too
+_MOVE_PEDAL = (_SUSTAIN_PEDAL, _RESET_ALL_CONTROLLERS, _ALL_SOUND_OFF)
+
+_TICKS_PER_BEAT = (
+    500  # of the files written: at MIDI's own tempo a tick is 1 ms and every step of the codec a whole number
+)
+_LONGEST_GAP = 2**28 - 1  # ticks
+_RELEASES, _STRIKES, _RELEASES_AT_ONCE = range(3)  # the order of events on one tick
 
 _WINDOW_SECONDS = 10
 _RING_SECONDS = 8.0  # pretty_midi lets a note fade by e a second: after 8 s it is 70 dB down
@@ -39,71 +50,124 @@ _STIFFNESS = 4e-4
 _HIGHEST_PARTIAL_HZ = 12_000.0
 
 Samples = NDArray[np.float32]
-TicksToSeconds = Callable[[NDArray[np.integer[Any]]], NDArray[np.float64]]
-
-
-class MidiError(ValueError):
-    """A MIDI file that cannot be read, holds no notes, or is too long to be a piece of music."""
 
 
 def read_midi(source: str | os.PathLike[str] | bytes) -> Performance:
     """Read a MIDI file, given by path or as its bytes.
 
-    All tracks but drums are merged into one piano. Its sustain pedal is down while any track's is; what a track leaves
-    down comes up after the track's last event. A note that nothing ends is no note.
+    All channels but that of drums are merged into one piano. A channel is one instrument, in whichever tracks and under
+    whichever programs its events are. A note-off, or a note-on of velocity 0, ends the note of its key that was struck
+    first; all-notes-off, all-sound-off and changes of mode end all notes of the channel. A note that nothing ends is no
+    note. The piano's sustain pedal is down while any channel's is; what a channel leaves down comes up after its last
+    event, and resetting all controllers lifts it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        MidiError: the file is corrupt, holds no notes or independent sequences (type 2), or goes beyond ``MAX_BYTES``,
-            ``MAX_NOTES`` or ``MAX_SECONDS``.
+        MidiError: the file cannot be read whole, holds no notes or independent sequences (type 2), or goes beyond
+            ``MAX_BYTES``, ``MAX_NOTES`` or ``MAX_SECONDS``.
     """
+    return read_midi_with_tempo(source)[0]
+
+
+def read_midi_with_tempo(source: str | os.PathLike[str] | bytes) -> tuple[Performance, TempoMap]:
+    """Read a MIDI file as :func:`read_midi` does, and how it measures time."""
     name = "MIDI data" if isinstance(source, bytes) else os.fspath(source)
     size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
     if size > MAX_BYTES:
         raise MidiError(f"{name}: expected at most {MAX_BYTES} bytes, got {size}")
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if _ends_inside_a_meta_event(data):
-        raise MidiError(f"{name}: expected a MIDI file, got one that ends inside a tempo, metre or key")
-    if data[-1:] >= b"\x80":  # symusic 0.6 goes on after a quantity without end, where CPython has but one zero
-        data += bytes(8)
     try:
-        score = ScoreTick.from_midi(data)
-    except (RuntimeError, ValueError) as error:
-        raise MidiError(f"{name}: expected a MIDI file, got an error from its reader: {error}") from error
-    if (kind := int.from_bytes(data[8:10], "big")) not in (0, 1):
-        raise MidiError(f"{name}: expected a MIDI file of type 0 or 1, whose tracks sound together, got type {kind}")
-    if score.ticks_per_quarter < 1:
-        raise MidiError(f"{name}: expected at least one tick a beat, got {score.ticks_per_quarter}")
-    tracks = [track for track in score.tracks if not track.is_drum]
-    if (count := sum(len(track.notes) for track in tracks)) > MAX_NOTES:
-        raise MidiError(f"{name}: expected at most {MAX_NOTES} notes, got {count}")
-    if count == 0:
-        raise MidiError(f"{name}: expected notes of pitched instruments, got none")
-    seconds_at = _tempo_map(name, score)
-    notes = np.concatenate([_notes(track, seconds_at) for track in tracks])
-    pedal = _merge_pedals([_pedal(track, seconds_at) for track in tracks])
-    if min(notes["onset"].min(), pedal["time"].min(initial=0.0)) < 0:
-        raise MidiError(f"{name}: {_TOO_MANY_TICKS}")
-    if (last := max(notes["offset"].max(), pedal["time"].max(initial=0.0))) > MAX_SECONDS:
-        raise MidiError(f"{name}: expected at most {MAX_SECONDS:.0f} s of music, got {last:.0f} s")
-    try:
-        return Performance(notes, pedal)
+        events = read_events(data)
+        return _performance(events), events.tempo
     except ValueError as error:
         raise MidiError(f"{name}: {error}") from error
 
 
-def write_midi(performance: Performance, path: str | os.PathLike[str]) -> None:
-    """Write a performance as a MIDI file of one piano track, at 1 ms a tick.
+def _performance(events: MidiEvents) -> Performance:
+    pitched = events.select(events.channel != DRUMS)
+    seconds_at = events.tempo.seconds_at
+    if (count := np.count_nonzero(pitched.kind == NOTE_ON)) > MAX_NOTES:
+        raise MidiError(f"expected at most {MAX_NOTES} notes, got {count}")
+    strikes, ends = _notes(pitched)
+    if len(strikes) == 0:
+        raise MidiError("expected notes of pitched instruments, got none")
+    notes = np.empty(len(strikes), NOTE_DTYPE)
+    notes["onset"], notes["offset"] = seconds_at(pitched.tick[strikes]), seconds_at(pitched.tick[ends])
+    notes["pitch"], notes["velocity"] = pitched.number[strikes], pitched.value[strikes]
+    pedal = _merge_pedals(_pedals(pitched))
+    if (last := max(notes["offset"].max(), pedal["time"].max(initial=0.0))) > MAX_SECONDS:
+        raise MidiError(f"expected at most {MAX_SECONDS:.0f} s of music, got {last:.0f} s")
+    return Performance(notes, pedal)
 
-    The pedal is folded into the notes, as in the codec, and a note shorter than a step is written as long as a step. A
-    performance that :func:`dsmr.tokens.decode` gave encodes to the same tokens when it is read again.
+
+def write_midi(performance: Performance, path: str | os.PathLike[str], tempo: TempoMap | None = None) -> None:
+    """Write a performance as a MIDI file of one piano, keys and pedal as they are, all times rounded to ticks.
+
+    A key that is struck again while it is held goes to another channel, so that every note-off has one meaning, and the
+    pedal to all channels there are. A performance that :func:`dsmr.tokens.decode` gave encodes to the same tokens when
+    it is read again.
+
+    Args:
+        performance: what to write.
+        path: the file to write.
+        tempo: how the file is to measure time; None: ticks of 1 ms, at 120 beats a minute.
     """
-    score = pretty_midi.PrettyMIDI(resolution=_TICKS_PER_BEAT, initial_tempo=60e6 / _MICROSECONDS_PER_BEAT)
-    piano = pretty_midi.Instrument(program=0, name="Piano")
-    for onset, offset, pitch, velocity in fold_pedal(performance).notes.tolist():
-        piano.notes.append(pretty_midi.Note(velocity, pitch, onset, max(offset, onset + STEP_SECONDS)))
-    score.instruments.append(piano)
-    score.write(os.fspath(path))
+    tempo = tempo or TempoMap(_TICKS_PER_BEAT)
+    notes, pedal = performance.notes, performance.pedal
+    notes = notes[np.argsort(notes["onset"], kind="stable")]
+    channel = _free_channels(notes)
+    events: list[tuple[int, int, mido.Message]] = []
+    columns = (tempo.ticks_at(notes["onset"]), tempo.ticks_at(notes["offset"]), notes["pitch"], notes["velocity"])
+    for on, off, pitch, velocity, own in zip(*(column.tolist() for column in columns), channel, strict=True):
+        events.append((on, _STRIKES, mido.Message("note_on", channel=own, note=pitch, velocity=velocity)))
+        late = _RELEASES if off > on else _RELEASES_AT_ONCE
+        events.append((off, late, mido.Message("note_off", channel=own, note=pitch, velocity=0)))
+    for tick, value in zip(tempo.ticks_at(pedal["time"]).tolist(), pedal["value"].tolist(), strict=True):
+        for each in sorted({0, *channel}):
+            message = mido.Message("control_change", channel=each, control=_SUSTAIN_PEDAL, value=value)
+            events.append((tick, _RELEASES, message))
+    changes: list[tuple[int, mido.MetaMessage]] = [
+        (tick, mido.MetaMessage("set_tempo", tempo=per_beat)) for tick, per_beat in tempo.changes.tolist()
+    ]
+    if not changes:
+        changes = [(0, mido.MetaMessage("set_tempo", tempo=MICROSECONDS_PER_BEAT))]
+    name = [(0, mido.MetaMessage("track_name", name="Piano"))]
+    programs = [(0, mido.Message("program_change", channel=each, program=0)) for each in sorted({0, *channel})]
+    events.sort(key=lambda event: event[:2])
+    file = mido.MidiFile(type=1, ticks_per_beat=tempo.ticks_per_beat)
+    file.tracks.append(_track(changes))
+    file.tracks.append(_track(name + programs + [(tick, message) for tick, _, message in events]))
+    file.save(os.fspath(path))
+
+
+def _free_channels(notes: NDArray[np.void]) -> list[int]:
+    """For each note, in order of onset, the first channel where its key is free; the last one, should there be none."""
+    channels = [channel for channel in range(CHANNELS) if channel != DRUMS]
+    busy_until: dict[int, list[float]] = {}
+    found = []
+    for onset, offset, pitch, _ in notes.tolist():
+        until = busy_until.setdefault(pitch, [])
+        at = next((at for at, end in enumerate(until) if end <= onset), len(until))
+        if at == len(until) < len(channels):
+            until.append(offset)
+        at = min(at, len(channels) - 1)
+        until[at] = max(until[at], offset)
+        found.append(channels[at])
+    return found
+
+
+def _track(events: Sequence[tuple[int, mido.Message | mido.MetaMessage]]) -> mido.MidiTrack:
+    """A track of events at ticks, which ascend; a gap beyond what MIDI can state is filled with empty texts."""
+    track = mido.MidiTrack()
+    now = 0
+    for tick, message in events:
+        while tick - now > _LONGEST_GAP:
+            track.append(mido.MetaMessage("text", text="", time=_LONGEST_GAP))
+            now += _LONGEST_GAP
+        track.append(message.copy(time=tick - now))
+        now = tick
+    track.append(mido.MetaMessage("end_of_track", time=0))
+    return track
 
 
 def write_wav(
@@ -133,60 +197,92 @@ def write_wav(
             file.writeframesraw(np.rint(block).astype("<i2").tobytes())
 
 
-def _ends_inside_a_meta_event(data: bytes) -> bool:
-    """Whether symusic 0.6 would read beyond the data: it takes these events to be as long as they should be."""
-    ends = {kind: data[-(length + 2) :] for kind, length in ((0x51, 3), (0x58, 4), (0x59, 2))}
-    return any(bytes([0xFF, kind]) in end for kind, end in ends.items())
+def _notes(events: MidiEvents) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which events begin and end notes, in order of the former: their indices, int64 `[N]` each."""
+    index = np.flatnonzero(events.kind != CONTROL)
+    era, era_ends = _eras(events, index)
+    # A voice is a key of a channel, from one message that ends all notes to the next: the first of its note-offs is
+    # that of the first of its note-ons. The sort is stable: the events of a voice stay in order of time.
+    voice = (era * CHANNELS + events.channel[index]) * PITCHES + events.number[index]
+    order = np.argsort(voice, kind="stable")
+    index, voice, era_ends = index[order], voice[order], era_ends[order]
+    is_on = events.kind[index] == NOTE_ON
+    is_off = ~is_on & ~_of_silent_keys(voice, is_on)
+    on, off = index[is_on], index[is_off]
+    first_on, first_off = (np.searchsorted(voice[each], voice[is_on]) for each in (is_on, is_off))
+    matching = first_off + np.arange(len(on)) - first_on
+    released = matching < np.searchsorted(voice[is_off], voice[is_on], side="right")
+    ends = era_ends[is_on]
+    ends[released] = off[matching[released]]
+    ended = np.flatnonzero(ends >= 0)
+    ended = ended[np.argsort(on[ended])]
+    return on[ended], ends[ended]
 
 
-def _tempo_map(name: str, score: ScoreTick) -> TicksToSeconds:
-    """The function from ticks to seconds that a file's tempo changes make, in float64 (symusic's own gives float32)."""
-    changes = score.tempos.numpy()
-    ticks = np.concatenate([[0], changes["time"]]).astype(np.float64)
-    per_beat = np.concatenate([[_MICROSECONDS_PER_BEAT], changes["mspq"]]).astype(np.float64)
+def _eras(events: MidiEvents, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For events: how many messages that end all notes of the channel come before, and the index of the next, or -1."""
+    era, following = np.zeros(len(index), np.int64), np.full(len(index), -1)
+    messages = np.flatnonzero((events.kind == CONTROL) & _is_in(events.number, _END_ALL_NOTES))
+    for channel in np.unique(events.channel[messages]):
+        own = np.flatnonzero(events.channel[index] == channel)
+        of_channel = messages[events.channel[messages] == channel]
+        era[own] = np.searchsorted(of_channel, index[own])
+        following[own] = np.append(of_channel, -1)[era[own]]
+    return era, following
+
+
+def _is_in(numbers: NDArray[np.uint8], wanted: tuple[int, ...]) -> NDArray[np.bool_]:
+    return np.asarray(np.bincount(wanted, minlength=PITCHES).astype(bool)[numbers])
+
+
+def _of_silent_keys(voice: NDArray[np.int64], is_on: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which note-offs come while no note of their voice sounds; events come voice by voice."""
+    begins = np.append(True, np.diff(voice) != 0)[: len(voice)]
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(voice)), 0))
+    step = np.where(is_on, 1, -1)
+    sounding = np.cumsum(step)
+    sounding -= sounding[first] - step[first]
+    # They are those that bring ons less offs to a new low in the voice. Each voice lies below all those before it, so
+    # that one running minimum serves them all.
+    floor = -np.cumsum(begins) * (len(voice) + 1)
+    depth = np.minimum(sounding, 0) + floor
+    lowest = np.append(np.int64(0), np.minimum.accumulate(depth))[: len(voice)]
+    return np.asarray(depth < np.minimum(lowest, floor))
+
+
+def _pedals(events: MidiEvents) -> list[NDArray[np.void]]:
+    """The pedal of each channel that has one, PEDAL_DTYPE [P], ending with a lift if the channel leaves it down."""
+    moves = events.select((events.kind == CONTROL) & _is_in(events.number, _MOVE_PEDAL))
+    pedals = []
+    for channel in np.unique(moves.channel):
+        ticks, values = _pedal(moves.select(moves.channel == channel))
+        if len(values) and values[-1] > 0:
+            last = events.tick[np.flatnonzero(events.channel == channel)[-1]]
+            ticks, values = np.append(ticks, max(last, ticks[-1])), np.append(values, 0)
+        pedal = np.empty(len(values), PEDAL_DTYPE)
+        pedal["time"], pedal["value"] = events.tempo.seconds_at(ticks), values
+        pedals.append(pedal)
+    return pedals
+
+
+def _pedal(moves: MidiEvents) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """When a channel's pedal moves, ticks, and how deep, of all messages that move it.
+
+    Resetting all controllers lifts it (RP-015). All-sound-off silences what it holds and leaves it where it is: it
+    lifts for a tick.
+    """
+    tick, index = moves.tick, np.arange(len(moves.tick))
+    value = np.where(moves.number == _SUSTAIN_PEDAL, moves.value, np.uint8(0))
+    is_silence = moves.number == _ALL_SOUND_OFF
+    last_move = np.maximum.accumulate(np.where(is_silence, -1, index))
+    depth = np.where(last_move >= 0, value[last_move], np.uint8(0))
+    was_down = np.append(np.uint8(0), depth[:-1]) > 0
+    silences = np.flatnonzero(is_silence & was_down)
+    again = depth[np.searchsorted(tick, tick[silences], side="right") - 1]
+    said = (moves.number == _SUSTAIN_PEDAL) | was_down
+    ticks, values = np.append(tick[silences] + 1, tick[said]), np.append(again, value[said])
     order = np.argsort(ticks, kind="stable")
-    ticks, per_beat = ticks[order], per_beat[order]
-    microticks_per_beat = 1e6 * score.ticks_per_quarter
-    if ticks[0] < 0:
-        raise MidiError(f"{name}: {_TOO_MANY_TICKS}")
-    if per_beat.min() <= 0:
-        at = ticks[per_beat.argmin()]
-        raise MidiError(f"{name}: expected at least 1 microsecond a beat, got {per_beat.min():.0f} at tick {at:.0f}")
-    seconds = np.concatenate([[0.0], np.cumsum(np.diff(ticks) * per_beat[:-1]) / microticks_per_beat])
-
-    def seconds_at(tick: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        change = np.maximum(np.searchsorted(ticks, tick, side="right") - 1, 0)
-        return np.asarray(seconds[change] + (tick - ticks[change]) * per_beat[change] / microticks_per_beat)
-
-    return seconds_at
-
-
-def _notes(track: TrackTick, seconds_at: TicksToSeconds) -> NDArray[np.void]:
-    """A track's notes, NOTE_DTYPE [N]. symusic's columns are int32 and int8: each is widened before arithmetic."""
-    columns = track.notes.numpy()
-    onset = columns["time"].astype(np.int64)
-    notes = np.empty(len(onset), NOTE_DTYPE)
-    notes["onset"] = seconds_at(onset)
-    notes["offset"] = seconds_at(onset + columns["duration"])
-    notes["pitch"] = columns["pitch"].astype(np.uint8)
-    notes["velocity"] = columns["velocity"].astype(np.uint8)
-    return notes
-
-
-def _pedal(track: TrackTick, seconds_at: TicksToSeconds) -> NDArray[np.void]:
-    """A track's CC64 messages, PEDAL_DTYPE [P], ending with a lift if the track leaves the pedal down."""
-    columns = track.controls.numpy()
-    sustain = np.flatnonzero(columns["number"] == _SUSTAIN_PEDAL)
-    sustain = sustain[np.argsort(columns["time"][sustain], kind="stable")]
-    value = columns["value"][sustain]
-    ticks = columns["time"][sustain].astype(np.int64)
-    if len(value) and value[-1] > 0:
-        value = np.append(value, 0)
-        ticks = np.append(ticks, track.end())
-    pedal = np.empty(len(value), PEDAL_DTYPE)
-    pedal["time"] = seconds_at(ticks)
-    pedal["value"] = value
-    return pedal
+    return ticks[order], values[order]
 
 
 def _merge_pedals(pedals: list[NDArray[np.void]]) -> NDArray[np.void]:

@@ -25,8 +25,9 @@ import numpy as np
 from dsmr.corpus.parallel import ProcessDied, map_in_order
 from dsmr.midi import MAX_SECONDS, MidiError, read_midi, write_midi
 from dsmr.tokens import NOTE_DTYPE, Performance, decode, encode
-from tests.hostile_midi import FILES, varlen
-from tests.hostile_midi import file as midi_file
+from tests.hostile_midi import FILES
+from tests.midi_bytes import file as midi_file
+from tests.midi_bytes import varlen
 
 READING_SECONDS = 60.0
 LARGEST_START = 100_000  # bytes: a change in a larger file is one among too many that do nothing
@@ -147,7 +148,9 @@ def grown(dice: random.Random) -> bytes:
                 *[bytes([0x90 | channel, dice.choice((60, byte())), byte()])] * 4,
                 *[bytes([0x80 | channel, dice.choice((60, byte())), byte()])] * 4,
                 *[bytes([0xB0 | channel, 64, byte()])] * 2,
+                bytes([0xB0 | channel, dice.choice((120, 121, 123, 127)), 0]),
                 bytes([0xC0 | channel, byte()]),
+                b"\xf0\x02\x41\xf7",
                 b"\xff\x51\x03" + dice.choice((b"\x00\x00\x01", b"\xff\xff\xff", dice.randbytes(3))),
             )
         )
@@ -190,8 +193,8 @@ def check(data: bytes) -> str:
     try:
         performance = read_midi(data)
     except MidiError as error:
-        reason = str(error).removeprefix("MIDI data: expected a MIDI file, got an error from its ")
-        return re.sub(r"(0x)?\d[\da-f.]*", "#", reason)[:70]
+        reason = str(error).removeprefix("MIDI data: ").removeprefix("expected a MIDI file, got ")
+        return re.sub(r"b['\"].*|(0x)?\d[\da-f.]*", "#", reason)[:70]
     notes, pedal = performance.notes, performance.pedal
     assert len(notes) > 0
     for times in (notes["onset"], notes["offset"], pedal["time"]):

@@ -27,7 +27,7 @@ from dsmr.tokens import BEGIN, END, Ids, Performance, decode, encode
 PIECES, LENGTH = 6, 8_000
 """Of the pianist's: how many, and their tokens, about. Recorded ones have 12,800 on average."""
 TRANSPOSITIONS = range(-12, 12)
-MIDI_LIBRARIES = ("symusic", "pretty_midi")
+MIDI_LIBRARIES = ("mido", "pretty_midi")
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,15 @@ class Music:
 
     def in_files(self, folder: Path) -> Music:
         """Each piece in all transpositions, written as MIDI files."""
-        from symusic import Score
-
         from dsmr.midi import read_midi, write_midi
 
         paths = []
         for number, performance in enumerate(self.performances):
-            written = folder / "as-played.mid"
-            write_midi(performance, written)
-            score = Score(str(written))
-            written.unlink()
             for semitones in TRANSPOSITIONS:
                 paths.append(folder / f"{number:02d}{semitones:+03d}.mid")
-                score.shift_pitch(semitones).dump_midi(str(paths[-1]))
+                notes = performance.notes.copy()
+                notes["pitch"] = notes["pitch"].astype(np.int64) + semitones
+                write_midi(Performance(notes, performance.pedal), paths[-1])
         performances = [read_midi(path) for path in paths]
         return Music(performances, [encode(performance) for performance in performances], self.length, paths)
 

@@ -28,6 +28,7 @@ from dsmr.cli.terminal import (
 
 if TYPE_CHECKING:
     from dsmr.generation import Progress, Take
+    from dsmr.tempo import TempoMap
 
 MUSIC, SAMPLING, SPEED = "Music", "Sampling", "Speed"
 
@@ -77,7 +78,9 @@ def generate(
     include_prompt: Annotated[
         bool,
         typer.Option(
-            "--include-prompt/--only-new", help="Write the prompt, and then what continues it.", rich_help_panel=MUSIC
+            "--include-prompt/--only-new",
+            help="Write the prompt as it is, pedal and tempo too, and what continues it.",
+            rich_help_panel=MUSIC,
         ),
     ] = False,
     takes: Annotated[
@@ -128,9 +131,7 @@ def generate(
     from dsmr.decoding import Decoding
     from dsmr.generation import Sampling
     from dsmr.generation import generate as make_takes
-    from dsmr.midi import read_midi
     from dsmr.process import torch_threads
-    from dsmr.tokens import encode
 
     if out.suffix.lower() not in (".mid", ".midi"):
         raise BadInput(f"--out: expected a name that ends in .mid, got {out}")
@@ -146,7 +147,7 @@ def generate(
     where = choose_device(device)
     with reading_input():
         sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, memory)
-        ids = None if prompt is None else encode(read_midi(prompt))
+        played, tempo = (None, None) if prompt is None else read_midi_with_tempo(prompt)
         model, _ = load_checkpoint(checkpoint, where)
         choice = decoding.choose(model)
     stderr.print(f"steps by the {choice.engine} engine: {choice.reason}")
@@ -164,7 +165,7 @@ def generate(
 
         made = make_takes(
             model,
-            [ids] * takes,
+            [played] * takes,
             seconds=seconds,
             tokens=tokens,
             at_end=at_end,
@@ -174,7 +175,7 @@ def generate(
             include_prompt=include_prompt,
             progress=show,
         )
-    _write(dict(zip(names, made, strict=True)), wanted, soundfont)
+    _write(dict(zip(names, made, strict=True)), wanted, soundfont, tempo if include_prompt else None)
     if as_json:
         takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
         print_json({"engine": choice.engine, "engine_reason": choice.reason, "takes": takes_made})
@@ -186,14 +187,16 @@ def generate(
         )
 
 
-def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None) -> None:
-    """Write the MIDI files, and then beside them the other kinds of files, by their suffixes."""
+def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None, tempo: TempoMap | None) -> None:
+    """Write the MIDI files, at the prompt's tempo if they hold the prompt, and then beside them the other kinds."""
     from dsmr.midi import write_midi, write_wav
     from dsmr.plots import piano_roll
+    from dsmr.tokens import STEP_SECONDS
 
     for name, take in takes.items():  # all of them, before the disk is filled with sound
+        fine = None if tempo is None else tempo.fine_from(take.prompt_seconds, STEP_SECONDS / 4)
         with writing(name) as file:
-            write_midi(take.performance, file)
+            write_midi(take.performance, file, fine)
     for name, take in takes.items():
         if ".wav" in others:
             with writing(name.with_suffix(".wav")) as file:

@@ -77,14 +77,22 @@ def folder(
     ] = None,
     validation: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to validate on.")] = 0.05,
     test: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to test on.")] = 0.05,
+    group_by: Annotated[
+        str,
+        typer.Option(
+            metavar="name|parent|TABLE",
+            help="What stays in one split: files of one **name**; those of one folder, the **parent**; those of one "
+            "group in a .csv table with the columns path and group.",
+        ),
+    ] = "name",
     workers: WorkersOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Prepare every .mid and .midi file in a folder.
+    """Prepare every .mid, .midi and .rmi file in a folder.
 
-    Splits follow from file names alone. Files that cannot be used are left out; STORE.left-out.tsv lists them, each
-    with the reason.
+    Splits follow from the groups' names alone; a warning says if nearly the same music lies in two of them. Files
+    that cannot be used are left out; STORE.left-out.tsv lists them, each with the reason.
     """
     from dsmr.corpus.prepare import prepare_folder
 
@@ -92,7 +100,15 @@ def folder(
     _check(out, force)
     begun = time.monotonic()
     with _to_the_end(out), progress_bar("reading") as progress:
-        report = prepare_folder(path, out, validation=validation, test=test, workers=workers, progress=progress)
+        report = prepare_folder(
+            path,
+            out,
+            validation=validation,
+            test=test,
+            group_by="name" if group_by == "name" else "parent" if group_by == "parent" else Path(group_by),
+            workers=workers,
+            progress=progress,
+        )
     _tell(report, time.monotonic() - begun, as_json)
 
 
@@ -188,6 +204,12 @@ def _print(report: PrepareReport, beside: Path, seconds: float) -> None:
     )
     for split, pieces in report.pieces.items():
         stdout.print(f"  {split:<10} {pieces:>6,} pieces {report.tokens[split]:>12,} tokens")
+    if report.straddling:
+        (one, other), pairs = report.straddling[0], len(report.straddling)
+        stdout.print(
+            f"warning: nearly the same music lies in two splits, {pairs:,} times; "
+            f"the first: {one} and {other}; prepare folder --group-by keeps them together"
+        )
     if report.left_out:
         stdout.print(f"{beside}: every file that was left out, and why")
         stdout.print(f"{len(report.left_out):,} files left out:")
@@ -203,5 +225,6 @@ def _to_dict(report: PrepareReport, beside: Path) -> dict[str, Any]:
         "seconds": report.seconds,
         "longest": report.longest,
         "left_out_file": str(beside) if report.left_out else None,
+        "straddling": [list(pair) for pair in report.straddling],
         "left_out": [{"source": each.source, "reason": each.reason} for each in report.left_out],
     }

@@ -10,21 +10,33 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from dsmr.corpus.alike import Sketch, alike_across, sketch
 from dsmr.corpus.left_out import SAME_MUSIC
 from dsmr.corpus.parallel import ProcessDied, ProcessesError, Progress, map_in_order
 from dsmr.corpus.pianist import FEWEST_TOKENS, compose
 from dsmr.corpus.pianist.dice import Dice
-from dsmr.corpus.sources import LeftOut, Member, MidiFile, folder_files, maestro_files
+from dsmr.corpus.sources import (
+    LeftOut,
+    Member,
+    MidiFile,
+    folder_files,
+    groups_by_folder,
+    groups_in_table,
+    maestro_files,
+)
 from dsmr.corpus.store import SPLITS, Return, StoreWriter
 from dsmr.midi import MidiError, read_midi
 from dsmr.tokens import BEGIN, END, Ids, encode, encode_indexed
 
 StrPath = str | os.PathLike[str]
+GroupBy = Literal["name", "parent"] | os.PathLike[str]
+"""Which files of a folder go into one split: those of one name; those of one folder; those of one group in a table."""
 
 MAX_READING_SECONDS = 60.0
 """Processor time for one MIDI file; those that take longest, of 65,535 tracks, take a few seconds."""
@@ -41,6 +53,8 @@ class PrepareReport:
         seconds: how long all the music lasts.
         longest: the tokens of the longest piece.
         left_out: every file that is not in the store, and why, in the order of the corpus.
+        straddling: pairs of sources that are nearly the same music and lie in different splits (see
+            :mod:`dsmr.corpus.alike`): what is measured on one was seen in the other.
     """
 
     path: Path
@@ -49,6 +63,7 @@ class PrepareReport:
     seconds: float
     longest: int
     left_out: tuple[LeftOut, ...]
+    straddling: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,7 @@ class _Encoded:
     composer: str
     source: str
     returns: tuple[Return, ...] = ()
+    sketch: Sketch = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
 def prepare_maestro(
@@ -90,28 +106,35 @@ def prepare_folder(
     *,
     validation: float = 0.05,
     test: float = 0.05,
+    group_by: GroupBy = "name",
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> PrepareReport:
     """Prepare every MIDI file in a folder and the folders below.
 
-    A piece's title is its file's name; files of one name fall into one split (see :func:`draw_splits`).
+    A piece's title is its file's name; files of one group fall into one split (see :func:`draw_splits`).
 
     Args:
         path: the folder.
         out: the store to write.
-        validation, test: which part of the titles goes into these splits.
+        validation, test: which part of the groups goes into these splits.
+        group_by: what makes a group: "name", files of one name; "parent", those of one folder (see
+            :func:`dsmr.corpus.sources.groups_by_folder`); or the path of a table (see
+            :func:`dsmr.corpus.sources.groups_in_table`).
         workers: how many processes; None takes all cores, 0 none but the calling one.
         progress: called with the files done and the files there are.
 
     Raises:
-        NotADirectoryError, ValueError: there is no such folder, no file in it can be used, or the parts are impossible.
+        OSError, ValueError: there is no such folder, no file in it can be used, the table is none, or the parts are
+            impossible.
     """
     _check_parts(validation, test)
-    encoded = _encode_files(folder_files(path), path, workers, progress)
-    pieces = [entry for entry in encoded if isinstance(entry, _Encoded)]
-    split = draw_splits([piece.title for piece in pieces], validation, test)
-    return _store(out, encoded, {piece.source: split[piece.title] for piece in pieces})
+    files = folder_files(path)
+    group = dict(zip((file.source for file in files), _groups(files, group_by), strict=True))
+    encoded = _encode_files(files, path, workers, progress)
+    sources = [entry.source for entry in encoded if isinstance(entry, _Encoded)]
+    split = draw_splits([group[source] for source in sources], validation, test)
+    return _store(out, encoded, {source: split[group[source]] for source in sources})
 
 
 def prepare_pianist(
@@ -170,6 +193,14 @@ def draw_splits(names: Sequence[str], validation: float, test: float) -> dict[st
     return {name: split[name.casefold()] for name in names}
 
 
+def _groups(files: Sequence[MidiFile], group_by: GroupBy) -> list[str]:
+    if group_by == "name":
+        return [file.title for file in files]
+    if group_by == "parent":
+        return groups_by_folder(files)
+    return groups_in_table(files, group_by)
+
+
 def _encode_files(
     files: Sequence[MidiFile | LeftOut], path: StrPath, workers: int | None, progress: Progress | None
 ) -> list[_Encoded | LeftOut]:
@@ -199,12 +230,13 @@ def _encode_files(
 
 def _encode_file(file: MidiFile) -> _Encoded | LeftOut:
     try:
-        ids = encode(read_midi(file.content.read() if isinstance(file.content, Member) else file.content))
+        performance = read_midi(file.content.read() if isinstance(file.content, Member) else file.content)
+        ids = encode(performance)
     except Exception as error:  # whatever one file provokes, the others are to be prepared; the report names it
         kind = "" if isinstance(error, MidiError) else f"{type(error).__name__}: "
         reason = str(error).removeprefix("MIDI data: ").removeprefix(f"{file.content}: ")
         return LeftOut(file.source, kind + reason)
-    return _Encoded(_framed(ids), file.title, file.composer, file.source)
+    return _Encoded(_framed(ids), file.title, file.composer, file.source, sketch=sketch(performance))
 
 
 def _pianist_orders(seed: int, tokens: int, shortest: int, longest: int) -> list[tuple[int, int, str]]:
@@ -241,6 +273,8 @@ def _unless_died(result: _Encoded | ProcessDied) -> _Encoded:
 
 def _store(out: StrPath, entries: Sequence[_Encoded | LeftOut], split: Mapping[str, str]) -> PrepareReport:
     """Write the pieces, each into the split of its source, and report."""
+    encoded = [entry for entry in entries if isinstance(entry, _Encoded)]
+    straddling = alike_across([entry.sketch for entry in encoded], [split[entry.source] for entry in encoded])
     with StoreWriter(out) as store:
         pieces = [
             store.add(
@@ -251,8 +285,7 @@ def _store(out: StrPath, entries: Sequence[_Encoded | LeftOut], split: Mapping[s
                 source=entry.source,
                 returns=entry.returns,
             )
-            for entry in entries
-            if isinstance(entry, _Encoded)
+            for entry in encoded
         ]
     return PrepareReport(
         path=Path(out),
@@ -261,6 +294,7 @@ def _store(out: StrPath, entries: Sequence[_Encoded | LeftOut], split: Mapping[s
         seconds=sum(piece.duration for piece in pieces),
         longest=max(piece.length for piece in pieces),
         left_out=tuple(entry for entry in entries if isinstance(entry, LeftOut)),
+        straddling=tuple((encoded[one].source, encoded[other].source) for one, other in straddling),
     )
 
 

@@ -8,7 +8,7 @@ import os
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -16,9 +16,11 @@ from pathlib import Path, PurePosixPath
 from dsmr.corpus.store import SPLITS
 from dsmr.midi import MAX_BYTES, MidiError
 
-MIDI_SUFFIXES = (".mid", ".midi")
+MIDI_SUFFIXES = (".mid", ".midi", ".rmi")
 TABLE_COLUMNS = ("canonical_composer", "canonical_title", "split", "midi_filename")
 """The columns of a MAESTRO table that are used; the others (year, audio_filename, duration) need not be there."""
+GROUP_COLUMNS = ("path", "group")
+"""The columns of a table that says which files of a folder belong together."""
 MAX_TABLE_BYTES = 16 * 2**20
 """No larger table is read: MAESTRO's has 0.3 MB."""
 
@@ -68,7 +70,7 @@ class LeftOut:
 
 
 def folder_files(path: str | os.PathLike[str]) -> list[MidiFile]:
-    """Return every ``.mid`` and ``.midi`` file in a folder and the folders below, sorted by path.
+    """Return every ``.mid``, ``.midi`` and ``.rmi`` file in a folder and the folders below, sorted by path.
 
     Raises:
         NotADirectoryError: there is no such folder.
@@ -79,6 +81,43 @@ def folder_files(path: str | os.PathLike[str]) -> list[MidiFile]:
     files = [file for file in root.rglob("*") if file.suffix.lower() in MIDI_SUFFIXES and file.is_file()]
     named = sorted((_text(file.relative_to(root).as_posix()), file) for file in files)
     return [MidiFile(source, _text(file.stem), "", None, file) for source, file in named]
+
+
+def groups_by_folder(files: Sequence[MidiFile]) -> list[str]:
+    """Name the group of each file of a folder: the folder that holds it.
+
+    Where folders that hold files lie in one another, it is the outermost of them, so that the versions of a piece in a
+    folder beside it belong to it. A file that no folder below holds has its title for a group.
+    """
+    holders = {PurePosixPath(file.source).parent for file in files}
+    groups = []
+    for file in files:
+        *_, top = [file.title, *(str(up) for up in PurePosixPath(file.source).parents[:-1] if up in holders)]
+        groups.append(top)
+    return groups
+
+
+def groups_in_table(files: Sequence[MidiFile], table: str | os.PathLike[str]) -> list[str]:
+    """Find the group of each file of a folder in a ``.csv`` table with (at least) ``GROUP_COLUMNS``.
+
+    Its paths are those below the folder, with forward slashes; those of other files do not matter.
+
+    Raises:
+        OSError: the table cannot be read.
+        ValueError: it lacks a column or a file, is damaged, or puts a file into two groups.
+    """
+    with open(table, "rb") as file:
+        content = file.read(MAX_TABLE_BYTES + 1)
+    group: dict[str, str] = {}
+    try:
+        for number, row in _rows(content, GROUP_COLUMNS):
+            if group.setdefault(path := row["path"].removeprefix("./"), row["group"]) != row["group"]:
+                raise ValueError(f"row {number}: expected one group for {path}, got {group[path]} before")
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(table)}: {error}") from error
+    if missing := [each.source for each in files if each.source not in group]:
+        raise ValueError(f"{os.fspath(table)}: expected every file, got none for {missing[0]}, {len(missing)} in all")
+    return [group[each.source] for each in files]
 
 
 def _text(name: str) -> str:
@@ -211,7 +250,7 @@ def _only_table(release: _Folder | _Archive) -> tuple[PurePosixPath, list[tuple[
     others: list[str] = []
     for name in release.tables():
         try:
-            found.append((name, _rows(release.read_table(name))))
+            found.append((name, _rows(release.read_table(name), TABLE_COLUMNS)))
         except _AnotherTable as error:
             others.append(f"{name}: {error}")
         except ValueError as error:
@@ -228,13 +267,13 @@ class _AnotherTable(ValueError):
     """A .csv file that is not the table looked for."""
 
 
-def _rows(table: bytes) -> list[tuple[int, dict[str, str]]]:
+def _rows(table: bytes, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """A table's rows with their numbers: the columns' names are row 1, and empty rows count."""
     # Another .csv file that lies about may have any size and encoding; its columns will not match.
     if len(table) > MAX_TABLE_BYTES:
         raise _AnotherTable(f"expected at most {MAX_TABLE_BYTES} bytes, got more")
     reader = csv.reader(io.StringIO(table.decode("utf-8-sig", errors="replace"), newline=""), strict=True)
-    columns = _columns(reader)
+    columns = _columns(reader, wanted)
     rows: list[tuple[int, dict[str, str]]] = []
     number = 1
     try:
@@ -248,14 +287,14 @@ def _rows(table: bytes) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _columns(reader: Iterator[list[str]]) -> list[str]:
+def _columns(reader: Iterator[list[str]], wanted: Sequence[str]) -> list[str]:
     try:
         columns = next(reader, [])
     except csv.Error as error:
         raise _AnotherTable(f"row 1: {error}") from error
-    if missing := [column for column in TABLE_COLUMNS if column not in columns]:
+    if missing := [column for column in wanted if column not in columns]:
         raise _AnotherTable(f"row 1 lacks {', '.join(missing)}")
-    for column in TABLE_COLUMNS:
+    for column in wanted:
         if (count := columns.count(column)) > 1:
             raise ValueError(f"row 1: expected each column once, got {column} {count} times")
     return columns

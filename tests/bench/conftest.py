@@ -12,7 +12,7 @@ NOTHING_OPTIONAL = """
 import importlib.util, os, runpy, sys
 if hasattr(os, "sched_setaffinity"):  # already pinned, it starts no process of its own, where nothing would be hidden
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-hidden = {"rich", "typer", "matplotlib", "pytest", "symusic", "safetensors", "pretty_midi", "tensorboard"}
+hidden = {"rich", "typer", "matplotlib", "pytest", "mido", "safetensors", "pretty_midi", "tensorboard"}
 class Hide:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in hidden:

@@ -13,7 +13,20 @@ import torch
 from dsmr.generation import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, aim_releases, generate, stream
 from dsmr.model import ModelConfig, Transformer
 from dsmr.schedules import make_schedule
-from dsmr.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT, VELOCITY, decode, duration_seconds
+from dsmr.tokens import (
+    BEGIN,
+    END,
+    NOTE_DTYPE,
+    NOTE_OFF,
+    PEDAL_DTYPE,
+    TIME_SHIFT,
+    VELOCITY,
+    Performance,
+    decode,
+    duration_seconds,
+    encode,
+    fold_pedal,
+)
 
 SEGMENT = 16
 FLOAT32 = 2**-24 * 2  # relative: the sampler gets float32 logits of float64 models, rounded once, compared once
@@ -152,6 +165,49 @@ def test_a_take_holds_the_prompt_if_it_is_asked_for(prompt: np.ndarray | None) -
     for name, tolerance in {"onset": 1e-9, "offset": 1e-9, "pitch": 0, "velocity": 0}.items():
         moved = kept[name] - shift if tolerance else kept[name]
         np.testing.assert_allclose(new.performance.notes[name], moved, rtol=0, atol=tolerance)
+
+
+def played(pedal: list[tuple[float, int]]) -> Performance:
+    """A prompt with notes off the grid, that overlap on one key and end after one another."""
+    notes = [(0.0, 0.123, 60, 71), (0.05, 0.9, 64, 33), (0.5, 1.234, 60, 99), (0.7, 1.0, 60, 50)]
+    return Performance(np.array(notes, NOTE_DTYPE), np.array(pedal, PEDAL_DTYPE))
+
+
+@pytest.mark.parametrize(
+    ("pedal", "begins"),
+    [
+        ([], 1.23),
+        ([(0.1, 127), (0.8, 20)], 1.23),
+        ([(0.1, 127), (2.0, 60), (2.5, 40), (2.6, 63), (3.0, 1)], 2.5),  # holds the last note; then a foot that rests
+        ([(2.0, 90), (4.0, 0)], 4.0),  # pressed when all is silent
+        ([(0.1, 127), (2.0, 64)], 2.0),  # left down
+    ],
+    ids=["none", "lifted-early", "holds-the-last", "pressed-after-the-last", "left-down"],
+)
+def test_a_take_holds_the_prompt_as_it_was_played(pedal: list[tuple[float, int]], begins: float) -> None:
+    prompt, model = played(pedal), make_model()
+    new, whole = (generate(model, [prompt], seconds=8, include_prompt=x, at_end="forbid")[0] for x in (False, True))
+    assert np.array_equal(whole.ids, np.concatenate([encode(prompt), new.ids]))
+    assert whole.prompt_seconds == pytest.approx(begins, abs=0.01)
+    assert new.prompt_seconds == 0
+    own, after = np.split(whole.performance.notes, [len(prompt.notes)])
+    assert np.array_equal(own, prompt.notes)
+    assert np.array_equal(whole.performance.pedal[: len(pedal)], prompt.pedal)
+    np.testing.assert_allclose(after["onset"], new.performance.notes["onset"] + whole.prompt_seconds)
+    sounding = fold_pedal(whole.performance).notes  # the prompt sounds as it did, and its pedal holds no new note
+    alone = fold_pedal(prompt).notes["offset"]
+    np.testing.assert_allclose(sounding["offset"][: len(alone)], alone, atol=0.005)
+    np.testing.assert_allclose(
+        sounding["offset"][len(alone) :], new.performance.notes["offset"] + whole.prompt_seconds, atol=1e-9
+    )
+
+
+def test_a_prompt_of_notes_and_one_of_ids_are_continued_alike() -> None:
+    prompt = played([(0.1, 127), (2.0, 0)])
+    one, other = generate(make_model(), [prompt, encode(prompt)], tokens=30)
+    alone = [generate(make_model(), [each], tokens=30)[0].ids for each in (prompt, encode(prompt))]
+    assert np.array_equal(*alone)
+    assert (one.prompt_tokens, other.prompt_tokens) == (0, 0)
 
 
 def test_the_velocity_in_force_after_the_prompt_reaches_the_first_new_note() -> None:

@@ -20,8 +20,8 @@ from dsmr.corpus.prepare import prepare_folder, prepare_maestro
 from dsmr.corpus.sources import LeftOut, Member, MidiFile, maestro_files
 from dsmr.corpus.store import TokenStore
 from dsmr.midi import MAX_BYTES, MidiError
-from tests.hostile_midi import NOTE
-from tests.hostile_midi import file as midi_file
+from tests.midi_bytes import NOTE
+from tests.midi_bytes import file as midi_file
 
 HEADER = "canonical_composer,canonical_title,split,midi_filename"
 MIDI = midi_file(NOTE)
@@ -231,3 +231,42 @@ class TestFolder:
         assert done.exit_code == 0
         assert "red \\x1b[31m.mid: expected a MIDI file" in done.stdout
         assert "\x1b" not in done.stdout
+
+
+class TestGroups:
+    @staticmethod
+    def files(*sources: str) -> list[MidiFile]:
+        return [MidiFile(source, Path(source).stem, "", None, Path(source)) for source in sources]
+
+    def test_folders_that_hold_files(self) -> None:
+        # The layouts of composer/work/player, of a work with its versions in a folder beside it, and of files alone.
+        files = self.files("Bach/Fugue/A.mid", "Bach/Fugue/B.mid", "Bach/Aria/A.mid")
+        files += self.files("001/001.mid", "001/versions/001-v1.mid", "001/versions/more/x.mid", "Waltz.mid")
+        assert sources.groups_by_folder(files) == [
+            *("Bach/Fugue", "Bach/Fugue", "Bach/Aria", "001", "001", "001", "Waltz"),
+        ]
+
+    def test_table(self, tmp_path: Path) -> None:
+        path = tmp_path / "groups.csv"
+        path.write_text("group,who,path\nx,me,b/one.mid\ny,you,./two.mid\nx,me,other.mid\nx,me,b/one.mid\n")
+        assert sources.groups_in_table(self.files("two.mid", "b/one.mid"), path) == ["y", "x"]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("path\na.mid\n", "row 1 lacks group"),
+            ("path,group\na.mid,x\n", "expected every file, got none for b.mid, 1 in all"),
+            ("path,group\na.mid,x\nb.mid,x\na.mid,y\n", "row 4: expected one group for a.mid, got x before"),
+            ("path,group\na.mid\n", "row 2: expected 2 fields as in row 1, got 1"),
+            ("", "row 1 lacks path, group"),
+        ],
+    )
+    def test_table_that_does_not_say_it(self, tmp_path: Path, content: str, message: str) -> None:
+        path = tmp_path / "groups.csv"
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"groups\.csv: {message}"):
+            sources.groups_in_table(self.files("a.mid", "b.mid"), path)
+
+    def test_table_that_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            sources.groups_in_table(self.files("a.mid"), tmp_path / "groups.csv")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dsmr import native
-from dsmr.midi import read_midi
-from dsmr.tokens import encode
+from dsmr.midi import read_midi, read_midi_with_tempo, write_midi
+from dsmr.tempo import TEMPO_DTYPE, TempoMap
+from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance, encode, fold_pedal
 from tests.dsmr.cli.commands import fails, succeeds
 
 
@@ -61,6 +63,49 @@ def test_continues_a_prompt(checkpoint: Path, music: Path, tmp_path: Path) -> No
     ids = encode(prompt)
     assert np.array_equal(encode(both)[: len(ids) - 1], ids[:-1])
     assert len(both.notes) == len(prompt.notes) + len(new.notes)
+
+
+@pytest.mark.parametrize(
+    ("ticks_per_beat", "last_tempo"), [(480, 500_000), (24, 700_000), (96, 16_000_000)], ids=["usual", "coarse", "slow"]
+)
+def test_a_prompt_that_is_included_keeps_its_notes_pedal_and_tempo(
+    checkpoint: Path, tmp_path: Path, ticks_per_beat: int, last_tempo: int
+) -> None:
+    dice = np.random.default_rng(0)
+    beats = np.sort(dice.integers(0, 20 * ticks_per_beat, 60))
+    changes = np.array([(0, 400_000), (6 * ticks_per_beat, 350_000), (19 * ticks_per_beat, last_tempo)], TEMPO_DTYPE)
+    tempo = TempoMap(ticks_per_beat, changes)
+    notes = np.empty(len(beats), NOTE_DTYPE)
+    notes["onset"] = tempo.seconds_at(beats)
+    notes["offset"] = tempo.seconds_at(beats + dice.integers(1, ticks_per_beat, len(beats)))
+    notes["pitch"] = np.arange(len(beats)) + 24
+    notes["velocity"] = dice.integers(1, 128, len(beats))
+    pedal = np.array(
+        [(beat, 127 * (number % 2)) for number, beat in enumerate(range(0, 25 * ticks_per_beat, 37))], PEDAL_DTYPE
+    )
+    pedal["time"] = tempo.seconds_at(pedal["time"].astype(np.int64))
+    prompt, out = tmp_path / "prompt.mid", tmp_path / "both.mid"
+    write_midi(Performance(notes, pedal), prompt, tempo)
+
+    arguments = ["generate", checkpoint, "--prompt", prompt, "--seconds", 3, "--seed", 1]
+    (made,) = json.loads(succeeds(*arguments, "--out", out, "--include-prompt", "--wav", "--png", "--json"))["takes"]
+    succeeds(*arguments, "--out", tmp_path / "new.mid")
+    (own, asked), (both, said) = read_midi_with_tempo(prompt), read_midi_with_tempo(out)
+    new = read_midi(tmp_path / "new.mid").notes
+    for kept, was in ((both.notes[: len(own.notes)], own.notes), (both.pedal[: len(own.pedal)], own.pedal)):
+        for name in was.dtype.names:  # times through another change of tempo are sums of other terms
+            np.testing.assert_allclose(kept[name], was[name], rtol=1e-14, atol=0)
+    assert said.ticks_per_beat == ticks_per_beat
+    np.testing.assert_array_equal(said.changes[: len(asked.changes)], asked.changes)
+    after = both.notes[len(own.notes) :]
+    assert len(after) == len(new) > 0
+    np.testing.assert_allclose(
+        np.diff(after["onset"]), np.diff(new["onset"]), atol=0.0026
+    )  # half a tick of 2.5 ms, twice
+    with wave.open(str(out.with_suffix(".wav"))) as sound:
+        assert sound.getnframes() / sound.getframerate() >= fold_pedal(both).notes["offset"].max()
+    assert out.with_suffix(".png").stat().st_size > 0
+    assert made["prompt_tokens"] == len(encode(own))
 
 
 @pytest.mark.parametrize(

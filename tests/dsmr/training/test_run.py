@@ -157,7 +157,7 @@ def test_tensorboard(store: TokenStore, tmp_path: Path) -> None:
 
 
 def test_imports_without_the_music_libraries() -> None:
-    blocked = ("rich", "tensorboard", "symusic", "pretty_midi", "matplotlib", "typer", "safetensors", "huggingface_hub")
+    blocked = ("rich", "tensorboard", "mido", "pretty_midi", "matplotlib", "typer", "safetensors", "huggingface_hub")
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import dsmr.training"
     subprocess.run([sys.executable, "-c", code], check=True)
 
