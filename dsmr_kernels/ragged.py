@@ -26,7 +26,7 @@ def check_ragged(
     if segment_len is not None and not bool(((segment_len >= 0) & (segment_len <= tokens)).all()):
         raise ValueError(f"segment_len: expected values from 0 to T={tokens}, got {segment_len.tolist()}")
     if segment_start is not None:
-        inside = (segment_start >= 0) & (segment_start <= torch.arange(tokens))
+        inside = (segment_start >= 0) & (segment_start <= torch.arange(tokens, device=device))
         if not bool(inside.all()) or bool((segment_start.diff() < 0).any()):
             raise ValueError("segment_start: expected non-decreasing rows with 0 <= segment_start[b, i] <= i")
 
