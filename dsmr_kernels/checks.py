@@ -29,11 +29,12 @@ def integers(name: str, values: Sequence[int] | Tensor) -> list[int]:
         raise ValueError(f"{name}: expected integers of a signed type, got a tensor of {values.dtype}")
     try:
         numbers = values.tolist() if isinstance(values, Tensor) else list(values)
-        if any(is_bool(number) for number in numbers):
-            raise ValueError(f"{name}: expected integers, got the bools {numbers}")
-        return [operator.index(number) for number in numbers]
+        found = [operator.index(number) for number in numbers]
     except TypeError:
         raise ValueError(f"{name}: expected a sequence of integers, got {values!r}") from None
+    if any(map(is_bool, numbers)):
+        raise ValueError(f"{name}: expected integers, got bools: {numbers}")
+    return found
 
 
 def is_bool(x: object) -> bool:
@@ -98,12 +99,12 @@ def check_saved_numbers(clock: Tensor, written: Mapping[str, Tensor], max_segmen
 
 
 def chosen_lanes(lanes: int, chosen: Any) -> Tensor | list[int]:
-    """The lanes that a mask of `lanes` bools or a sequence of numbers names: a bool tensor `[lanes]`, or the numbers."""
+    """Lanes by a mask of `lanes` bools, as a bool tensor, or by their numbers, as a list; ValueError for others."""
     if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
         mask = chosen
     elif isinstance(chosen, Sequence) and chosen and all(map(is_bool, chosen)):
         mask = torch.tensor([bool(x) for x in chosen], device="cpu")
-    elif is_bool(chosen) and getattr(chosen, "ndim", 0):  # an array of NumPy's
+    elif is_bool(chosen) and not isinstance(chosen, bool) and chosen.ndim:  # an array of NumPy's
         mask = torch.tensor(chosen.tolist(), dtype=torch.bool, device="cpu")
     else:
         numbers = integers("lanes", chosen)

@@ -313,9 +313,7 @@ class MemoryStack:
         """
         if not is_integer(tokens) or not 1 <= tokens <= self.max_segment:
             raise ValueError(f"tokens: expected an integer from 1 to max_segment={self.max_segment}, got {tokens!r}")
-        if segment_size is not None and not (
-            is_integer(segment_size) and tokens <= segment_size <= self.max_segment
-        ):
+        if segment_size is not None and not (is_integer(segment_size) and tokens <= segment_size <= self.max_segment):
             raise ValueError(
                 f"segment_size: expected an integer from tokens={tokens} to {self.max_segment}, got {segment_size!r}"
             )

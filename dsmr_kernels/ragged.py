@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsmr_kernels.execution import unrecorded, values_are_real
 
+
+@unrecorded
 def check_ragged(
     lanes: int, tokens: int, device: torch.device, segment_start: Tensor | None, segment_len: Tensor | None
 ) -> None:
@@ -32,6 +35,6 @@ def check_ragged(
 
 
 def values_are_at_hand(device: torch.device, *tensors: Tensor | None) -> bool:
-    """Can numbers be read without waiting for a GPU, and are there any? Not while shapes alone are traced."""
+    """Can numbers be read without waiting for a GPU, and are there any? Not while a graph is recorded."""
     plain = all(x is None or type(x) is Tensor for x in tensors)
-    return device.type == "cpu" and plain and not torch.compiler.is_compiling()
+    return device.type == "cpu" and plain and values_are_real()
