@@ -17,7 +17,7 @@ from torch._C._autograd import _profiler_enabled
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
-from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch does not say that it is public, its documentation does
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, but not exported
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -141,6 +141,11 @@ class RingMemory:
         """The values of `tensors()`."""
         return tuple(self.tensors().values())
 
+    @cached_property
+    def addressed(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
+        """All that native code reads and writes: k, v, their scales, `written`, the clock's state and the horizon."""
+        return self.k, self.v, self.k_scale, self.v_scale, self.written, self.clock.state, self.horizon
+
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: the fields. What this ring remembers has addresses in it."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

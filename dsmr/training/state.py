@@ -159,7 +159,8 @@ def load_optimizer(model: Transformer, optimizer: Optimizers, tensors: Mapping[s
                     raise ValueError(
                         f"optimizer state: expected {key} of {names[parameter]!r} of shape {shape}, got {got}"
                     )
-                state[key] = tensor.to(parameter.device) if key == "step" else spread_like(tensor, parameter)
+                copied = tensor.to(parameter.device, copy=True)  # an optimiser writes into its state
+                state[key] = copied if key == "step" else spread_like(copied, parameter)
             loaded.append((part, parameter, state))
     if own:
         raise ValueError(f"optimizer state: expected nothing but the model's parameters, got {next(iter(own))!r} too")
