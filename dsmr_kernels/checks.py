@@ -16,6 +16,7 @@ from dsmr_kernels.geometry import LARGEST_POSITION, Geometry
 from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED
 
 _QUANTISED = tuple(kind.dtype for kind in QUANTISED.values())
+_STORED = (*COMPUTE_DTYPES, *_QUANTISED)
 
 
 def is_integer(x: object) -> TypeGuard[int]:
@@ -53,31 +54,31 @@ def check_clock(state: object) -> None:
 def check_ring(tensors: Mapping[str, Tensor], horizon: Tensor, clock: Tensor, geometry: Geometry) -> None:
     """Raise TypeError or ValueError for tensors that do not make up a ring; see `RingMemory`."""
     k = tensors["k"]
-    if k.dtype not in (*COMPUTE_DTYPES, *_QUANTISED):
-        raise TypeError(f"k: expected one of {(*COMPUTE_DTYPES, *_QUANTISED)}, got {k.dtype}")
-    if k.dim() != 4 or k.shape[2] != geometry.capacity:
-        raise ValueError(f"k: expected [B, Hkv, {geometry.capacity}, D], got {list(k.shape)}")
-    scales = {"k_scale", "v_scale"} & tensors.keys()
-    if len(scales) != (2 if k.dtype in _QUANTISED else 0):
-        raise ValueError(f"k_scale, v_scale: expected both for quantised storage and none for others, got {k.dtype}")
-    expected: dict[str, tuple[Tensor, torch.dtype, Sequence[int]]] = {
-        "v": (tensors["v"], k.dtype, k.shape),
-        **{name: (tensors[name], torch.float32, k.shape[:3]) for name in scales},
-        "written": (tensors["written"], torch.int64, k.shape[:1]),
-        "horizon": (horizon, torch.int64, ()),
-        "clock": (clock, torch.int64, (3, k.shape[0])),
-    }
-    for name, (x, dtype, shape) in expected.items():
-        if x.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype}, got {x.dtype}")
-        if x.shape != shape or x.device != k.device:
-            raise ValueError(f"{name}: expected {list(shape)} on {k.device}, got {list(x.shape)} on {x.device}")
-    for name in ("written", *scales):
-        if tensors[name].stride()[-1:] not in ((1,), ()) and tensors[name].shape[-1] > 1:
-            raise ValueError(f"{name}: expected a contiguous last dimension, got strides {tensors[name].stride()}")
+    shape, dtype, device = k.shape, k.dtype, k.device
+    if dtype not in _STORED:
+        raise TypeError(f"k: expected one of {_STORED}, got {dtype}")
+    if len(shape) != 4 or shape[2] != geometry.capacity:
+        raise ValueError(f"k: expected [B, Hkv, {geometry.capacity}, D], got {list(shape)}")
+    scales = [name for name in ("k_scale", "v_scale") if name in tensors]
+    if len(scales) != (2 if dtype in _QUANTISED else 0):
+        raise ValueError(f"k_scale, v_scale: expected both for quantised storage and none for others, got {dtype}")
+    for name, x, of_type, of_shape in (
+        ("v", tensors["v"], dtype, shape),
+        *((name, tensors[name], torch.float32, shape[:3]) for name in scales),
+        ("written", tensors["written"], torch.int64, shape[:1]),
+        ("horizon", horizon, torch.int64, ()),
+        ("clock", clock, torch.int64, (3, shape[0])),
+    ):
+        if x.dtype != of_type:
+            raise TypeError(f"{name}: expected {of_type}, got {x.dtype}")
+        if x.shape != of_shape or x.device != device:
+            raise ValueError(f"{name}: expected {list(of_shape)} on {device}, got {list(x.shape)} on {x.device}")
     for name, x in tensors.items():
-        if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
-            raise ValueError(f"{name}: expected memory of its own for every entry, got strides {x.stride()}")
+        strides = x.stride()
+        if 0 in strides and any(step == 0 and size > 1 for step, size in zip(strides, x.shape, strict=True)):
+            raise ValueError(f"{name}: expected memory of its own for every entry, got strides {strides}")
+        if name not in ("k", "v") and strides[-1] != 1 and x.shape[-1] > 1:
+            raise ValueError(f"{name}: expected a contiguous last dimension, got strides {strides}")
 
 
 def check_saved_numbers(clock: Tensor, written: Mapping[str, Tensor], max_segment: int) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C import _is_tracing, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._autograd import _profiler_enabled
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import forward_ad
@@ -34,7 +34,7 @@ def is_plain(q: object, k: object, v: object) -> bool:
         and not _len_torch_dispatch_stack()  # TorchDispatchMode: make_fx, FLOP counters, fake tensors
         and not _len_torch_function_stack()  # TorchFunctionMode
         and peek_interpreter_stack() is None  # torch.func
-        and not torch._C._is_tracing()  # torch.jit.trace
+        and not _is_tracing()  # torch.jit.trace
         and forward_ad._current_level < 0
         and not _profiler_enabled()
     )

@@ -8,6 +8,8 @@ segments in one graph would get wrong gradients without a word.
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,18 +47,35 @@ _library.define(
 
 def wants_grad(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Is a backward pass to come?"""
-    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return (q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled()
 
 
 def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     """Run a validated call; `(o, lse)`. Goes round the dispatcher where nobody has to see the operator."""
     q, k, v = call[:3]
+    plain = is_plain(q, k, v)
     if wants_grad(q, k, v):
         call.memory.clock.in_graph = True
-    elif is_plain(q, k, v):
+    elif plain:
         return _run_forward(call, impl)
-    o, lse = torch.ops.dsmr_kernels.attend_(*_flatten(call, impl))
+    with _examined if plain else nullcontext():
+        o, lse = torch.ops.dsmr_kernels.attend_(*_flatten(call, impl))
     return o, lse
+
+
+class _Examined(threading.local):
+    """Whether this thread calls an operator with arguments that were examined: to do it twice would take longer."""
+
+    already = False
+
+    def __enter__(self) -> None:
+        self.already = True
+
+    def __exit__(self, *_: object) -> None:
+        self.already = False
+
+
+_examined = _Examined()
 
 
 def _run_forward(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
@@ -91,6 +110,8 @@ def _checked(*arguments: Any) -> tuple[Call, str | None]:
     """`_unflatten`, examined: a recorded graph runs on other tensors than those it was recorded with."""
     refuse_forward_mode(arguments)
     call, impl = _unflatten(*arguments)
+    if _examined.already:
+        return call, impl
     check_arguments(*call[:5], call.scale, call.softcap, call.append)
     if call.segment_start is not None or call.segment_len is not None:
         check_ragged(call.q.shape[0], call.q.shape[1], call.q.device, call.segment_start, call.segment_len)
@@ -179,7 +200,8 @@ class _Attend(torch.autograd.Function):
         # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
         # that is being compiled is not the run, so it always looks.
         untouched = ctx.version is not None and _version(ring[0]) == ctx.version
-        grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, untouched, *wanted)
+        with nullcontext() if torch.compiler.is_compiling() else _examined:
+            grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, untouched, *wanted)
         dq, dk, dv = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[:3], strict=True))
         return dq, dk, dv, *[None] * (len(ctx.needs_input_grad) - 3)
 

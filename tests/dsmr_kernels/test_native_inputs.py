@@ -57,7 +57,7 @@ WRONG_RINGS: dict[str, tuple[Callable[[RingMemory], dict[str, object]], str]] = 
     "written int32": (lambda r: {"written": r.written.int()}, "written: expected torch.int64"),
     "written float": (lambda r: {"written": r.written.bfloat16()}, "written: expected torch.int64"),
     "written shape": (lambda r: {"written": r.written[:1]}, r"written: expected \[2\]"),
-    "written expanded": (lambda r: {"written": r.written[:1].expand(2)}, "written: expected a contiguous"),
+    "written expanded": (lambda r: {"written": r.written[:1].expand(2)}, "written: expected memory of its own"),
     "written strided": (lambda r: {"written": torch.zeros(4, dtype=torch.int64)[::2]}, "written: expected a contig"),
     "horizon int32": (lambda r: {"horizon": r.horizon.int()}, "horizon: expected torch.int64"),
     "horizon shape": (lambda r: {"horizon": r.horizon[None]}, r"horizon: expected \[\]"),
@@ -89,7 +89,7 @@ def test_rings_made_by_hand_are_checked(
     [
         (lambda r: {"k_scale": r.k_scale.half()}, "k_scale: expected torch.float32"),
         (lambda r: {"v_scale": r.v_scale[:, :, 1:]}, r"v_scale: expected \[2, 1, 16\]"),
-        (lambda r: {"v_scale": r.v_scale[:, :, :1].expand(2, 1, 16)}, "v_scale: expected a contiguous"),
+        (lambda r: {"v_scale": r.v_scale[:, :, :1].expand(2, 1, 16)}, "v_scale: expected memory of its own"),
         (lambda r: {"k_scale": None}, "k_scale, v_scale: expected both"),
         (lambda r: {"k": r.k.float(), "v": r.v.float()}, "k_scale, v_scale: expected both .* none for others"),
     ],

@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, empty_like, get_num_threads
+from torch._C import _increment_version
 
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.cpu import library
@@ -94,7 +95,7 @@ class Repeat:
         if status != _OK:
             return None
         if self._append:
-            torch._C._increment_version(memory.state)
+            _increment_version(memory.state)
         return o
 
 
