@@ -164,7 +164,8 @@ class Geometry:
             most = self.recent
         else:
             most = self.archive - horizon if window == "segment" else LARGEST_POSITION
-        if not (0 <= length <= position <= LARGEST_POSITION and 0 <= horizon <= self.archive and 0 <= phase <= most):
+        counts = 0 <= position <= LARGEST_POSITION and 0 <= length <= LARGEST_POSITION
+        if not (counts and 0 <= horizon <= self.archive and 0 <= phase <= most):
             raise bad_clock(position, length, phase, horizon)
 
     def _settled(self, horizon: int, length: int, phase: int) -> tuple[int, int]:
@@ -186,7 +187,7 @@ class Geometry:
 def bad_clock(position: int, length: int, phase: int, horizon: int) -> ValueError:
     """The error for a lane whose numbers would lead out of its ring."""
     return ValueError(
-        "memory: expected 0 <= length <= position <= 2^62 and a phase and a horizon that the ring has room for, "
+        "memory: expected a position and a length from 0 to 2^62, and a phase and a horizon that the ring has room for, "
         f"got position {position}, length {length}, phase {phase}, horizon {horizon}"
     )
 

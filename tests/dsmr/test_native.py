@@ -400,7 +400,7 @@ def test_bad_arguments_are_named(error: type[Exception], message: str, tokens: o
 @pytest.mark.parametrize("retention", [None, Retention(3)], ids=["all", "stride3"])
 @pytest.mark.parametrize("row", range(4), ids=["position", "length", "phase", "horizon"])
 def test_numbers_that_lead_out_of_a_ring_are_refused(row: int, retention: Retention | None) -> None:
-    """A saved clock may hold anything. A fresh state's position is 0, so that any length is too large."""
+    """A saved clock may hold anything."""
     model = make_model(retention)
     for number in (2**63 - 1, -(2**63), -1, 2**62 + 1):
         state = model.new_state(2)
