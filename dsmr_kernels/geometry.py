@@ -187,8 +187,8 @@ class Geometry:
 def bad_clock(position: int, length: int, phase: int, horizon: int) -> ValueError:
     """The error for a lane whose numbers would lead out of its ring."""
     return ValueError(
-        "memory: expected a position and a length from 0 to 2^62, and a phase and a horizon that the ring has room for, "
-        f"got position {position}, length {length}, phase {phase}, horizon {horizon}"
+        "memory: expected a position and a length from 0 to 2^62, and a phase and a horizon that the ring has room "
+        f"for, got position {position}, length {length}, phase {phase}, horizon {horizon}"
     )
 
 
