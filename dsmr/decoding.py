@@ -97,10 +97,10 @@ class Decoder:
         segment, device = model.config.segment, model.embedding.weight.device
         # The PyTorch model reads prompts into memory of its own type or quantised; bf16 comes after.
         self._state = new_state(model, len(prompts), None if self._memory == "bf16" else self._memory)
-        after = torch.empty(len(prompts), VOCAB_SIZE)
+        after = torch.empty(len(prompts), VOCAB_SIZE, device="cpu")
         for start in range(0, max(map(len, prompts)), segment):
             parts = [prompt[start : start + segment] for prompt in prompts]
-            lengths = torch.tensor([len(part) for part in parts])
+            lengths = torch.tensor([len(part) for part in parts], device="cpu")
             tokens = np.full((len(prompts), int(lengths.max())), PAD, dtype=np.int64)
             for i, part in enumerate(parts):
                 tokens[i, : len(part)] = part
@@ -108,7 +108,7 @@ class Decoder:
             logits = model(fed, self._state, segment_len=lengths.to(device), segment_size=segment)
             reading = lengths > 0
             last = (lengths - 1).clamp_min(0)
-            newest = logits[torch.arange(len(prompts)), last.to(device)].float().cpu()
+            newest = logits[torch.arange(len(prompts), device=device), last.to(device)].float().cpu()
             after[reading] = newest[reading]
         if self._memory == "bf16":
             self._state = _rounded(model, self._state)

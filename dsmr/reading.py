@@ -76,8 +76,10 @@ def score(
             device = model.embedding.weight.device
             state = model.new_state(lanes, max_segment=segment)
             for step in _steps(store, stretches, lanes, segment):
-                state.reset(torch.tensor([part is not None and part.begins for part in step.parts]))
-                origin = torch.tensor([stretches[part.number].index if part else 0 for part in step.parts])
+                state.reset(torch.tensor([part is not None and part.begins for part in step.parts], device="cpu"))
+                origin = torch.tensor(
+                    [stretches[part.number].index if part else 0 for part in step.parts], device="cpu"
+                )
                 logits = model(
                     step.tokens.to(device),
                     state,
@@ -151,4 +153,4 @@ def _steps(store: TokenStore, stretches: Sequence[Stretch], lanes: int, segment:
             if part is not None:
                 ids = store.piece(stretches[part.number].piece)[part.start : part.stop + 1]
                 tokens[lane, : lengths[lane]], targets[lane, : lengths[lane]] = ids[:-1], ids[1:]
-        yield _Step(torch.from_numpy(tokens), torch.from_numpy(targets), torch.tensor(lengths), parts)
+        yield _Step(torch.from_numpy(tokens), torch.from_numpy(targets), torch.tensor(lengths, device="cpu"), parts)

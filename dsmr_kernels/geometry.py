@@ -12,6 +12,10 @@ from typing import Literal, NamedTuple
 
 Window = Literal["segment", "token"]
 
+LARGEST_POSITION = 2**62
+"""The largest position of a clock: a segment, a group of tokens and a ring more still are an int64."""
+_LARGEST_STRIDE = 2**31 - 1  # a hash of 32 bits chooses among a group's tokens
+
 
 @dataclass(frozen=True)
 class Retention:
@@ -25,8 +29,8 @@ class Retention:
     keep: Literal["last", "random"] = "last"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stride, int) or self.stride < 1:
-            raise ValueError(f"stride: expected an integer of at least 1, got {self.stride!r}")
+        if not isinstance(self.stride, int) or isinstance(self.stride, bool) or not 1 <= self.stride <= _LARGEST_STRIDE:
+            raise ValueError(f"stride: expected an integer of at least 1 and below 2^31, got {self.stride!r}")
         if self.keep not in ("last", "random"):
             raise ValueError(f"keep: expected 'last' or 'random', got {self.keep!r}")
 
@@ -76,6 +80,11 @@ class Geometry:
     max_segment: int
     retention: Retention
 
+    def __post_init__(self) -> None:
+        sizes = self.archive, self.recent, self.max_segment
+        if min(sizes) < 0:
+            raise ValueError(f"archive, recent, max_segment: expected numbers of slots and tokens, got {sizes}")
+
     @classmethod
     def of(cls, horizon: int, max_segment: int, retention: Retention, segments_in_flight: int = 1) -> Geometry:
         """Size a ring for `horizon` entries and `segments_in_flight` segments of up to `max_segment` tokens.
@@ -94,7 +103,11 @@ class Geometry:
         return self.archive + self.recent
 
     def visible(self, horizon: int, window: Window, position: int, length: int, phase: int) -> list[Run]:
-        """Runs of slots, oldest first, that a call at this clock may see: at most four, two without stride."""
+        """Runs of slots, oldest first, that a call at this clock may see: at most four, two without stride.
+
+        Raises ValueError for numbers that no stack comes to.
+        """
+        self._check_clock(horizon, window, position, length, phase)
         if self.retention.stride == 1:
             count = min(length, horizon + phase if window == "segment" else max(horizon - 1, 0))
             return list(_runs(position - count, self.archive, 0, range(-count, 0)))
@@ -146,6 +159,15 @@ class Geometry:
         recent_need = newest - position + open_tokens if open_tokens else 0
         return max((archive_need, self.archive), (recent_need, self.recent), key=lambda part: part[0] - part[1])
 
+    def _check_clock(self, horizon: int, window: Window, position: int, length: int, phase: int) -> None:
+        if self.retention.stride > 1:
+            most = self.recent
+        else:
+            most = self.archive - horizon if window == "segment" else LARGEST_POSITION
+        counts = 0 <= position <= LARGEST_POSITION and 0 <= length <= LARGEST_POSITION
+        if not (counts and 0 <= horizon <= self.archive and 0 <= phase <= most):
+            raise bad_clock(position, length, phase, horizon)
+
     def _settled(self, horizon: int, length: int, phase: int) -> tuple[int, int]:
         """First and number of the newest `horizon` groups that were complete when the open segment began."""
         complete = max(length - phase, 0) // self.retention.stride
@@ -160,6 +182,14 @@ class Geometry:
         """
         stride = self.retention.stride
         return (piece_start + group * stride + stride - 1) // stride
+
+
+def bad_clock(position: int, length: int, phase: int, horizon: int) -> ValueError:
+    """The error for a lane whose numbers would lead out of its ring."""
+    return ValueError(
+        "memory: expected a position and a length from 0 to 2^62, and a phase and a horizon that the ring has room "
+        f"for, got position {position}, length {length}, phase {phase}, horizon {horizon}"
+    )
 
 
 def _runs(first: int, size: int, base: int, positions: Sequence[int]) -> Iterator[Run]:

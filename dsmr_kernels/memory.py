@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsmr_kernels.checks import check_clock, check_ring, check_saved_numbers, chosen_lanes, integers, is_integer
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.pages import Pages
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
@@ -26,14 +26,23 @@ class Clock:
     Calls of `recurrent_attention` read the clock; only `MemoryStack` moves it. A clock that a backward pass may still
     need (`in_graph`) is replaced when time moves on, and from then on `superseded`; any other is moved in place, so
     that a captured CUDA graph replays.
+
+    Raises TypeError or ValueError for a state of another type or shape. Its numbers may be written; the tensor itself
+    stays, because back ends rely on what was checked here.
     """
 
-    __slots__ = ("in_graph", "state", "superseded")
+    __slots__ = ("_state", "in_graph", "superseded")
 
     def __init__(self, state: Tensor) -> None:
-        self.state = state
+        check_clock(state)
+        self._state = state
         self.in_graph = False
         self.superseded = False
+
+    @property
+    def state(self) -> Tensor:
+        """Rows position, length and phase, int64 `[3, B]`."""
+        return self._state
 
     @property
     def position(self) -> Tensor:
@@ -78,6 +87,8 @@ class RingMemory:
     quantised storage only. `written [B]` int64 is the position after the newest token in the ring, `horizon []` int64
     the number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by
     `stack[layer]`.
+
+    Raises TypeError or ValueError for tensors that do not go together: native code relies on all of this.
     """
 
     k: Tensor
@@ -88,6 +99,9 @@ class RingMemory:
     horizon: Tensor
     clock: Clock
     geometry: Geometry
+
+    def __post_init__(self) -> None:
+        check_ring(self.tensors(), self.horizon, self.clock.state, self.geometry)
 
     @classmethod
     def empty(
@@ -112,7 +126,7 @@ class RingMemory:
             k_scale=zeros(shape[:3], torch.float32) if quantised else None,
             v_scale=zeros(shape[:3], torch.float32) if quantised else None,
             written=torch.zeros(lanes, dtype=torch.int64, device=device),
-            horizon=torch.tensor(horizon, dtype=torch.int64, device=device),
+            horizon=torch.full((), horizon, dtype=torch.int64, device=device),
             clock=clock,
             geometry=geometry,
         )
@@ -126,6 +140,11 @@ class RingMemory:
     def state(self) -> tuple[Tensor, ...]:
         """The values of `tensors()`."""
         return tuple(self.tensors().values())
+
+    @cached_property
+    def addressed(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
+        """All that native code reads and writes: k, v, their scales, `written`, the clock's state and the horizon."""
+        return self.k, self.v, self.k_scale, self.v_scale, self.written, self.clock.state, self.horizon
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: the fields. What this ring remembers has addresses in it."""
@@ -147,6 +166,10 @@ class RingMemory:
         Returns `k, v [Hkv, n, D]` (quantised storage: the exact float64 products) and the relative positions int64
         `[n]` (-1 is the token just before the call's first).
         """
+        if not is_integer(lane) or not 0 <= lane < self.written.shape[0]:
+            raise ValueError(f"lane: expected an integer from 0 to {self.written.shape[0] - 1}, got {lane!r}")
+        if window not in ("segment", "token"):
+            raise ValueError(f"window: expected 'segment' or 'token', got {window!r}")
         position, length, phase = self.clock.state[:, lane].tolist()
         runs = self.geometry.visible(int(self.horizon), window, position, length, phase)
         slots = torch.tensor([slot for run in runs for slot in range(run.start, run.stop)], device=self.k.device)
@@ -197,7 +220,7 @@ class MemoryStack:
     ) -> None:
         sizes = {"lanes": lanes, "kv_heads": kv_heads, "head_dim": head_dim, "max_segment": max_segment}
         for name, size in {**sizes, "segments_in_flight": segments_in_flight}.items():
-            if not isinstance(size, int) or size < 1:
+            if not is_integer(size) or size < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
         if dtype not in COMPUTE_DTYPES:
             raise TypeError(f"dtype: expected one of {COMPUTE_DTYPES}, got {dtype!r}")
@@ -293,11 +316,9 @@ class MemoryStack:
         that the tokens are part of a segment of that many, fed piecemeal; no call may cross its end. None: a whole
         segment.
         """
-        if not isinstance(tokens, int) or not 1 <= tokens <= self.max_segment:
+        if not is_integer(tokens) or not 1 <= tokens <= self.max_segment:
             raise ValueError(f"tokens: expected an integer from 1 to max_segment={self.max_segment}, got {tokens!r}")
-        if segment_size is not None and not (
-            isinstance(segment_size, int) and tokens <= segment_size <= self.max_segment
-        ):
+        if segment_size is not None and not (is_integer(segment_size) and tokens <= segment_size <= self.max_segment):
             raise ValueError(
                 f"segment_size: expected an integer from tokens={tokens} to {self.max_segment}, got {segment_size!r}"
             )
@@ -319,25 +340,28 @@ class MemoryStack:
     def reset(self, lanes: Sequence[int] | Tensor | None = None) -> None:
         """Let lanes start a new piece with their next token; the others do not notice.
 
-        `lanes`: lane numbers, a bool tensor `[B]` (needs no host sync), or None for all.
+        `lanes`: lane numbers, a mask of B bools (a bool tensor needs no host sync), or None for all.
         """
+        chosen = torch.zeros(self.lanes, dtype=torch.bool, device=self.device)
         if lanes is None:
-            chosen = torch.ones(self.lanes, dtype=torch.bool, device=self.device)
-        elif isinstance(lanes, Tensor) and lanes.dtype == torch.bool:
-            if lanes.shape != (self.lanes,):
-                raise ValueError(f"lanes: expected a bool tensor of shape [{self.lanes}], got {list(lanes.shape)}")
-            chosen = lanes.to(self.device)
+            chosen.fill_(True)
+        elif isinstance(named := chosen_lanes(self.lanes, lanes), Tensor):
+            chosen = named.to(self.device)
         else:
-            numbers = _integers("lanes", lanes)
-            if any(not 0 <= lane < self.lanes for lane in numbers):
-                raise ValueError(f"lanes: expected numbers from 0 to {self.lanes - 1}, got {numbers}")
-            chosen = torch.zeros(self.lanes, dtype=torch.bool, device=self.device)
-            chosen[numbers] = True
+            chosen[named] = True
         position, length, phase = self.clock.state.unbind()
         self._move(torch.stack([position, length.masked_fill(chosen, 0), phase.masked_fill(chosen, 0)]))
 
     def to(self, device: torch.device | str) -> MemoryStack:
-        """A copy of the whole state on `device`."""
+        """A copy of the whole state on `device`. Types stay: they are chosen when a stack is made.
+
+        Raises TypeError for anything but a device.
+        """
+        if not isinstance(device, torch.device | str):
+            raise TypeError(
+                f"device: expected a device, got {device!r}; a stack of another type is made anew, "
+                "MemoryStack(..., dtype=...)"
+            )
         moved = object.__new__(MemoryStack)
         moved.__dict__.update(self.__dict__)
         moved.clock = Clock(self.clock.state.to(device, copy=True))
@@ -357,11 +381,14 @@ class MemoryStack:
         return moved
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor of the state by name (`clock`, `horizons`, `layers.0.k`, ...), not copied."""
+        """Every tensor of the state by name, not copied: `clock` and `layers.0.k`, ... on the stack's device.
+
+        `horizons` and `geometry` are not part of the running state: made anew, on the CPU.
+        """
         state = {f"layers.{i}.{name}": t for i, ring in enumerate(self._rings) for name, t in ring.tensors().items()}
         return {
             "clock": self.clock.state,
-            "horizons": torch.tensor(self._horizons),
+            "horizons": torch.tensor(self._horizons, dtype=torch.int64, device="cpu"),
             "geometry": self._layout(),
             **state,
         }
@@ -369,13 +396,15 @@ class MemoryStack:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state into this stack, which must have been made with the same arguments (any device).
 
-        Checks every name, shape and type before it writes anything; raises ValueError naming what differs. Load between
-        a backward pass and the next forward pass, not between a forward pass and its backward pass.
+        Checks every name, shape, type and number before it writes anything; raises ValueError naming what differs. Load
+        between a backward pass and the next forward pass, not between a forward pass and its backward pass.
         """
         own = self.state_dict()
         if own.keys() != state.keys():
             raise ValueError(f"state: expected the names {sorted(own)}, got {sorted(state)}")
         for name, tensor in own.items():
+            if not isinstance(state[name], Tensor):
+                raise ValueError(f"state[{name!r}]: expected a tensor, got {type(state[name]).__name__}")
             if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
                 raise ValueError(
                     f"state[{name!r}]: expected {list(tensor.shape)} {tensor.dtype}, "
@@ -383,12 +412,14 @@ class MemoryStack:
                 )
         if not torch.equal(self._layout(), state["geometry"].cpu()):
             raise ValueError(f"state['geometry']: expected {self._layout().tolist()}, got {state['geometry'].tolist()}")
+        written = {name: tensor for name, tensor in state.items() if name.endswith(".written")}
+        check_saved_numbers(state["clock"], written, self.max_segment)
         self.set_horizons(state["horizons"].tolist())
         with torch.no_grad():
             for i, ring in enumerate(self._rings):
                 for name, tensor in ring.tensors().items():
                     tensor.copy_(state[f"layers.{i}.{name}"])
-        self._move(state["clock"].to(self.device))
+        self._move(state["clock"].to(self.device, copy=True))
 
     def _layout(self) -> Tensor:
         """What the shapes of the tensors do not tell of how rings are used: a row per layer."""
@@ -396,7 +427,7 @@ class MemoryStack:
             (g.archive, g.recent, g.max_segment, g.retention.stride, int(g.retention.keep == "random"))
             for g in (ring.geometry for ring in self._rings)
         ]
-        return torch.tensor(rows)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
     def _move(self, state: Tensor) -> None:
         if not self.clock.in_graph:
@@ -407,17 +438,8 @@ class MemoryStack:
         self._rings = [replace(ring, clock=self.clock) for ring in self._rings]
 
 
-def _integers(name: str, values: Sequence[int] | Tensor) -> list[int]:
-    """The integers of a sequence, or of a one-dimensional tensor."""
-    numbers = values.tolist() if isinstance(values, Tensor) else values
-    try:
-        return [operator.index(number) for number in numbers]
-    except TypeError:
-        raise ValueError(f"{name}: expected a sequence of integers, got {values!r}") from None
-
-
 def _check_horizons(horizons: Sequence[int]) -> list[int]:
-    numbers = _integers("horizons", horizons)
+    numbers = integers("horizons", horizons)
     if not numbers or min(numbers) < 0:
         raise ValueError(f"horizons: expected integers >= 0, one per layer, got {numbers}")
     return numbers

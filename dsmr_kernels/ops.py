@@ -8,6 +8,8 @@ segments in one graph would get wrong gradients without a word.
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsmr_kernels import backends
+from dsmr_kernels.arguments import check_arguments, check_slopes
 from dsmr_kernels.backends import Call
+from dsmr_kernels.execution import is_plain, refuse_forward_mode, refuse_functional_gradients, refuse_mapping
 from dsmr_kernels.geometry import Geometry, Retention
 from dsmr_kernels.memory import Clock, RingMemory
+from dsmr_kernels.ragged import check_ragged
 
 _STATE = "Tensor{a} ring_k, Tensor{b} ring_v, Tensor{c}? k_scale, Tensor{d}? v_scale, Tensor{e} written"
 _OPTIONS = (
@@ -42,18 +47,35 @@ _library.define(
 
 def wants_grad(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Is a backward pass to come?"""
-    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return (q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled()
 
 
 def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     """Run a validated call; `(o, lse)`. Goes round the dispatcher where nobody has to see the operator."""
     q, k, v = call[:3]
+    plain = is_plain(q, k, v)
     if wants_grad(q, k, v):
         call.memory.clock.in_graph = True
-    elif type(q) is Tensor and not torch.compiler.is_compiling():
+    elif plain:
         return _run_forward(call, impl)
-    o, lse = torch.ops.dsmr_kernels.attend_(*_flatten(call, impl))
+    with _examined if plain else nullcontext():
+        o, lse = torch.ops.dsmr_kernels.attend_(*_flatten(call, impl))
     return o, lse
+
+
+class _Examined(threading.local):
+    """Whether this thread calls an operator with arguments that were examined: to do it twice would take longer."""
+
+    already = False
+
+    def __enter__(self) -> None:
+        self.already = True
+
+    def __exit__(self, *_: object) -> None:
+        self.already = False
+
+
+_examined = _Examined()
 
 
 def _run_forward(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
@@ -84,8 +106,22 @@ def _unflatten(*arguments: Any) -> tuple[Call, str | None]:
     return Call(q, k, v, memory, window, start, length, slopes, scale, softcap, append), impl or None
 
 
+def _checked(*arguments: Any) -> tuple[Call, str | None]:
+    """`_unflatten`, examined: a recorded graph runs on other tensors than those it was recorded with."""
+    refuse_forward_mode(arguments)
+    call, impl = _unflatten(*arguments)
+    if _examined.already:
+        return call, impl
+    check_arguments(*call[:5], call.scale, call.softcap, call.append)
+    if call.segment_start is not None or call.segment_len is not None:
+        check_ragged(call.q.shape[0], call.q.shape[1], call.q.device, call.segment_start, call.segment_len)
+    if call.alibi_slopes is not None:
+        check_slopes(call.q, call.alibi_slopes)
+    return call, impl
+
+
 def _forward_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _run_forward(*_unflatten(*arguments))
+    return _run_forward(*_checked(*arguments))
 
 
 def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -97,7 +133,10 @@ def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _backward_kernel(
     do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call, impl = _unflatten(*arguments[:-3])
+    call, impl = _checked(*arguments[:-3])
+    for name, x, like in (("do", do, call.q), ("o", o, call.q), ("dlse", dlse, lse)):
+        if (x.shape, x.dtype, x.device) != (like.shape, like.dtype, like.device):
+            raise ValueError(f"{name}: expected {list(like.shape)} {like.dtype}, got {list(x.shape)} {x.dtype}")
     untouched, *needs = arguments[-3:]
     if not untouched:
         _check_not_overwritten(call)
@@ -161,13 +200,16 @@ class _Attend(torch.autograd.Function):
         # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
         # that is being compiled is not the run, so it always looks.
         untouched = ctx.version is not None and _version(ring[0]) == ctx.version
-        grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, untouched, *wanted)
+        with nullcontext() if torch.compiler.is_compiling() else _examined:
+            grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, untouched, *wanted)
         dq, dk, dv = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[:3], strict=True))
         return dq, dk, dv, *[None] * (len(ctx.needs_input_grad) - 3)
 
 
 def _attend_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    refuse_forward_mode(arguments)
     if torch.is_grad_enabled() and any(x.requires_grad for x in arguments[:3]):
+        refuse_functional_gradients(*arguments[:3])
         o, lse = _Attend.apply(*arguments)  # type: ignore[no-untyped-call]  # torch ships no types for it
         return o, lse
     return _attend_kernel(*arguments)
@@ -182,6 +224,8 @@ _library.impl("forward_", _forward_kernel, "CompositeExplicitAutograd")
 _library.impl("backward", _backward_kernel, "CompositeExplicitAutograd")
 _library.impl("attend_", _attend_kernel, "CompositeExplicitAutograd")
 _library.impl("attend_", _attend_autograd, "Autograd")
+for _name in ("attend_", "forward_", "backward"):
+    _library.impl(_name, refuse_mapping, "FuncTorchBatched")
 torch.library.register_fake("dsmr_kernels::forward_", _forward_fake, lib=_library)
 torch.library.register_fake("dsmr_kernels::attend_", _forward_fake, lib=_library)
 torch.library.register_fake("dsmr_kernels::backward", _backward_fake, lib=_library)

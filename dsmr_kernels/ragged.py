@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsmr_kernels.execution import unrecorded, values_are_real
 
+
+@unrecorded
 def check_ragged(
     lanes: int, tokens: int, device: torch.device, segment_start: Tensor | None, segment_len: Tensor | None
 ) -> None:
@@ -26,12 +29,12 @@ def check_ragged(
     if segment_len is not None and not bool(((segment_len >= 0) & (segment_len <= tokens)).all()):
         raise ValueError(f"segment_len: expected values from 0 to T={tokens}, got {segment_len.tolist()}")
     if segment_start is not None:
-        inside = (segment_start >= 0) & (segment_start <= torch.arange(tokens))
+        inside = (segment_start >= 0) & (segment_start <= torch.arange(tokens, device=device))
         if not bool(inside.all()) or bool((segment_start.diff() < 0).any()):
             raise ValueError("segment_start: expected non-decreasing rows with 0 <= segment_start[b, i] <= i")
 
 
 def values_are_at_hand(device: torch.device, *tensors: Tensor | None) -> bool:
-    """Can numbers be read without waiting for a GPU, and are there any? Not while shapes alone are traced."""
+    """Can numbers be read without waiting for a GPU, and are there any? Not while a graph is recorded."""
     plain = all(x is None or type(x) is Tensor for x in tensors)
-    return device.type == "cpu" and plain and not torch.compiler.is_compiling()
+    return device.type == "cpu" and plain and values_are_real()

@@ -131,6 +131,7 @@ def generate(
     from dsmr.decoding import Decoding
     from dsmr.generation import Sampling
     from dsmr.generation import generate as make_takes
+    from dsmr.midi import read_midi_with_tempo
     from dsmr.process import torch_threads
 
     if out.suffix.lower() not in (".mid", ".midi"):

@@ -18,6 +18,8 @@ from dsmr.native.structs import absence
 from dsmr.native.weights import DTYPES, PackedModel, Weights
 from dsmr_kernels import MemoryStack
 
+_BAD_CLOCK = 2  # what dsmr_native_step returns for one
+
 __all__ = ["NativeStep", "Weights", "absence", "description", "unsupported"]
 
 
@@ -46,6 +48,8 @@ def _unsupported_state(model: Transformer, state: MemoryStack) -> str | None:
         return f"the memory is on {state.device}, not on a CPU"
     if ring.k.dtype not in structs.TYPES:
         return f"the memory holds {ring.k.dtype}"
+    if not all(tensor.is_contiguous() for each in state for tensor in each.tensors().values()):
+        return "the memory is not contiguous"
     if state.max_segment < config.segment:
         return f"the memory takes segments of {state.max_segment} tokens, the model's are of {config.segment}"
     if config.window == "token" and ring.geometry.retention.stride > 1:
@@ -114,11 +118,16 @@ class NativeStep:
         threads = torch.get_num_threads()
         if threads != call.threads:
             bound.use_threads(threads)
-        logits = torch.empty(lanes, self._model.config.vocab_size)
+        logits = torch.empty(lanes, self._model.config.vocab_size, device="cpu")
         call.tokens = tokens.data_ptr()
         call.segment_len = None if segment_len is None else segment_len.data_ptr()
         call.logits = logits.data_ptr()
-        if structs.library().functions.dsmr_native_step(bound.reference):
+        status = structs.library().functions.dsmr_native_step(bound.reference)
+        if status == _BAD_CLOCK:
+            raise ValueError(
+                f"state: expected clocks that lead to slots of the rings, got {state.clock.state.tolist()}"
+            )
+        if status:
             raise ValueError(
                 f"tokens, segment_len: expected ids below {self._model.config.vocab_size} and numbers 0 or 1, "
                 f"got {tokens.tolist()}, {None if segment_len is None else segment_len.tolist()}"
@@ -166,7 +175,7 @@ class _Binding:
     def use_threads(self, threads: int) -> None:
         """Have room for as many threads."""
         size = structs.library().functions.dsmr_native_scratch(self.call.model, self.call.state, threads)
-        self._scratch = torch.zeros(size)  # vectors are filled up with zeros
+        self._scratch = torch.zeros(size, device="cpu")  # vectors are filled up with zeros
         self.call.scratch, self.call.threads = self._scratch.data_ptr(), threads
 
 

@@ -11,7 +11,7 @@ import torch
 
 from dsmr_kernels.backends.cpu.library import NativeLibrary, Unavailable
 
-ABI = 1  # src/library.cpp: ABI
+ABI = 2  # src/library.cpp: ABI
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
 """What a matrix or a ring may hold, with the number that stands for it."""

@@ -40,7 +40,7 @@ class PackedModel:
         blocks = [self._layer(block) for block in model.blocks if isinstance(block, Block)]
         self._layers = (structs.Layer * len(blocks))(*blocks)
         size = config.width if config.position == "sinusoidal" else config.head_dim
-        exponent = torch.arange(0, size, 2, dtype=torch.float32) / size
+        exponent = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
         self.struct = structs.Model(
             layer=self._layers,
             logits=self._matrix(model.embedding.weight),

@@ -167,7 +167,8 @@ def load_optimizer(model: Transformer, optimizer: Optimizers, tensors: Mapping[s
                     raise ValueError(f"optimizer state: expected {what} to be {steps}, got {float(tensor)}")
                 if key == "exp_avg_sq" and tensor.min() < 0:
                     raise ValueError(f"optimizer state: expected {what} of at least 0, got {float(tensor.min())}")
-                state[key] = tensor.to(parameter.device) if key == "step" else spread_like(tensor, parameter)
+                copied = tensor.to(parameter.device, copy=True)  # an optimiser writes into its state
+                state[key] = copied if key == "step" else spread_like(copied, parameter)
             loaded.append((part, parameter, state))
     if own:
         raise ValueError(f"optimizer state: expected nothing but the model's parameters, got {next(iter(own))!r} too")

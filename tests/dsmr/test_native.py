@@ -397,6 +397,19 @@ def test_bad_arguments_are_named(error: type[Exception], message: str, tokens: o
     assert not state.clock.state.any()
 
 
+@pytest.mark.parametrize("retention", [None, Retention(3)], ids=["all", "stride3"])
+@pytest.mark.parametrize("row", range(4), ids=["position", "length", "phase", "horizon"])
+def test_numbers_that_lead_out_of_a_ring_are_refused(row: int, retention: Retention | None) -> None:
+    """A saved clock may hold anything."""
+    model = make_model(retention)
+    for number in (2**63 - 1, -(2**63), -1, 2**62 + 1):
+        state = model.new_state(2)
+        (state[0].horizon if row == 3 else state.clock.state[row, 1]).fill_(number)
+        with pytest.raises(ValueError, match="state: expected clocks that lead to slots of the rings, got"):
+            NativeStep(model).step(TOKENS, state)
+        assert not state[0].written.any()
+
+
 def test_unknown_weights_are_named() -> None:
     with pytest.raises(ValueError, match="weights: expected one of float32, bf16, int8, got 'int4'"):
         NativeStep(make_model(), "int4")

@@ -183,6 +183,18 @@ def test_training_leaves_random_numbers_as_they_are(store: TokenStore, tmp_path:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_loaded_state_stays_the_callers(store: TokenStore) -> None:
+    """Training goes on in tensors of its own: a state may be loaded again, or by others."""
+    first = Trainer(model(), store, SHORT)
+    first.step()
+    state = first.state()
+    before = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    second = Trainer(model(), store, SHORT)
+    second.load_state(state)
+    second.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors.items())
+
+
 def test_a_state_says_nothing_of_processes(store: TokenStore) -> None:
     """What depends on lanes has as many rows, or entries, as there are lanes; see `dsmr.training.state`."""
     trainer = Trainer(model(), store, SHORT)

@@ -176,7 +176,7 @@ def test_piecemeal_tokens_end_with_their_segment() -> None:
         (lambda s: s.reset(1), "lanes: expected a sequence of integers, got 1"),
         (lambda s: s.reset([0.7]), "lanes: expected a sequence of integers"),
         (lambda s: s.reset([2]), r"lanes: expected numbers from 0 to 1, got \[2\]"),
-        (lambda s: s.reset(torch.tensor([True])), r"lanes: expected a bool tensor of shape \[2\], got \[1\]"),
+        (lambda s: s.reset(torch.tensor([True])), r"lanes: expected a mask of shape \[2\], got \[1\]"),
         (
             lambda s: s.set_horizons([7, 0, 20]),
             r"horizons: expected one per layer, at most \[6, 0, 20\], got \[7, 0, 20\]",

@@ -171,6 +171,35 @@ void check_refusals() {
     lengths[1] = 2;
     ring.clock[5] = 3; // of an open segment of four tokens, three are there: two more are too many
     expect_refusal(DSMR_SEGMENT_TOO_LONG, 3, 2);
+    int64_t starts[] = {0, 0, 0, 0, 0, 0, 3, 3}; // token 2 begins at a token that is yet to come
+    call.segment_start = starts, call.start_bytes = sizeof(int64_t);
+    ring.clock[5] = 0;
+    expect_refusal(DSMR_BAD_SEGMENT_START, call.error[1], call.error[2]);
+}
+
+// A clock of a saved state may hold any number, and so may a horizon: no address is computed from them unseen.
+void check_clocks_of_strangers() {
+    for (const bool token_window : {false, true}) {
+        for (int number = 0; number < 4; ++number) {
+            for (const int64_t value : {INT64_MAX, INT64_MAX - 4, INT64_MIN, int64_t(-1)}) {
+                Plan plan;
+                plan.pieces = {{4}, {4}};
+                plan.segments = {{4, 4}};
+                Ring ring(plan, Edge::end);
+                Tensors tensors(plan, 4, 0, Edge::end);
+                DsmrCall call = {};
+                ring.describe(plan, call);
+                tensors.describe(plan, call);
+                call.threads = call.append = 1, call.window_token = token_window;
+                int64_t horizon = number == 3 ? value : *call.horizon;
+                call.horizon = &horizon;
+                if (number < 3) ring.clock[2 * number + 1] = value;
+                const bool refused = dsmr_kernels_forward(&call) == DSMR_BAD_CLOCK && call.error[number] == value;
+                if (!refused || ring.written[0] || !std::isnan(tensors.o.get(0)))
+                    throw std::runtime_error("a clock or horizon of nonsense was not refused, or not before writing");
+            }
+        }
+    }
 }
 
 // Bug: as GCC 11 and 12 compiled them, the portable kernels read two values of the row beyond the last key and value.
@@ -188,6 +217,7 @@ int check(int count, uint64_t seed) {
     for (const std::string& isa : isas()) {
         use(isa);
         check_refusals();
+        check_clocks_of_strangers();
         faults.at("on " + isa + ": the row beyond the last");
         check_last_row();
     }

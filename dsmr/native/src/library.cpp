@@ -1,4 +1,5 @@
 // The C interface of libdsmr_native, for dsmr/native: nothing throws, and everything a call needs comes with it.
+#include "bounds.hpp"
 #include "isa.hpp"
 #include "team.hpp"
 #include "layout.hpp"
@@ -15,7 +16,7 @@ DSMR_FOR_EACH_ISA(DSMR_DECLARE)
 
 namespace {
 
-constexpr int ABI = 1;  // dsmr/native/structs.py: ABI
+constexpr int ABI = 2;  // dsmr/native/structs.py: ABI
 
 Choice<Kernels> make_choice() {
     Choice<Kernels> choice;
@@ -30,6 +31,21 @@ bool valid(const Call& call) {
         const int64_t count = call.segment_len ? call.segment_len[lane] : 1;
         const int64_t token = call.tokens[lane];
         if (count != 0 && (count != 1 || token < 0 || token >= call.model->logits.rows)) return false;
+    }
+    return true;
+}
+
+// Does every lane's clock lead to slots of every ring?
+bool clocks_fit(const Call& call) {
+    const State& state = *call.state;
+    for (int lane = 0; lane < state.lanes; ++lane) {
+        const int64_t *clock = state.clock + lane, lanes = state.lanes;
+        for (int i = 0; i < call.model->layers; ++i) {
+            const Ring& ring = state.ring[i];
+            if (!clock_fits(clock[0], clock[lanes], clock[2 * lanes], *ring.horizon, ring.archive, ring.recent,
+                            state.stride, call.model->token_window))
+                return false;
+        }
     }
     return true;
 }
@@ -84,9 +100,10 @@ DSMR_EXPORT int64_t dsmr_native_scratch(const Model* model, const State* state, 
     return carver.used;
 }
 
-// 0; or 1, and nothing is done, if a token is no id or a segment_len neither 0 nor 1.
+// 0; or, and nothing is done, 1 if a token is no id or a segment_len neither 0 nor 1, 2 if a clock leads out of a ring.
 DSMR_EXPORT int32_t dsmr_native_step(const Call* call) {
     if (!valid(*call)) return 1;
+    if (!clocks_fit(*call)) return 2;
     TeamCall team{*call, {}};
     run_team(call->threads, run_member, &team);
     advance(*call);

@@ -13,9 +13,11 @@ from functools import cache
 
 import torch
 from torch import Tensor, empty_like, get_num_threads
+from torch._C import _increment_version
 
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.cpu import library
+from dsmr_kernels.geometry import bad_clock
 from dsmr_kernels.memory import RingMemory
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,12 +26,12 @@ LARGEST_DIM = 256  # as in src/tile.hpp
 # DsmrCall of src/api.h: the ring, the call's options, q, k, v, other addresses; the gradients; numbers for an error.
 _RING = struct.Struct("26q")
 _CALL = struct.Struct("208s5q2d12q8q")  # 208: _RING
-_GRADIENTS, _ERROR = struct.Struct("q3qq3q"), struct.Struct("3q")
+_GRADIENTS, _ERROR = struct.Struct("q3qq3q"), struct.Struct("4q")
 _GRADIENTS_OFFSET = _CALL.size
 _ERROR_OFFSET = _GRADIENTS_OFFSET + _GRADIENTS.size
 _Struct = ctypes.c_char * (_ERROR_OFFSET + _ERROR.size)
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}  # DsmrType
-_OK, _BAD_SEGMENT_LEN, _SEGMENT_TOO_LONG, _NO_MEMORY = range(4)  # DsmrStatus
+_OK, _BAD_SEGMENT_LEN, _SEGMENT_TOO_LONG, _NO_MEMORY, _BAD_CLOCK, _BAD_SEGMENT_START = range(6)  # DsmrStatus
 
 
 def unsupported(call: Call) -> str | None:
@@ -81,19 +83,19 @@ class Repeat:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, memory: RingMemory) -> Tensor | None:
         """The output; None, and nothing is written, where `forward` raises an error."""
         o = empty_like(q) if self._contiguous else q.new_empty(q.shape)
-        k_scale, v_scale = memory.k_scale, memory.v_scale
+        ring_k, ring_v, k_scale, v_scale, written, clock, horizon = memory.addressed
         # fmt: off
         status = self._function(
             self._earlier, get_num_threads(), q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr(),
-            memory.k.data_ptr(), memory.v.data_ptr(),
+            ring_k.data_ptr(), ring_v.data_ptr(),
             None if k_scale is None else k_scale.data_ptr(), None if v_scale is None else v_scale.data_ptr(),
-            memory.written.data_ptr(), memory.clock.state.data_ptr(), memory.horizon.data_ptr(),
+            written.data_ptr(), clock.data_ptr(), horizon.data_ptr(),
         )
         # fmt: on
         if status != _OK:
             return None
         if self._append:
-            torch._C._increment_version(memory.state)
+            _increment_version(memory.state)
         return o
 
 
@@ -161,7 +163,12 @@ def _run(function: ctypes._NamedFuncPointer) -> None:
     status = function(room)
     if status == _OK:
         return
-    lane, first, second = _ERROR.unpack_from(room, _ERROR_OFFSET)
+    numbers = _ERROR.unpack_from(room, _ERROR_OFFSET)
+    if status == _BAD_CLOCK:
+        raise bad_clock(*numbers)
+    lane, first, second, _ = numbers
+    if status == _BAD_SEGMENT_START:
+        raise ValueError(f"segment_start: expected non-decreasing rows with 0 <= segment_start[{lane}, i] <= i")
     if status == _SEGMENT_TOO_LONG:
         left = _RING.unpack_from(room)[22] - first
         raise ValueError(

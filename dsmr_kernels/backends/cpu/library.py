@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 3  # of libdsmr_kernels: DSMR_KERNELS_ABI in src/api.h
+ABI = 4  # of libdsmr_kernels: DSMR_KERNELS_ABI in src/api.h
 ENVIRONMENT_VARIABLE = "DSMR_KERNELS_ISA"
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define DSMR_KERNELS_ABI 3
+#define DSMR_KERNELS_ABI 4
 
 typedef enum { DSMR_FP32, DSMR_BF16, DSMR_FP16, DSMR_INT8, DSMR_FP8 } DsmrType;
 
@@ -15,6 +15,8 @@ typedef enum {
     DSMR_BAD_SEGMENT_LEN,  /* error: lane, value */
     DSMR_SEGMENT_TOO_LONG, /* error: lane, phase, tokens */
     DSMR_NO_MEMORY,        /* the machine has not enough for scratch space */
+    DSMR_BAD_CLOCK,        /* error: position, length, phase, horizon */
+    DSMR_BAD_SEGMENT_START, /* error: lane */
 } DsmrStatus;
 
 /* [batch, tokens, heads, dim] */
@@ -55,5 +57,5 @@ typedef struct {
     const float* grad_lse; /* [batch, heads, tokens] */
     void *dq, *dk, *dv;    /* contiguous, of the shapes of q and k; null if not wanted */
 
-    int64_t error[3];
+    int64_t error[4];
 } DsmrCall;

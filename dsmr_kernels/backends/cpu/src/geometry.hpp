@@ -2,6 +2,7 @@
 #pragma once
 
 #include "api.h"
+#include "bounds.hpp"
 #include "types.hpp"
 
 namespace dsmr::DSMR_ISA {
@@ -102,13 +103,31 @@ DSMR_INLINE int64_t start_of(const DsmrCall& call, int64_t lane, int64_t token) 
     return integer_at(call.segment_start, call.start_bytes, lane * call.tokens + token);
 }
 
+DSMR_INLINE int64_t tokens_of(const DsmrCall& call, int64_t lane) {
+    return call.segment_len ? integer_at(call.segment_len, call.len_bytes, lane) : call.tokens;
+}
+
+DSMR_INLINE Clock clock_of(const DsmrCall& call, int64_t lane) {
+    const int64_t* clock = call.clock + lane;
+    return {clock[0], clock[call.batch], clock[2 * call.batch]};
+}
+
+DSMR_INLINE bool starts_fit(const DsmrCall& call, int64_t lane) {
+    for (int64_t token = 0, before = 0; call.segment_start && token < call.tokens; ++token) {
+        const int64_t start = start_of(call, lane, token);
+        if (start < before || start > token) return false;
+        before = start;
+    }
+    return true;
+}
+
+// Only after `clock_fits`.
 DSMR_INLINE Lane read_lane(const DsmrCall& call, int64_t index) {
-    const int64_t* clock = call.clock + index;
     Lane lane;
     lane.index = index;
-    lane.tokens = call.segment_len ? integer_at(call.segment_len, call.len_bytes, index) : call.tokens;
+    lane.tokens = tokens_of(call, index);
     lane.horizon = *call.horizon;
-    lane.clock = {clock[0], clock[call.batch], clock[2 * call.batch]};
+    lane.clock = clock_of(call, index);
     find_visible(call, lane);
     return lane;
 }

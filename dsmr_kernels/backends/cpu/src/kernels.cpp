@@ -57,18 +57,27 @@ private:
     bool failed_ = false;
 };
 
+// Every number that tensors bring and that addresses are computed from.
 DsmrStatus check_lanes(DsmrCall& call) {
     for (int64_t b = 0; b < call.batch; ++b) {
-        const Lane lane = read_lane(call, b);
+        const Clock clock = clock_of(call, b);
+        const int64_t tokens = tokens_of(call, b), horizon = *call.horizon;
+        if (!clock_fits(clock.position, clock.length, clock.phase, horizon, call.archive, call.recent, call.stride,
+                        call.window_token)) {
+            call.error[0] = clock.position, call.error[1] = clock.length;
+            call.error[2] = clock.phase, call.error[3] = horizon;
+            return DSMR_BAD_CLOCK;
+        }
         call.error[0] = b;
-        if (lane.tokens < 0 || lane.tokens > call.tokens) {
-            call.error[1] = lane.tokens;
+        if (tokens < 0 || tokens > call.tokens) {
+            call.error[1] = tokens;
             return DSMR_BAD_SEGMENT_LEN;
         }
-        if (!call.window_token && lane.clock.phase + lane.tokens > call.max_segment) {
-            call.error[1] = lane.clock.phase, call.error[2] = lane.tokens;
+        if (!call.window_token && tokens > call.max_segment - clock.phase) {
+            call.error[1] = clock.phase, call.error[2] = tokens;
             return DSMR_SEGMENT_TOO_LONG;
         }
+        if (!starts_fit(call, b)) return DSMR_BAD_SEGMENT_START;
     }
     return DSMR_OK;
 }
