@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from dsmr_kernels import autograd
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.pages import Pages
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
@@ -24,16 +27,45 @@ class Clock:
     is visible). `phase`: tokens of the open segment already fed; 0 unless segments are fed piecemeal.
 
     Calls of `recurrent_attention` read the clock; only `MemoryStack` moves it. A clock that a backward pass may still
-    need (`in_graph`) is replaced when time moves on, and from then on `superseded`; any other is moved in place, so
-    that a captured CUDA graph replays.
+    need is replaced when time moves on, and from then on `superseded`: one that a graph has (`in_graph`), and any while
+    gradients are enabled, because reentrant checkpointing runs its first pass without a graph. Any other is moved in
+    place, so that a captured CUDA graph replays.
+
+    What replays in a backward pass ask for: `moved`, when the clock was made or last moved (`autograd.now`); `made_in`,
+    the backward pass in which it was made; `left`, how often each ring, by the address of its keys, had been written
+    when the clock was superseded.
     """
 
-    __slots__ = ("in_graph", "state", "superseded")
+    __slots__ = ("__weakref__", "in_graph", "left", "made_in", "moved", "state", "superseded")
 
     def __init__(self, state: Tensor) -> None:
         self.state = state
         self.in_graph = False
         self.superseded = False
+        self.moved = autograd.now()
+        self.made_in = autograd.backward_pass()
+        self.left: dict[int, int | None] = {}
+
+    @classmethod
+    def of_stack(cls, state: Tensor) -> Clock:
+        """A clock that `find` finds: operators are given nothing but its tensor."""
+        clock = cls(state)
+        if not torch.compiler.is_compiling():
+            _clocks.add(clock)
+        return clock
+
+    @staticmethod
+    def find(state: Tensor) -> Clock | None:
+        """The clock of a stack whose state this very tensor is. None for one that compiled code has made."""
+        return next((clock for clock in _clocks if clock.state is state), None)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles hold where the lanes stand. No backward pass knows of them."""
+        return Clock.of_stack, (self.state,), (None, {"superseded": self.superseded})
+
+    def was_moved(self) -> None:
+        """Note that the state was written in place."""
+        self.moved = autograd.now()
 
     @property
     def position(self) -> Tensor:
@@ -49,6 +81,12 @@ class Clock:
     def phase(self) -> Tensor:
         """Tokens of the open segment that were already fed, int64 `[B]`."""
         return self.state[2]
+
+
+_clocks: WeakSet[Clock] = WeakSet()
+
+loaded = WeakTensorKeyDictionary()
+"""When (`autograd.now`) a ring, known by its keys, was last filled from a saved state."""
 
 
 class Remembered:
@@ -75,7 +113,7 @@ class RingMemory:
     """One layer's memory of past keys and values, seen through a clock that all layers share.
 
     `k, v [B, Hkv, C, D]` hold keys (positions applied) and values; `k_scale, v_scale [B, Hkv, C]` float32 exist for
-    quantised storage only. `written [B]` int64 is the position after the newest token in the ring, `horizon []` int64
+    quantised storage only. `written [B]` int64 is the position after the newest token ever written, `horizon []` int64
     the number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by
     `stack[layer]`.
     """
@@ -121,6 +159,13 @@ class RingMemory:
     def remembered(self) -> Remembered:
         """For calls to come."""
         return Remembered()
+
+    def at(self, clock: Clock, horizon: Tensor) -> RingMemory:
+        """The same ring, seen through another clock and with another horizon."""
+        ring = replace(self, clock=clock, horizon=horizon)
+        if not torch.compiler.is_compiling():
+            vars(ring)["remembered"] = self.remembered  # no call that it serves can tell the two apart
+        return ring
 
     @cached_property
     def state(self) -> tuple[Tensor, ...]:
@@ -209,7 +254,7 @@ class MemoryStack:
         device = torch.get_default_device() if device is None else torch.device(device)
         self.dtype = dtype
         self.storage = storage
-        self.clock = Clock(torch.zeros(3, lanes, dtype=torch.int64, device=device))
+        self.clock = Clock.of_stack(torch.zeros(3, lanes, dtype=torch.int64, device=device))
         self._horizons = tuple(horizons)
         self._largest = self._horizons
         geometries = [Geometry.of(m, max_segment, retention or Retention(), segments_in_flight) for m in horizons]
@@ -276,9 +321,16 @@ class MemoryStack:
             new > most for new, most in zip(horizons, self._largest, strict=True)
         ):
             raise ValueError(f"horizons: expected one per layer, at most {list(self._largest)}, got {list(horizons)}")
+        self._check_no_replay("set_horizons")
         self._horizons = tuple(horizons)
-        for ring, horizon in zip(self._rings, horizons, strict=True):
-            ring.horizon.fill_(horizon)
+        if self._may_be_needed():
+            self._start_clock(
+                self.clock.state.clone(), [torch.full_like(ring.horizon, m) for ring, m in zip(self._rings, horizons)]
+            )
+        else:
+            for ring, horizon in zip(self._rings, horizons, strict=True):
+                ring.horizon.fill_(horizon)
+            self.clock.was_moved()
 
     def advance(
         self,
@@ -293,6 +345,7 @@ class MemoryStack:
         that the tokens are part of a segment of that many, fed piecemeal; no call may cross its end. None: a whole
         segment.
         """
+        self._check_no_replay("advance")
         if not isinstance(tokens, int) or not 1 <= tokens <= self.max_segment:
             raise ValueError(f"tokens: expected an integer from 1 to max_segment={self.max_segment}, got {tokens!r}")
         if segment_size is not None and not (
@@ -321,6 +374,7 @@ class MemoryStack:
 
         `lanes`: lane numbers, a bool tensor `[B]` (needs no host sync), or None for all.
         """
+        self._check_no_replay("reset")
         if lanes is None:
             chosen = torch.ones(self.lanes, dtype=torch.bool, device=self.device)
         elif isinstance(lanes, Tensor) and lanes.dtype == torch.bool:
@@ -340,7 +394,7 @@ class MemoryStack:
         """A copy of the whole state on `device`."""
         moved = object.__new__(MemoryStack)
         moved.__dict__.update(self.__dict__)
-        moved.clock = Clock(self.clock.state.to(device, copy=True))
+        moved.clock = Clock.of_stack(self.clock.state.to(device, copy=True))
         moved._rings = [
             replace(
                 ring,
@@ -369,9 +423,10 @@ class MemoryStack:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state into this stack, which must have been made with the same arguments (any device).
 
-        Checks every name, shape and type before it writes anything; raises ValueError naming what differs. Load between
-        a backward pass and the next forward pass, not between a forward pass and its backward pass.
+        Checks every name, shape and type before it writes anything; raises ValueError naming what differs. A backward
+        pass that needs what was there before raises RuntimeError: load between a backward pass and the next forward.
         """
+        self._check_no_replay("load_state_dict")
         own = self.state_dict()
         if own.keys() != state.keys():
             raise ValueError(f"state: expected the names {sorted(own)}, got {sorted(state)}")
@@ -388,6 +443,7 @@ class MemoryStack:
             for i, ring in enumerate(self._rings):
                 for name, tensor in ring.tensors().items():
                     tensor.copy_(state[f"layers.{i}.{name}"])
+                loaded[ring.k] = autograd.now()
         self._move(state["clock"].to(self.device))
 
     def _layout(self) -> Tensor:
@@ -399,12 +455,32 @@ class MemoryStack:
         return torch.tensor(rows)
 
     def _move(self, state: Tensor) -> None:
-        if not self.clock.in_graph:
+        if self._may_be_needed():
+            # Horizons of their own, or the next ones that are written in place would be those of older clocks, too.
+            self._start_clock(state, [ring.horizon.clone() for ring in self._rings])
+        else:
             self.clock.state.copy_(state)
-            return
+            self.clock.was_moved()
+
+    def _may_be_needed(self) -> bool:
+        """Must clock and horizons stay as they are, for a backward pass to come?"""
+        return self.clock.in_graph or torch.is_grad_enabled()
+
+    def _start_clock(self, state: Tensor, horizons: Sequence[Tensor]) -> None:
+        """Leave the clock and the horizons to those who have them, and go on with others."""
         self.clock.superseded = True
-        self.clock = Clock(state)
-        self._rings = [replace(ring, clock=self.clock) for ring in self._rings]
+        if not torch.compiler.is_compiling():
+            self.clock.left = {ring.k.data_ptr(): autograd.writes(ring.k) for ring in self._rings}
+        self.clock = Clock.of_stack(state)
+        self._rings = [ring.at(self.clock, horizon) for ring, horizon in zip(self._rings, horizons, strict=True)]
+
+    def _check_no_replay(self, method: str) -> None:
+        running = autograd.backward_pass()
+        if running not in (autograd.FORWARD, self.clock.made_in):
+            raise RuntimeError(
+                f"{method}: expected a call outside backward passes, got one that replays a checkpointed function. "
+                "Checkpoint the layers only, and move the memory's clock outside the checkpointed functions."
+            )
 
 
 def _integers(name: str, values: Sequence[int] | Tensor) -> list[int]:

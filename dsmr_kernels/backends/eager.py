@@ -62,8 +62,6 @@ def unsupported(call: Call) -> str | None:
 @torch.no_grad()
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """See `dsmr_kernels.backends.Backend.forward`."""
-    if _is_decode(call):
-        return _decode(call)
     batch, tokens, heads = call.q.shape[:3]
     compute = _compute_dtype(call)
     kv_heads = call.k.shape[2]
@@ -81,41 +79,6 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     if call.append:
         _append(call, clock)
     return o, lse
-
-
-def _is_decode(call: Call) -> bool:
-    """One token a lane, appended to an exact ring, and nothing special: what generation asks for over and over."""
-    memory = call.memory
-    special = call.segment_start is not None or call.segment_len is not None or call.alibi_slopes is not None
-    plain = call.append and not call.softcap and not special and (call.window == "segment" or int(memory.horizon) > 0)
-    return plain and call.q.shape[1] == 1 and memory.k.dtype == _compute_dtype(call) and not memory.geometry.recent
-
-
-def _decode(call: Call) -> tuple[Tensor, Tensor]:
-    """Append first: then the token's own key is the newest in the ring, and one softmax over visible runs is all."""
-    memory, geometry = call.memory, call.memory.geometry
-    batch, _, heads, dim = call.q.shape
-    kv_heads = call.k.shape[2]
-    horizon = int(memory.horizon)
-    q = (call.q * call.scale).view(batch, kv_heads, heads // kv_heads, dim)
-    o, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
-    for b, (position, length, phase) in enumerate(memory.clock.state.t().tolist()):
-        own = position % geometry.archive
-        memory.k[b, :, own], memory.v[b, :, own] = call.k[b, 0], call.v[b, 0]
-        runs = [slice(run.start, run.stop) for run in geometry.visible(horizon, call.window, position, length, phase)]
-        if runs and runs[-1].stop == own:
-            runs[-1] = slice(runs[-1].start, own + 1)
-        else:
-            runs.append(slice(own, own + 1))
-        logits = [q[b] @ memory.k[b, :, run].transpose(1, 2) for run in runs]
-        joined = torch.cat(logits, -1) if len(runs) > 1 else logits[0]
-        lse[b] = joined.logsumexp(-1)
-        weights = joined.softmax(-1).split([run.stop - run.start for run in runs], -1)
-        torch.matmul(weights[0], memory.v[b, :, runs[0]], out=o[b])
-        for part, run in zip(weights[1:], runs[1:], strict=True):
-            o[b].baddbmm_(part, memory.v[b, :, run])
-    memory.written.copy_(memory.clock.state[0] + 1)
-    return o.view(batch, 1, heads, dim), lse.view(batch, heads, 1)
 
 
 @torch.no_grad()
@@ -311,7 +274,7 @@ def _append(call: Call, clock: Sequence[Sequence[int]]) -> None:
             for ring, segment in targets:
                 if ring is not None and segment is not None and len(slots):
                     _write(ring[b], slots, segment[b].transpose(0, 1), source)
-        memory.written[b] = position + tokens
+        memory.written[b].clamp_(min=position + tokens)
 
 
 def _write(ring: Tensor, slots: Sequence[int], segment: Tensor, tokens: Sequence[int]) -> None:
