@@ -20,7 +20,7 @@ def backward_pass() -> int:
 
 def now() -> int:
     """The number that autograd will give to the next node of a graph: all that was made before has a smaller one."""
-    return UNKNOWN if torch.compiler.is_compiling() else torch.autograd._get_sequence_nr()
+    return UNKNOWN if torch.compiler.is_compiling() else torch._C._autograd._get_sequence_nr()
 
 
 def running_node() -> int:

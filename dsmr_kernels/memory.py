@@ -11,7 +11,6 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from dsmr_kernels import autograd
 from dsmr_kernels.geometry import Geometry, Retention, Window
@@ -85,8 +84,11 @@ class Clock:
 
 _clocks: WeakSet[Clock] = WeakSet()
 
-loaded = WeakTensorKeyDictionary()
-"""When (`autograd.now`) a ring, known by its keys, was last filled from a saved state."""
+loaded: dict[int, int] = {}
+"""When (`autograd.now`) the ring whose keys lie at an address was last filled from a saved state.
+
+A later ring at the address of one that is gone takes no harm: its graphs are newer.
+"""
 
 
 class Remembered:
@@ -324,9 +326,7 @@ class MemoryStack:
         self._check_no_replay("set_horizons")
         self._horizons = tuple(horizons)
         if self._may_be_needed():
-            self._start_clock(
-                self.clock.state.clone(), [torch.full_like(ring.horizon, m) for ring, m in zip(self._rings, horizons)]
-            )
+            self._start_clock(self.clock.state.clone(), [torch.full_like(self._rings[0].horizon, m) for m in horizons])
         else:
             for ring, horizon in zip(self._rings, horizons, strict=True):
                 ring.horizon.fill_(horizon)
@@ -443,7 +443,7 @@ class MemoryStack:
             for i, ring in enumerate(self._rings):
                 for name, tensor in ring.tensors().items():
                     tensor.copy_(state[f"layers.{i}.{name}"])
-                loaded[ring.k] = autograd.now()
+                loaded[ring.k.data_ptr()] = autograd.now()
         self._move(state["clock"].to(self.device))
 
     def _layout(self) -> Tensor:

@@ -76,17 +76,16 @@ def _in_backward_pass(call: Call, clock: Clock | None, running: int) -> Call:
     memory = call.memory
     if not memory.geometry.capacity:
         return call
-    first_pass_here = clock is not None and clock.made_in == running
-    if first_pass_here and not clock.superseded:
-        return call
     # Autograd made the node that runs, and asks for the replay, before or during the first pass. So a clock that has
     # not moved since then stands where the first pass saw it.
-    if not first_pass_here and (clock is None or autograd.running_node() < clock.moved):
+    if clock is None or (clock.made_in != running and autograd.running_node() < clock.moved):
         raise RuntimeError(
             "memory: a backward pass replays this call, and the ring's clock has moved since the first pass. Take "
             "stack[layer] outside the checkpointed function and hand it in; call advance(), uncompiled, outside "
             "torch.no_grad()"
         )
+    if clock.made_in == running and not clock.superseded:
+        return call
     if clock.superseded and not _untouched(memory.k, clock.left.get(memory.k.data_ptr())):
         _check_not_overwritten(call)
     if call.append and values_are_at_hand(memory.written.device):
@@ -104,8 +103,9 @@ def _check_appended(call: Call) -> None:
     ends = (call.memory.clock.position + counts).tolist()
     if any(end > newest for end, newest in zip(ends, call.memory.written.tolist(), strict=True)):
         raise RuntimeError(
-            "memory: a backward pass made this call before any first pass did, and its segment would not be appended. "
-            "Make it outside the backward pass, or with append=False"
+            "memory: a backward pass makes this call, and its segment was not appended at this clock before: it is no "
+            "replay, or one of a function that calls advance(). Call advance() outside the checkpointed function, and "
+            "append outside backward passes"
         )
 
 
@@ -161,9 +161,9 @@ def _backward_fake(
 
 
 def _check_not_overwritten(call: Call) -> None:
-    """A backward pass reads the memory that its forward pass saw: refuse if something has been written over it since."""
+    """A backward pass reads the memory that its forward pass saw: refuse if it has been written over since."""
     memory = call.memory
-    if -1 < autograd.running_node() < loaded.get(memory.k, 0):
+    if -1 < autograd.running_node() < loaded.get(memory.k.data_ptr(), 0):
         raise RuntimeError(
             "the ring memory was overwritten between forward and backward, by load_state_dict. Call backward before a "
             "state is loaded."
@@ -186,23 +186,26 @@ class _Attend(torch.autograd.Function):
         o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
         q, k, v = arguments[:3]
         call, _ = _unflatten(*arguments)
-        # Not among the saved tensors: autograd's version check would refuse every segment that is appended before this
-        # one's backward pass, while the ring may have room for several. `_check_not_overwritten` is the exact check.
-        ctx.ring = call.memory.state
-        optional = (call.segment_start, call.segment_len, call.alibi_slopes)
-        ctx.save_for_backward(q, k, v, o, lse, call.memory.clock.state, call.memory.horizon, *optional)
+        # Not among the saved tensors. Autograd's version check would refuse every segment that is appended before this
+        # one's backward pass, while the ring may have room for several: `_check_not_overwritten` is the exact check.
+        # And what a replay saves instead must not take the place of the first pass's clock.
+        ctx.ring, ctx.time = call.memory.state, (call.memory.clock.state, call.memory.horizon)
+        ctx.save_for_backward(q, k, v, o, lse, call.segment_start, call.segment_len, call.alibi_slopes)
         ctx.quantised = call.memory.k_scale is not None
         ctx.scalars = arguments[13:]
         ctx.version = autograd.writes(ctx.ring[0])
+        ctx.time_versions = [*map(autograd.writes, ctx.time)]
         return o, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, o, lse, clock, horizon, start, length, slopes = ctx.saved_tensors
+        q, k, v, o, lse, start, length, slopes = ctx.saved_tensors
+        if [*map(autograd.writes, ctx.time)] != ctx.time_versions:
+            raise RuntimeError("memory: the clock or a horizon was written in place between forward and backward")
         ring = ctx.ring
         k_scale, v_scale = ring[2:4] if ctx.quantised else (None, None)
-        state = (ring[0], ring[1], k_scale, v_scale, ring[-1], clock, horizon, start, length, slopes)
+        state = (ring[0], ring[1], k_scale, v_scale, ring[-1], *ctx.time, start, length, slopes)
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
         wanted = (need_dq, any(need_dkv))
         # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
