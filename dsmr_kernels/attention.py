@@ -12,8 +12,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dsmr_kernels import ops
 from dsmr_kernels.autograd import FORWARD, backward_pass
 from dsmr_kernels.backends import Call
+from dsmr_kernels.clock import Clock
 from dsmr_kernels.geometry import Geometry, Retention, Window
-from dsmr_kernels.memory import Clock, RingMemory
+from dsmr_kernels.memory import RingMemory
 from dsmr_kernels.ragged import check_ragged
 from dsmr_kernels.storage import COMPUTE_DTYPES
 

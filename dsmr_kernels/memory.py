@@ -7,88 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from dsmr_kernels import autograd
+from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.pages import Pages
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
 from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED, Storage, ring_bytes
-
-
-class Clock:
-    """Where every lane stands: int64 `state [3, B]` with rows position, length and phase, on the rings' device.
-
-    `position`: tokens since the lane's stream began (picks slots). `length`: tokens since its piece began (bounds what
-    is visible). `phase`: tokens of the open segment already fed; 0 unless segments are fed piecemeal.
-
-    Calls of `recurrent_attention` read the clock; only `MemoryStack` moves it. A clock that a backward pass may still
-    need is replaced when time moves on, and from then on `superseded`: one that a graph has (`in_graph`), and any while
-    gradients are enabled, because reentrant checkpointing runs its first pass without a graph. Any other is moved in
-    place, so that a captured CUDA graph replays.
-
-    What replays in a backward pass ask for: `moved`, when the clock was made or last moved (`autograd.now`); `made_in`,
-    the backward pass in which it was made; `left`, how often each ring, by the address of its keys, had been written
-    when the clock was superseded.
-    """
-
-    __slots__ = ("__weakref__", "in_graph", "left", "made_in", "moved", "state", "superseded")
-
-    def __init__(self, state: Tensor) -> None:
-        self.state = state
-        self.in_graph = False
-        self.superseded = False
-        self.moved = autograd.now()
-        self.made_in = autograd.backward_pass()
-        self.left: dict[int, int | None] = {}
-
-    @classmethod
-    def of_stack(cls, state: Tensor) -> Clock:
-        """A clock that `find` finds: operators are given nothing but its tensor."""
-        clock = cls(state)
-        if not torch.compiler.is_compiling():
-            _clocks.add(clock)
-        return clock
-
-    @staticmethod
-    def find(state: Tensor) -> Clock | None:
-        """The clock of a stack whose state this very tensor is. None for one that compiled code has made."""
-        return next((clock for clock in _clocks if clock.state is state), None)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Copies and pickles hold where the lanes stand. No backward pass knows of them."""
-        return Clock.of_stack, (self.state,), (None, {"superseded": self.superseded})
-
-    def was_moved(self) -> None:
-        """Note that the state was written in place."""
-        self.moved = autograd.now()
-
-    @property
-    def position(self) -> Tensor:
-        """Tokens since each lane's stream began, int64 `[B]`."""
-        return self.state[0]
-
-    @property
-    def length(self) -> Tensor:
-        """Tokens since each lane's piece began, int64 `[B]`."""
-        return self.state[1]
-
-    @property
-    def phase(self) -> Tensor:
-        """Tokens of the open segment that were already fed, int64 `[B]`."""
-        return self.state[2]
-
-
-_clocks: WeakSet[Clock] = WeakSet()
-
-loaded: dict[int, int] = {}
-"""When (`autograd.now`) the ring whose keys lie at an address was last filled from a saved state.
-
-A later ring at the address of one that is gone takes no harm: its graphs are newer.
-"""
 
 
 class Remembered:
@@ -221,10 +149,16 @@ class MemoryStack:
             V.
         retention: None (keep every token) or a `Retention`; with a stride a horizon of M entries reaches M x stride
             tokens.
-        segments_in_flight: segments whose backward passes may be outstanding at once (capacity = M + k x T).
+        segments_in_flight: segments whose backward passes may be outstanding at once, k, fed whole or piecemeal. A
+            ring then has M + k x T slots; with a stride M + k x T / stride or a few more, and k x T for exact tokens.
 
     Usage: call `recurrent_attention(q, k, v, stack[layer])` for every layer, then `advance(T)` once. Take
     `stack[layer]` anew after each `advance`; `reset(lanes)` makes lanes start a new piece with their next token.
+
+    Activation checkpointing: checkpoint the layers, hand `stack[layer]` in, and call `advance` outside. What moves or
+    rewrites the memory (`advance`, `reset`, `set_horizons`, `load_state_dict`) raises RuntimeError in a replay. While
+    gradients are enabled these give the stack a new clock, so that what was made before can be replayed; under
+    `torch.no_grad` and `torch.inference_mode` clock and horizons keep their addresses, for captured CUDA graphs.
 
     Raises ValueError or TypeError naming the argument, what was expected and what came.
     """

@@ -16,8 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from dsmr_kernels import autograd, backends
 from dsmr_kernels.backends import Call
+from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.geometry import Geometry, Retention
-from dsmr_kernels.memory import Clock, RingMemory, loaded
+from dsmr_kernels.memory import RingMemory
 from dsmr_kernels.ragged import values_are_at_hand
 
 _STATE = "Tensor{a} ring_k, Tensor{b} ring_v, Tensor{c}? k_scale, Tensor{d}? v_scale, Tensor{e} written"
