@@ -9,10 +9,12 @@ from torch import Tensor, is_grad_enabled
 
 from dsmr_kernels import ops
 from dsmr_kernels.arguments import check_arguments, check_slopes, check_tensors
+from dsmr_kernels.autograd import FORWARD, backward_pass
 from dsmr_kernels.backends import Call
+from dsmr_kernels.clock import Clock
 from dsmr_kernels.execution import is_plain, unrecorded
 from dsmr_kernels.geometry import Geometry, Retention, Window
-from dsmr_kernels.memory import Clock, RingMemory
+from dsmr_kernels.memory import RingMemory
 from dsmr_kernels.ragged import check_ragged
 
 
@@ -53,7 +55,8 @@ def recurrent_attention(
         scale: factor on q . k; 1 / sqrt(D) by default.
         softcap: if positive, logits x become softcap * tanh(x / softcap).
         alibi_slopes: float `[H]`, subtracts slope * (distance in tokens) from each logit (Press et al. 2022, "ALiBi").
-        append: write k and v into the ring. The same segment at the same clock may be written any number of times.
+        append: write k and v into the ring. The same segment at the same clock may be written any number of times. A
+            backward pass that replays the call (activation checkpointing) writes nothing: the first pass has.
         return_lse: also return the logarithm of the sum of exponentials.
         impl: a back end by name, or None for the best that supports the call. The environment variable
             `DSMR_KERNELS_IMPL` stands in for None; a ring asks for it at its first call and whenever shapes change.
@@ -64,8 +67,9 @@ def recurrent_attention(
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message says which, what was expected and what came.
-        RuntimeError: from backward, if later segments have overwritten the memory that this segment saw; or if `memory`
-            was taken from the stack before its last `advance`.
+        RuntimeError: from backward, or from a call that a backward pass replays, if later segments or a loaded state
+            have overwritten the memory that this segment saw; from a replay, if the ring's clock has moved since the
+            first pass; or if `memory` was taken from the stack before its last `advance`.
     """
     plain = is_plain(q, k, v)
     if memory is None:
@@ -79,7 +83,8 @@ def recurrent_attention(
             memory.remembered.examined(signature)
     elif segment_start is segment_len is alibi_slopes is None and not return_lse and not memory.clock.superseded:
         repeat = memory.remembered.repeat
-        if repeat is not None and not (is_grad_enabled() and ops.wants_grad(q, k, v)):
+        plain = not (is_grad_enabled() and ops.wants_grad(q, k, v)) and torch._C._current_graph_task_id() == FORWARD
+        if repeat is not None and plain:
             o = repeat(q, k, v, memory)
             if o is not None:
                 return o
@@ -160,7 +165,6 @@ def _signature(
 
 
 def _check_clock(memory: RingMemory) -> None:
-    # Activation checkpointing replays a segment during backward, when time has moved on: that is what old clocks are
-    # for.
-    if memory.clock.superseded and torch._C._current_graph_task_id() == -1:
+    # A backward pass replays segments when time has moved on: that is what old clocks are for.
+    if memory.clock.superseded and backward_pass() == FORWARD:
         raise RuntimeError("memory: this ring's clock has moved on; take stack[layer] anew after each advance()")

@@ -72,7 +72,8 @@ class Geometry:
     """The fixed shape of one ring: how many slots hold memory, and, under retention, how many hold the open segment.
 
     Slots `[0, archive)` are the ring proper, one entry per `retention.stride` tokens. Under a stride above 1 the slots
-    `[archive, archive + recent)` hold the newest tokens exactly, so that a segment fed piecemeal sees all of itself.
+    `[archive, archive + recent)` hold the newest tokens exactly, those of all segments in flight, so that a segment fed
+    piecemeal sees all of itself.
     """
 
     archive: int
@@ -95,7 +96,7 @@ class Geometry:
         tokens = segments_in_flight * max_segment
         stride = retention.stride
         archive = horizon + (tokens + stride - 3) // stride + 2
-        return cls(archive, max_segment if stride > 1 else 0, max_segment, retention)
+        return cls(archive, tokens if stride > 1 else 0, max_segment, retention)
 
     @property
     def capacity(self) -> int:

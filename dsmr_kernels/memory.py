@@ -10,54 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsmr_kernels.checks import check_clock, check_ring, check_saved_numbers, chosen_lanes, integers, is_integer
+from dsmr_kernels import autograd
+from dsmr_kernels.checks import check_ring, check_saved_numbers, chosen_lanes, integers, is_integer
+from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.pages import Pages
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
 from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED, Storage, ring_bytes
-
-
-class Clock:
-    """Where every lane stands: int64 `state [3, B]` with rows position, length and phase, on the rings' device.
-
-    `position`: tokens since the lane's stream began (picks slots). `length`: tokens since its piece began (bounds what
-    is visible). `phase`: tokens of the open segment already fed; 0 unless segments are fed piecemeal.
-
-    Calls of `recurrent_attention` read the clock; only `MemoryStack` moves it. A clock that a backward pass may still
-    need (`in_graph`) is replaced when time moves on, and from then on `superseded`; any other is moved in place, so
-    that a captured CUDA graph replays.
-
-    Raises TypeError or ValueError for a state of another type or shape. Its numbers may be written; the tensor itself
-    stays, because back ends rely on what was checked here.
-    """
-
-    __slots__ = ("_state", "in_graph", "superseded")
-
-    def __init__(self, state: Tensor) -> None:
-        check_clock(state)
-        self._state = state
-        self.in_graph = False
-        self.superseded = False
-
-    @property
-    def state(self) -> Tensor:
-        """Rows position, length and phase, int64 `[3, B]`."""
-        return self._state
-
-    @property
-    def position(self) -> Tensor:
-        """Tokens since each lane's stream began, int64 `[B]`."""
-        return self.state[0]
-
-    @property
-    def length(self) -> Tensor:
-        """Tokens since each lane's piece began, int64 `[B]`."""
-        return self.state[1]
-
-    @property
-    def phase(self) -> Tensor:
-        """Tokens of the open segment that were already fed, int64 `[B]`."""
-        return self.state[2]
 
 
 class Remembered:
@@ -84,7 +43,7 @@ class RingMemory:
     """One layer's memory of past keys and values, seen through a clock that all layers share.
 
     `k, v [B, Hkv, C, D]` hold keys (positions applied) and values; `k_scale, v_scale [B, Hkv, C]` float32 exist for
-    quantised storage only. `written [B]` int64 is the position after the newest token in the ring, `horizon []` int64
+    quantised storage only. `written [B]` int64 is the position after the newest token ever written, `horizon []` int64
     the number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by
     `stack[layer]`.
 
@@ -135,6 +94,13 @@ class RingMemory:
     def remembered(self) -> Remembered:
         """For calls to come."""
         return Remembered()
+
+    def at(self, clock: Clock, horizon: Tensor) -> RingMemory:
+        """The same ring, seen through another clock and with another horizon."""
+        ring = replace(self, clock=clock, horizon=horizon)
+        if not torch.compiler.is_compiling():
+            vars(ring)["remembered"] = self.remembered  # no call that it serves can tell the two apart
+        return ring
 
     @cached_property
     def state(self) -> tuple[Tensor, ...]:
@@ -197,10 +163,16 @@ class MemoryStack:
             V.
         retention: None (keep every token) or a `Retention`; with a stride a horizon of M entries reaches M x stride
             tokens.
-        segments_in_flight: segments whose backward passes may be outstanding at once (capacity = M + k x T).
+        segments_in_flight: segments whose backward passes may be outstanding at once, k, fed whole or piecemeal. A
+            ring then has M + k x T slots; with a stride M + k x T / stride or a few more, and k x T for exact tokens.
 
     Usage: call `recurrent_attention(q, k, v, stack[layer])` for every layer, then `advance(T)` once. Take
     `stack[layer]` anew after each `advance`; `reset(lanes)` makes lanes start a new piece with their next token.
+
+    Activation checkpointing: checkpoint the layers, hand `stack[layer]` in, and call `advance` outside. What moves or
+    rewrites the memory (`advance`, `reset`, `set_horizons`, `load_state_dict`) raises RuntimeError in a replay. While
+    gradients are enabled these give the stack a new clock, so that what was made before can be replayed; under
+    `torch.no_grad` and `torch.inference_mode` clock and horizons keep their addresses, for captured CUDA graphs.
 
     Raises ValueError or TypeError naming the argument, what was expected and what came.
     """
@@ -232,7 +204,7 @@ class MemoryStack:
         device = torch.get_default_device() if device is None else torch.device(device)
         self.dtype = dtype
         self.storage = storage
-        self.clock = Clock(torch.zeros(3, lanes, dtype=torch.int64, device=device))
+        self.clock = Clock.of_stack(torch.zeros(3, lanes, dtype=torch.int64, device=device))
         self._horizons = tuple(horizons)
         self._largest = self._horizons
         geometries = [Geometry.of(m, max_segment, retention or Retention(), segments_in_flight) for m in horizons]
@@ -299,9 +271,14 @@ class MemoryStack:
             new > most for new, most in zip(horizons, self._largest, strict=True)
         ):
             raise ValueError(f"horizons: expected one per layer, at most {list(self._largest)}, got {list(horizons)}")
+        self._check_no_replay("set_horizons")
         self._horizons = tuple(horizons)
-        for ring, horizon in zip(self._rings, horizons, strict=True):
-            ring.horizon.fill_(horizon)
+        if self._may_be_needed():
+            self._start_clock(self.clock.state.clone(), [torch.full_like(self._rings[0].horizon, m) for m in horizons])
+        else:
+            for ring, horizon in zip(self._rings, horizons, strict=True):
+                ring.horizon.fill_(horizon)
+            self.clock.was_moved()
 
     def advance(
         self,
@@ -316,6 +293,7 @@ class MemoryStack:
         that the tokens are part of a segment of that many, fed piecemeal; no call may cross its end. None: a whole
         segment.
         """
+        self._check_no_replay("advance")
         if not is_integer(tokens) or not 1 <= tokens <= self.max_segment:
             raise ValueError(f"tokens: expected an integer from 1 to max_segment={self.max_segment}, got {tokens!r}")
         if segment_size is not None and not (is_integer(segment_size) and tokens <= segment_size <= self.max_segment):
@@ -342,6 +320,7 @@ class MemoryStack:
 
         `lanes`: lane numbers, a mask of B bools (a bool tensor needs no host sync), or None for all.
         """
+        self._check_no_replay("reset")
         chosen = torch.zeros(self.lanes, dtype=torch.bool, device=self.device)
         if lanes is None:
             chosen.fill_(True)
@@ -364,7 +343,7 @@ class MemoryStack:
             )
         moved = object.__new__(MemoryStack)
         moved.__dict__.update(self.__dict__)
-        moved.clock = Clock(self.clock.state.to(device, copy=True))
+        moved.clock = Clock.of_stack(self.clock.state.to(device, copy=True))
         moved._rings = [
             replace(
                 ring,
@@ -396,9 +375,10 @@ class MemoryStack:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state into this stack, which must have been made with the same arguments (any device).
 
-        Checks every name, shape, type and number before it writes anything; raises ValueError naming what differs. Load
-        between a backward pass and the next forward pass, not between a forward pass and its backward pass.
+        Checks every name, shape, type and number before it writes anything; raises ValueError naming what differs. A backward
+        pass that needs what was there before raises RuntimeError: load between a backward pass and the next forward.
         """
+        self._check_no_replay("load_state_dict")
         own = self.state_dict()
         if own.keys() != state.keys():
             raise ValueError(f"state: expected the names {sorted(own)}, got {sorted(state)}")
@@ -419,6 +399,7 @@ class MemoryStack:
             for i, ring in enumerate(self._rings):
                 for name, tensor in ring.tensors().items():
                     tensor.copy_(state[f"layers.{i}.{name}"])
+                loaded[ring.k.data_ptr()] = autograd.now()
         self._move(state["clock"].to(self.device, copy=True))
 
     def _layout(self) -> Tensor:
@@ -430,12 +411,32 @@ class MemoryStack:
         return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
     def _move(self, state: Tensor) -> None:
-        if not self.clock.in_graph:
+        if self._may_be_needed():
+            # Horizons of their own, or the next ones that are written in place would be those of older clocks, too.
+            self._start_clock(state, [ring.horizon.clone() for ring in self._rings])
+        else:
             self.clock.state.copy_(state)
-            return
+            self.clock.was_moved()
+
+    def _may_be_needed(self) -> bool:
+        """Must clock and horizons stay as they are, for a backward pass to come?"""
+        return self.clock.in_graph or torch.is_grad_enabled()
+
+    def _start_clock(self, state: Tensor, horizons: Sequence[Tensor]) -> None:
+        """Leave the clock and the horizons to those who have them, and go on with others."""
         self.clock.superseded = True
-        self.clock = Clock(state)
-        self._rings = [replace(ring, clock=self.clock) for ring in self._rings]
+        if not torch.compiler.is_compiling():
+            self.clock.left = {ring.k.data_ptr(): autograd.writes(ring.k) for ring in self._rings}
+        self.clock = Clock.of_stack(state)
+        self._rings = [ring.at(self.clock, horizon) for ring, horizon in zip(self._rings, horizons, strict=True)]
+
+    def _check_no_replay(self, method: str) -> None:
+        running = autograd.backward_pass()
+        if running not in (autograd.FORWARD, self.clock.made_in):
+            raise RuntimeError(
+                f"{method}: expected a call outside backward passes, got one that replays a checkpointed function. "
+                "Checkpoint the layers only, and move the memory's clock outside the checkpointed functions."
+            )
 
 
 def _check_horizons(horizons: Sequence[int]) -> list[int]:

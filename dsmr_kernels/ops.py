@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dsmr_kernels import backends
+from dsmr_kernels import autograd, backends
 from dsmr_kernels.arguments import check_arguments, check_slopes
 from dsmr_kernels.backends import Call
+from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.execution import is_plain, refuse_forward_mode, refuse_functional_gradients, refuse_mapping
 from dsmr_kernels.geometry import Geometry, Retention
-from dsmr_kernels.memory import Clock, RingMemory
-from dsmr_kernels.ragged import check_ragged
+from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ragged import check_ragged, values_are_at_hand
 
 _STATE = "Tensor{a} ring_k, Tensor{b} ring_v, Tensor{c}? k_scale, Tensor{d}? v_scale, Tensor{e} written"
 _OPTIONS = (
@@ -57,7 +58,7 @@ def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     if wants_grad(q, k, v):
         call.memory.clock.in_graph = True
     elif plain:
-        return _run_forward(call, impl)
+        return _run_forward(call, call.memory.clock, impl)
     with _examined if plain else nullcontext():
         o, lse = torch.ops.dsmr_kernels.attend_(*_flatten(call, impl))
     return o, lse
@@ -78,11 +79,56 @@ class _Examined(threading.local):
 _examined = _Examined()
 
 
-def _run_forward(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
+def _run_forward(call: Call, clock: Clock | None, impl: str | None) -> tuple[Tensor, Tensor]:
+    running = autograd.backward_pass()
+    if running != autograd.FORWARD:
+        call = _in_backward_pass(call, clock or Clock.find(call.memory.clock.state), running)
     result = backends.choose(impl, call).forward(call)
     if call.append:
         torch._C._increment_version(call.memory.state)  # torch.autograd.graph goes there by a way four times as long
     return result
+
+
+def _in_backward_pass(call: Call, clock: Clock | None, running: int) -> Call:
+    """The call that a backward pass makes: the replay of an earlier one, which reads the same and writes nothing.
+
+    A stack that was made in this same backward pass is new to it, as in a first pass. Raises RuntimeError unless memory
+    and clock are as they were at the first pass.
+    """
+    memory = call.memory
+    if not memory.geometry.capacity:
+        return call
+    # Autograd made the node that runs, and asks for the replay, before or during the first pass. So a clock that has
+    # not moved since then stands where the first pass saw it.
+    if clock is None or (clock.made_in != running and autograd.running_node() < clock.moved):
+        raise RuntimeError(
+            "memory: a backward pass replays this call, and the ring's clock has moved since the first pass. Take "
+            "stack[layer] outside the checkpointed function and hand it in; call advance(), uncompiled, outside "
+            "torch.no_grad()"
+        )
+    if clock.made_in == running and not clock.superseded:
+        return call
+    if clock.superseded and not _untouched(memory.k, clock.left.get(memory.k.data_ptr())):
+        _check_not_overwritten(call)
+    if call.append and values_are_at_hand(memory.written.device):
+        _check_appended(call)
+    return call._replace(append=False, signature=None)
+
+
+def _untouched(ring: Tensor, writes: int | None) -> bool:
+    """Is it known that a ring was not written since `writes` were counted?"""
+    return writes is not None and autograd.writes(ring) == writes
+
+
+def _check_appended(call: Call) -> None:
+    counts = call.segment_len if call.segment_len is not None else call.q.shape[1]
+    ends = (call.memory.clock.position + counts).tolist()
+    if any(end > newest for end, newest in zip(ends, call.memory.written.tolist(), strict=True)):
+        raise RuntimeError(
+            "memory: a backward pass makes this call, and its segment was not appended at this clock before: it is no "
+            "replay, or one of a function that calls advance(). Call advance() outside the checkpointed function, and "
+            "append outside backward passes"
+        )
 
 
 def _flatten(call: Call, impl: str | None) -> tuple[Any, ...]:
@@ -121,7 +167,8 @@ def _checked(*arguments: Any) -> tuple[Call, str | None]:
 
 
 def _forward_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _run_forward(*_checked(*arguments))
+    call, impl = _checked(*arguments)
+    return _run_forward(call, None, impl)
 
 
 def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -153,8 +200,13 @@ def _backward_fake(
 
 
 def _check_not_overwritten(call: Call) -> None:
-    """The backward pass reads the memory that its forward pass saw: refuse if later segments have written over it."""
+    """A backward pass reads the memory that its forward pass saw: refuse if it has been written over since."""
     memory = call.memory
+    if -1 < autograd.running_node() < loaded.get(memory.k.data_ptr(), 0):
+        raise RuntimeError(
+            "the ring memory was overwritten between forward and backward, by load_state_dict. Call backward before a "
+            "state is loaded."
+        )
     horizon, newest = int(memory.horizon), memory.written.tolist()
     for lane, clock in enumerate(memory.clock.state.t().tolist()):
         position, length, phase = clock
@@ -167,39 +219,37 @@ def _check_not_overwritten(call: Call) -> None:
             )
 
 
-def _version(ring: Tensor) -> int | None:
-    """Autograd's count of writes to a ring; None where it is not kept: while compiling, and for inference tensors."""
-    return ring._version if type(ring) is Tensor and not ring.is_inference() else None
-
-
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
         q, k, v = arguments[:3]
         call, _ = _unflatten(*arguments)
-        # Not among the saved tensors: autograd's version check would refuse every segment that is appended before this
-        # one's backward pass, while the ring may have room for several. `_check_not_overwritten` is the exact check.
-        ctx.ring = call.memory.state
-        optional = (call.segment_start, call.segment_len, call.alibi_slopes)
-        ctx.save_for_backward(q, k, v, o, lse, call.memory.clock.state, call.memory.horizon.clone(), *optional)
+        # Not among the saved tensors. Autograd's version check would refuse every segment that is appended before this
+        # one's backward pass, while the ring may have room for several: `_check_not_overwritten` is the exact check.
+        # And what a replay saves instead must not take the place of the first pass's clock.
+        ctx.ring, ctx.time = call.memory.state, (call.memory.clock.state, call.memory.horizon)
+        ctx.save_for_backward(q, k, v, o, lse, call.segment_start, call.segment_len, call.alibi_slopes)
         ctx.quantised = call.memory.k_scale is not None
         ctx.scalars = arguments[13:]
-        ctx.version = _version(ctx.ring[0])
+        ctx.version = autograd.writes(ctx.ring[0])
+        ctx.time_versions = [*map(autograd.writes, ctx.time)]
         return o, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, o, lse, clock, horizon, start, length, slopes = ctx.saved_tensors
+        q, k, v, o, lse, start, length, slopes = ctx.saved_tensors
+        if [*map(autograd.writes, ctx.time)] != ctx.time_versions:
+            raise RuntimeError("memory: the clock or a horizon was written in place between forward and backward")
         ring = ctx.ring
         k_scale, v_scale = ring[2:4] if ctx.quantised else (None, None)
-        state = (ring[0], ring[1], k_scale, v_scale, ring[-1], clock, horizon, start, length, slopes)
+        state = (ring[0], ring[1], k_scale, v_scale, ring[-1], *ctx.time, start, length, slopes)
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
         wanted = (need_dq, any(need_dkv))
         # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
         # that is being compiled is not the run, so it always looks.
-        untouched = ctx.version is not None and _version(ring[0]) == ctx.version
+        untouched = _untouched(ring[0], ctx.version)
         with nullcontext() if torch.compiler.is_compiling() else _examined:
             grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, untouched, *wanted)
         dq, dk, dv = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[:3], strict=True))

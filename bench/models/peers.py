@@ -28,7 +28,7 @@ from bench.models import fill
 from dsmr.model import ModelConfig, Transformer
 from dsmr_kernels import MemoryStack, backends, recurrent_attention
 from dsmr_kernels.backends import Call
-from dsmr_kernels.memory import Clock
+from dsmr_kernels.clock import Clock
 
 STORAGES = (None, "int8")
 

@@ -133,6 +133,7 @@ class NativeStep:
                 f"got {tokens.tolist()}, {None if segment_len is None else segment_len.tolist()}"
             )
         torch.autograd.graph.increment_version(bound.written)
+        bound.clock.was_moved()
         return logits
 
     def _bind(self, state: MemoryStack) -> _Binding:

@@ -274,7 +274,7 @@ def _append(call: Call, clock: Sequence[Sequence[int]]) -> None:
             for ring, segment in targets:
                 if ring is not None and segment is not None and len(slots):
                     _write(ring[b], slots, segment[b].transpose(0, 1), source)
-        memory.written[b] = position + tokens
+        memory.written[b].clamp_(min=position + tokens)
 
 
 def _write(ring: Tensor, slots: Sequence[int], segment: Tensor, tokens: Sequence[int]) -> None:

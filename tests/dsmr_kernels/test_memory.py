@@ -107,16 +107,37 @@ def test_phase_counts_the_open_segment_and_idle_lanes_keep_theirs() -> None:
     assert stack.clock.phase.tolist() == [0, 1]
 
 
-def test_a_clock_in_a_graph_is_replaced_and_any_other_moved_in_place() -> None:
+def test_a_clock_that_a_graph_may_need_is_replaced_and_any_other_moved_in_place() -> None:
     stack = make()
     state = stack.clock.state
-    feed(stack, 1)
+    with torch.no_grad():
+        feed(stack, 1)
     assert stack.clock.state is state
     x = torch.randn(2, 5, 2, 8, requires_grad=True)
     recurrent_attention(x, x, x, stack[0])
-    stack.advance(5)
+    with torch.no_grad():
+        stack.advance(5)
     assert stack.clock.state is not state
     assert state[0].tolist() == [5, 5]
+    old = stack.clock.state
+    stack.advance(5)  # reentrant checkpointing runs its first pass without a graph
+    assert stack.clock.state is not old
+    assert old[0].tolist() == [10, 10]
+
+
+def test_horizons_that_a_graph_may_need_are_replaced_and_any_other_written_in_place() -> None:
+    stack = make()
+    horizons = [ring.horizon for ring in stack]
+    with torch.no_grad():
+        stack.set_horizons([1, 0, 2])
+    assert all(ring.horizon is old for ring, old in zip(stack, horizons, strict=True))
+    stack.set_horizons([6, 0, 20])
+    assert [int(x) for x in horizons] == [1, 0, 2]
+    old = stack[2].horizon
+    stack.advance(5)
+    with torch.no_grad():
+        stack.set_horizons([1, 0, 1])
+    assert int(old) == 20
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,10 @@ void advance(const Call& call) {
         position += count;
         length += count;
         phase = (phase + count) % model.segment;
-        for (int i = 0; i < model.layers; ++i) state.ring[i].written[lane] = position;
+        for (int i = 0; i < model.layers; ++i) {
+            int64_t& written = state.ring[i].written[lane];
+            written = std::max(written, position);
+        }
     }
 }
 

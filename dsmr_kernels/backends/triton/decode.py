@@ -213,7 +213,8 @@ def decode_kernel(
                 *(start_ptr, 0, real, position, length, archive, recent, stride, D, BD, TOKENS, STORAGE, KEEP, STARTS),
             )
             if kv_head == 0:
-                tl.store(written_ptr + lane, position + real)
+                newest = tl.load(written_ptr + lane)  # a longer segment may have been tried at this clock
+                tl.store(written_ptr + lane, tl.maximum(newest, position + real))
 
     acc = tl.where((rows < real)[:, None], acc, 0.0)
     total = tl.where(rows < real, total, 0.0)

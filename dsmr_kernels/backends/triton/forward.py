@@ -270,4 +270,5 @@ def forward_kernel(
                 *(start_ptr, m0, real, position, length, archive, recent, stride, D, BD, BM, STORAGE, KEEP, STARTS),
             )
             if (head == 0) & (m0 == 0):
-                tl.store(written_ptr + lane, position + real)
+                newest = tl.load(written_ptr + lane)  # a longer segment may have been tried at this clock
+                tl.store(written_ptr + lane, tl.maximum(newest, position + real))

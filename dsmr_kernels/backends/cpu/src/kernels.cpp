@@ -96,7 +96,7 @@ void append(const DsmrCall& call) {
     });
     for (int64_t b = 0; b < call.batch; ++b) {
         const Lane lane = read_lane(call, b);
-        call.written[b] = lane.clock.position + lane.tokens;
+        call.written[b] = most(call.written[b], lane.clock.position + lane.tokens);
     }
 }
 

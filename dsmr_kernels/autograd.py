@@ -1,0 +1,34 @@
+"""What autograd tells about the code that runs now: whether a backward pass runs it, and what came before what."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+FORWARD = -1
+"""`backward_pass()` outside every backward pass."""
+UNKNOWN = sys.maxsize
+"""`now()` while a compiled graph is made: later than everything."""
+
+
+def backward_pass() -> int:
+    """The number of the backward pass that this thread runs, one of its own for each, or `FORWARD`."""
+    return FORWARD if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def now() -> int:
+    """The number that autograd will give to the next node of a graph: all that was made before has a smaller one."""
+    return UNKNOWN if torch.compiler.is_compiling() else torch._C._autograd._get_sequence_nr()
+
+
+def running_node() -> int:
+    """The number of the node whose backward this thread runs; -1 if there is none."""
+    node = torch._C._current_autograd_node()
+    return -1 if node is None else node._sequence_nr()
+
+
+def writes(x: Tensor) -> int | None:
+    """How often `x` was written; None where nobody counts: while compiling, and for inference tensors."""
+    return x._version if type(x) is Tensor and not x.is_inference() else None
