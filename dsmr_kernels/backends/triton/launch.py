@@ -113,5 +113,6 @@ def _or(x: Tensor | None, other: Tensor) -> Tensor:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    # Of PyTorch's two settings this one knows what was set by either; asking `allow_tf32` may raise.
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"
