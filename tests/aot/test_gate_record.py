@@ -50,7 +50,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
     def examine_entry(entry: Entry, variants: Sequence[gate.Variant]) -> Row:
         done.append(entry)
         problems = ["dq_kernel: spills 8", "dq_kernel: no wgmma or mma.sync"] if entry.kernel == "dq" else []
-        return Row(entry.config, gate.source(entry), len(variants), 255, 0, 1024, {"mma.sync": 64, "cp.async.cg": 8}, problems)
+        return Row(
+            entry.config, gate.source(entry), len(variants), 255, 0, 1024, {"mma.sync": 64, "cp.async.cg": 8}, problems
+        )
 
     monkeypatch.setattr(gate, "examine_entry", examine_entry)
     return done

@@ -73,12 +73,12 @@ private:
             }
             factor = 1.0f;
         }
-        if (is_mixed(block, block.values, block.value_scale, dim_)) {
-            exponentiate(block, factor, nullptr);
+        const bool mixed = is_mixed(block, block.values, block.value_scale, dim_);
+        exponentiate(block, factor, mixed ? nullptr : block.value_scale);
+        if (mixed) {
             add_seen<Math, LANES>(block.values, block.value_scale, block.count, dim_, weights_, out_);
             return;
         }
-        exponentiate(block, factor, block.value_scale);
         const auto rows = Math::along_dim(block.values, block.count, dim_, value_room_);
         const auto values = Math::along_keys(rows, block.count, dim_, pair_room_);
         gemm<Math, Layout::COLUMNS, true, VECS>(dim_, LANES, values.data, values.stride, weights_, LANES,
