@@ -32,6 +32,7 @@ from dsmr_kernels.backends import Call
 from dsmr_kernels.backends import triton as backend
 from dsmr_kernels.backends.triton import decode
 from dsmr_kernels.backends.triton.configs import DIMS, TABLE, Config, Kernel, Kind
+from dsmr_kernels.backends.triton.launch import Launch
 from dsmr_kernels.storage import Storage
 
 
@@ -245,11 +246,37 @@ def using(architecture: str, kernel: Kernel, config: Config) -> Iterator[None]:
 
 def compiled(architecture: str, variant: Variant, dim: int, kernels: Sequence[Kernel]) -> list[Compiled]:
     """What these kernels compile to for such calls; with the backward kernels comes the small one that they share."""
+    with compiling_for(architecture) as found:
+        _launch(variant, dim, kernels)
+    return found
+
+
+def source(entry: Entry) -> str:
+    """A digest of what an entry is compiled from; compiles nothing. Equal entries of several architectures share it."""
+    same = entry.config, entry.dim, entry.kind, entry.kernel
+    if same not in _sources:
+        launches: list[Launch] = []
+        collect = mock.patch.object(Launch, "run", lambda launch: launches.append(launch))
+        with compiling_for(entry.architecture), collect:
+            for variant in distinct(entry.kind, entry.kernel):
+                _launch(variant, entry.dim, [entry.kernel])
+        _sources[same] = gate_record.digest(launches)
+    return _sources[same]
+
+
+_sources: dict[tuple[Config, int, Kind, Kernel], str] = {}
+
+
+def _launch(variant: Variant, dim: int, kernels: Sequence[Kernel]) -> None:
+    """Launch these kernels for such calls, without those of `mend`, which have no entries."""
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = variant.tf32
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if variant.tf32 else "ieee"
     try:
-        with compiling_for(architecture) as found, mock.patch.object(decode, "processors", return_value=PROCESSORS):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(decode, "processors", return_value=PROCESSORS))
+            for name in ("mend_forward", "mend_dq", "mend_dkdv"):
+                stack.enter_context(mock.patch.object(backend, name))
             for kernel in kernels:
                 if kernel == "decode":
                     for call in (variant.call(dim, tokens) for tokens in DECODED):
@@ -264,8 +291,7 @@ def compiled(architecture: str, variant: Variant, dim: int, kernels: Sequence[Ke
                 lse = lse.transpose(1, 2).contiguous()
                 backend.backward(call, o, lse, o.clone(), lse.clone(), (kernel == "dq", kernel == "dkdv"))
     finally:
-        matmul.allow_tf32 = before
-    return found
+        matmul.fp32_precision = before
 
 
 def required(kernel: Compiled, kind: Kind) -> list[tuple[str, ...]]:
@@ -322,6 +348,7 @@ def examine_entry(entry: Entry, variants: Sequence[Variant]) -> Row:
     counts = {name: max(kernel.instructions.get(name, 0) for kernel in kernels) for name in INSTRUCTIONS}
     return Row(
         entry.config,
+        source(entry),
         len(variants),
         *(max(getattr(kernel, name) for kernel in kernels) for name in ("registers", "spills", "shared")),
         {name: count for name, count in counts.items() if count},
@@ -343,13 +370,13 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = set(options.architectures) - ARCHITECTURES.keys()
     if unknown:
         parser.error(f"architectures: expected some of {list(ARCHITECTURES)}, got {sorted(unknown)}")
-    record = Record.current(triton.__version__) if options.record else Record(triton.__version__, gate_record.sources())
+    record = Record.read(triton.__version__) if options.record else Record(triton.__version__)
     print(f"Triton {triton.__version__}. Registers and spilled bytes a thread, bytes of shared memory a block.\n")
     print(*gate_record.header(), sep="\n")
     failed = False
     for entry in gate_record.entries(options.architectures or tuple(ARCHITECTURES), options.dims, options.kinds):
         variants = distinct(entry.kind, entry.kernel)[: 1 if options.first else None]
-        if not record.holds(entry, len(variants)):
+        if not record.holds(entry, len(variants), source(entry)):
             record.rows[entry] = examine_entry(entry, variants)
             if options.record:
                 record.write()

@@ -1,31 +1,41 @@
-"""The gate's record: what every table entry compiled to, in a file that a changed kernel or entry makes out of date.
+"""The gate's record: what every table entry compiled to, in a file that changed kernels or entries make out of date.
 
-A file a version of Triton, `bench/compiled/triton-<version>.md`: a table to read, with a row for each entry, and a
-digest of the kernels' sources. `python -m bench.gate --record` fills it and passes over what it holds.
+A file a version of Triton, `bench/compiled/triton-<version>.md`: a table to read, with a row for each entry. A row
+knows by a digest what it was compiled from, which is the code of its kernels and what its launches tell the compiler:
+a change makes those rows out of date that it touches. `python -m bench.gate --record` fills the table and passes over
+what it holds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
-from dsmr_kernels.backends.triton import configs
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from dsmr_kernels.backends.triton.configs import DIMS, TABLE, Config, Kernel, Kind
+from dsmr_kernels.backends.triton.launch import ALIGNMENT, Launch
 
 FOLDER = Path(__file__).parent / "compiled"
 COLUMNS = (
     *("architecture", "D", "kind", "kernel", "tile", "warps", "stages", "loads"),
-    *("variants", "registers", "spills", "shared", "instructions", "problems"),
+    *("source", "variants", "registers", "spills", "shared", "instructions", "problems"),
 )
 HEAD = """# What the Triton kernels compile to
 
-Written by `python -m bench.gate --record` with Triton {version}, from sources `{sources}`. A row for each entry of
-`dsmr_kernels/backends/triton/configs.py`, with the most that any of its variants takes: registers a thread, spilled
-bytes a thread, bytes of shared memory a block, and how often an instruction stands in the code.
+Written by `python -m bench.gate --record` with Triton {version}. A row for each entry of
+`dsmr_kernels/backends/triton/configs.py`, with a digest of what it was compiled from and the most that any of its
+variants takes: registers a thread, spilled bytes a thread, bytes of shared memory a block, and how often an instruction
+stands in the code.
 """
 
 
@@ -44,9 +54,13 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What an entry compiled to: the most over `variants` kinds of calls, and what is wrong with any of them."""
+    """What an entry compiled to: the most over `variants` kinds of calls, and what is wrong with any of them.
+
+    `source`: the digest of what it was compiled from, see `digest`.
+    """
 
     config: Config
+    source: str
     variants: int
     registers: int
     spills: int
@@ -66,22 +80,54 @@ def entries(
                 yield from (Entry(architecture, dim, kind, kernel) for kernel in kernels)
 
 
-def sources() -> str:
-    """A digest of the kernels and their launchers; the table, comments and blank lines do not count."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(configs.__file__).parent.glob("*.py")):
-        if path.name != Path(configs.__file__).name:
-            lines = (re.sub(r"\s*(#.*)?$", "", line) for line in path.read_text(encoding="utf-8").splitlines())
-            digest.update("\n".join([path.name, *filter(None, lines), ""]).encode())
-    return digest.hexdigest()[:16]
+def digest(launches: Iterable[Launch]) -> str:
+    """A digest of what launches compile from: kernels with all that they call, and what the compiler is told.
+
+    Comments, blank lines and the values of run-time arguments do not count.
+    """
+    told = hashlib.sha256()
+    for launch in launches:
+        arguments = sorted((name, _told(name, value)) for name, value in launch.arguments.items())
+        told.update(repr((kernel_source(launch.kernel), arguments)).encode())
+    return told.hexdigest()[:12]
+
+
+def _told(name: str, value: Any) -> object:
+    """What the compiler is told of an argument: constants and options by value, the others by type and alignment."""
+    if isinstance(value, TensorDescriptor):
+        return str(value.base.dtype), tuple(value.block_shape)
+    if isinstance(value, Tensor):
+        return str(value.dtype), value.data_ptr() % ALIGNMENT == 0
+    if name.isupper() or name in Config(0, 0, 0, 0).options or isinstance(value, float):
+        return type(value).__name__ if isinstance(value, float) else value
+    return value == 1, value % ALIGNMENT == 0
+
+
+@cache
+def kernel_source(kernel: JITFunction) -> str:
+    """The code of a kernel, of every function that it calls and the constants that they use, without comments."""
+    found: dict[str, str] = {}
+
+    def visit(name: str, value: object) -> None:
+        if name in found:
+            return
+        if isinstance(value, tl.constexpr):
+            found[name] = repr(value.value)
+        elif isinstance(value, JITFunction):
+            lines = (re.sub(r"\s*(#.*)?$", "", line) for line in inspect.getsource(value.fn).splitlines())
+            found[name] = "\n".join(filter(None, lines))
+            for used in value.fn.__code__.co_names:
+                visit(used, value.fn.__globals__.get(used))
+
+    visit(kernel.__name__, kernel)
+    return repr(sorted(found.items()))
 
 
 @dataclass
 class Record:
-    """The rows that were compiled with a version of Triton from sources of a digest."""
+    """The rows that were compiled with a version of Triton, by whatever sources: each says by which."""
 
     version: str
-    sources: str
     rows: dict[Entry, Row] = field(default_factory=dict)
 
     @staticmethod
@@ -91,30 +137,23 @@ class Record:
 
     @classmethod
     def read(cls, version: str) -> Record:
-        """The record of a version as it was written, by whatever sources."""
-        text = cls.path(version).read_text(encoding="utf-8")
-        record = cls(version, re.search(r"sources `(\w+)`", text)[1])
-        table = [line for line in text.splitlines() if line.startswith("|")]
-        record.rows.update(map(_parse, table[2:]))
+        """The record of a version; an empty one if there is none."""
+        record, path = cls(version), cls.path(version)
+        if path.exists():
+            table = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+            record.rows.update(map(_parse, table[2:]))
         return record
 
-    @classmethod
-    def current(cls, version: str) -> Record:
-        """The record of a version to go on with: an empty one if there is none or the sources have changed since."""
-        present = sources()
-        record = cls.read(version) if cls.path(version).exists() else cls(version, present)
-        return record if record.sources == present else cls(version, present)
-
-    def holds(self, entry: Entry, variants: int) -> bool:
-        """Whether what stands in the table now was compiled for so many variants."""
+    def holds(self, entry: Entry, variants: int, source: str) -> bool:
+        """Whether what stands in the table now was compiled for so many variants, from what `source` is a digest of."""
         row = self.rows.get(entry)
-        return row is not None and row.config == entry.config and row.variants >= variants
+        return row is not None and (row.config, row.source) == (entry.config, source) and row.variants >= variants
 
     def write(self) -> None:
         """Replace the file, whole or not at all."""
         path = self.path(self.version)
         lines = [line(entry, self.rows[entry]) for entry in entries() if entry in self.rows]
-        head = HEAD.format(version=self.version, sources=self.sources)
+        head = HEAD.format(version=self.version)
         written = path.with_suffix(".part")
         written.write_text("\n".join([head, *header(), *lines, ""]), encoding="utf-8")
         written.replace(path)
@@ -130,7 +169,7 @@ def line(entry: Entry, row: Row) -> str:
     m, n, warps, stages, descriptors = row.config
     cells = (
         *(*entry, f"{m}x{n}", warps, stages, "bulk" if descriptors else "pointers"),
-        *(row.variants, row.registers, row.spills, row.shared),
+        *(row.source, row.variants, row.registers, row.spills, row.shared),
         *(", ".join(f"{name} {count}" for name, count in row.instructions.items()), "; ".join(row.problems)),
     )
     return f"| {' | '.join(map(str, cells))} |"
@@ -143,6 +182,7 @@ def _parse(line: str) -> tuple[Entry, Row]:
     m, n = map(int, cells["tile"].split("x"))
     return entry, Row(
         Config(m, n, int(cells["warps"]), int(cells["stages"]), cells["loads"] == "bulk"),
+        cells["source"],
         *(int(cells[name]) for name in ("variants", "registers", "spills", "shared")),
         {name: int(count) for name, count in counts},
         [problem for problem in cells["problems"].split("; ") if problem],

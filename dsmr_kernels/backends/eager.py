@@ -1,8 +1,9 @@
 """The PyTorch back end: any device, any floating type, no concatenation and no full score matrix.
 
 Every lane walks the tiles (block of queries) x (chunk of keys) that its intervals make visible: at most four runs of
-the ring (read where they lie), then the segment. Hidden slots are never read, so what they hold cannot matter. Logits
-are kept in base 2 (`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
+the ring (read where they lie), then the segment. Slots that no query of a block sees are never read, and where only
+some see a key, a product leaves out the others (`_product`): what is hidden cannot matter. Logits are kept in base 2
+(`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ class Keys(NamedTuple):
             self.positions[start:stop],
             self.in_segment,
         )
+
+
+class Logits(NamedTuple):
+    """Of a tile's queries and keys, `[Hkv, G * n, m]` each, or None if the same holds for all pairs."""
+
+    base2: Tensor  # -inf for hidden pairs
+    slope: Tensor | None  # in `q . k`; None: 1
+    hidden: Tensor | None  # None: none is
 
 
 class Lane(NamedTuple):
@@ -121,15 +130,13 @@ def _attend(call: Call, q: Tensor, lane: Lane, rows: slice) -> tuple[Tensor, Ten
     out, total = torch.zeros_like(q), q.new_zeros(())
     highest: Tensor | None = None
     for tile in _tiles(lane, rows, q.shape[0] * q.shape[1]):
-        logits, _ = _logits(call, q, tile, rows, lane)
+        logits, _, hidden = _logits(call, q, tile, rows, lane)
         before, highest = highest, logits.amax(-1, keepdim=True).clamp_min_(lowest)
         if before is not None:
             highest = torch.maximum(before, highest)
         weights = torch.exp2(logits.sub_(highest), out=logits)
         tile_total = weights.sum(-1, keepdim=True)
-        if tile.v_scale is not None:
-            weights *= tile.v_scale[:, None]
-        tile_out = weights @ tile.v.to(q.dtype)
+        tile_out = _product(weights, tile.v, tile.v_scale, hidden)
         if before is None:
             out, total = tile_out, tile_total
         else:
@@ -155,27 +162,47 @@ def _attend_backward(
     lse2 = lse2.masked_fill(lse2 == -math.inf, math.inf)  # rows that see nothing get weights of zero
     grad_q = torch.zeros_like(q)
     for tile in _tiles(lane, rows, q.shape[0] * q.shape[1]):
-        logits, slope = _logits(call, q, tile, rows, lane)
+        logits, slope, hidden = _logits(call, q, tile, rows, lane)
         weights = torch.exp2(logits.sub_(lse2[..., None]), out=logits)
         grad_weights = grad_o @ tile.v.to(q.dtype).transpose(1, 2)
         if tile.v_scale is not None:
             grad_weights *= tile.v_scale[:, None]
-        if need_dkv and tile.in_segment:
-            columns = slice(tile.positions[0], tile.positions[-1] + 1)
-            grads_kv[1, :, columns].baddbmm_(weights.transpose(1, 2), grad_o)
         grad_logits = grad_weights.sub_(delta[..., None]).mul_(weights)
         if slope is not None:
             grad_logits *= slope
+        if hidden is not None:  # the lse of a query, and what it met elsewhere, may be NaN
+            weights.masked_fill_(hidden, 0)
+            grad_logits.masked_fill_(hidden, 0)
         if need_dkv and tile.in_segment:
-            grads_kv[0, :, columns].baddbmm_(grad_logits.transpose(1, 2), q)
-        if tile.k_scale is not None:
-            grad_logits *= tile.k_scale[:, None]
-        grad_q.baddbmm_(grad_logits, tile.k.to(q.dtype))
+            columns = slice(tile.positions[0], tile.positions[-1] + 1)
+            hidden_queries = None if hidden is None else hidden.transpose(1, 2)
+            grads_kv[0, :, columns] += _product(grad_logits.transpose(1, 2), q, None, hidden_queries)
+            grads_kv[1, :, columns] += _product(weights.transpose(1, 2), grad_o, None, hidden_queries)
+        grad_q += _product(grad_logits, tile.k, tile.k_scale, hidden)
     return grad_q
 
 
-def _logits(call: Call, q: Tensor, tile: Keys, rows: slice, lane: Lane) -> tuple[Tensor, Tensor | None]:
-    """Base-2 logits `[Hkv, G * n, m]` of a tile, hidden ones -inf, and their slope in `q . k` (None: 1)."""
+def _product(weights: Tensor, rows: Tensor, scale: Tensor | None, hidden: Tensor | None) -> Tensor:
+    """`weights [Hkv, n, m] @ (rows * scale) [Hkv, m, D]`, to which hidden pairs add nothing; their weights are zero.
+
+    A weight of zero does not hide what is not finite: such rows are added one by one, where they are seen.
+    """
+    rows = rows.to(weights.dtype)
+    scaled = weights if scale is None else weights * scale[:, None]
+    if hidden is None:
+        return scaled @ rows
+    odd = ~(rows if scale is None else rows * scale[..., None]).isfinite().all(-1)  # [Hkv, m]
+    if not odd.any():
+        return scaled @ rows
+    sums = scaled.masked_fill(odd[:, None], 0) @ rows.masked_fill(odd[..., None], 0)
+    for head, row in odd.nonzero().tolist():
+        seen = ~hidden[head, :, row]
+        sums[head, seen] += scaled[head, seen, row, None] * rows[head, row]
+    return sums
+
+
+def _logits(call: Call, q: Tensor, tile: Keys, rows: slice, lane: Lane) -> Logits:
+    """The logits of a tile."""
     logits = q @ tile.k.to(q.dtype).transpose(1, 2)
     slope = None
     if tile.k_scale is not None:
@@ -188,7 +215,7 @@ def _logits(call: Call, q: Tensor, tile: Keys, rows: slice, lane: Lane) -> tuple
     first, last = tile.positions[0], tile.positions[-1]
     lowest = lane.lowest[rows.stop - 1] if lane.lowest is not None else first
     if call.alibi_slopes is None and first >= lowest and last <= rows.start:
-        return logits, slope  # the whole tile is visible to every row
+        return Logits(logits, slope, None)  # the whole tile is visible to every row
     positions = torch.tensor(tile.positions, device=q.device)
     queries = torch.arange(rows.start, rows.stop, device=q.device)
     by_row = logits.view(call.q.shape[2], len(queries), len(positions))  # [H, n, m]
@@ -199,7 +226,7 @@ def _logits(call: Call, q: Tensor, tile: Keys, rows: slice, lane: Lane) -> tuple
     if lane.lowest is not None:
         hidden |= positions < torch.tensor(lane.lowest[rows], device=q.device)[:, None]
     by_row.masked_fill_(hidden, -math.inf)
-    return logits, slope
+    return Logits(logits, slope, hidden.expand_as(by_row).reshape(logits.shape))
 
 
 def _lane(call: Call, b: int, clock: Sequence[int]) -> Lane:

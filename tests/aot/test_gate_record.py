@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import triton
+import triton.language as tl
 
 from bench import gate, gate_record
 from bench.gate_record import Entry, Record, Row, entries
-from dsmr_kernels.backends.triton import configs
+from dsmr_kernels.backends.triton.backward import dq_kernel
 from dsmr_kernels.backends.triton.configs import Config
+from dsmr_kernels.backends.triton.forward import forward_kernel
+from dsmr_kernels.backends.triton.launch import Launch
 
 VERSION = "3.7.1"  # whose record must be complete
 
@@ -17,9 +21,12 @@ VERSION = "3.7.1"  # whose record must be complete
 def test_every_entry_is_on_record() -> None:
     record = Record.read(VERSION)
     renew = f"run `python -m bench.gate --record` with Triton {VERSION} and commit bench/compiled"
-    assert record.sources == gate_record.sources(), f"the kernels have changed since they were compiled: {renew}"
-    lacking = [entry for entry in entries() if not record.holds(entry, len(gate.distinct(entry.kind, entry.kernel)))]
-    assert not lacking, f"{len(lacking)} entries were not compiled as they are now, such as {lacking[0]}: {renew}"
+    stale = [
+        entry
+        for entry in entries()
+        if not record.holds(entry, len(gate.distinct(entry.kind, entry.kernel)), gate.source(entry))
+    ]
+    assert not stale, f"{len(stale)} entries were not compiled as they are now, such as {stale[0]}: {renew}"
     bad = [gate_record.line(entry, row) for entry, row in record.rows.items() if row.problems]
     assert not bad, "choose other entries than\n" + "\n".join(bad)
 
@@ -43,7 +50,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
     def examine_entry(entry: Entry, variants: Sequence[gate.Variant]) -> Row:
         done.append(entry)
         problems = ["dq_kernel: spills 8", "dq_kernel: no wgmma or mma.sync"] if entry.kernel == "dq" else []
-        return Row(entry.config, len(variants), 255, 0, 1024, {"mma.sync": 64, "cp.async.cg": 8}, problems)
+        return Row(
+            entry.config, gate.source(entry), len(variants), 255, 0, 1024, {"mma.sync": 64, "cp.async.cg": 8}, problems
+        )
 
     monkeypatch.setattr(gate, "examine_entry", examine_entry)
     return done
@@ -70,11 +79,13 @@ def test_what_is_on_record_is_not_compiled_again(
         gate.main(ARGUMENTS)
         assert [entry.kernel for entry in compilations[4:]] == ["forward"]
         row = Record.read(triton.__version__).rows[Entry("sm_80", 64, "half", "forward")]
-        assert row == (other, 2, 255, 0, 1024, {"mma.sync": 64, "cp.async.cg": 8}, [])
+        assert row == (other, row.source, 2, 255, 0, 1024, {"mma.sync": 64, "cp.async.cg": 8}, [])
 
-    monkeypatch.setattr(gate_record, "sources", lambda: "changed")
+    gate.main(ARGUMENTS)  # the forward kernel's old entry again
+    before = gate.source
+    monkeypatch.setattr(gate, "source", lambda entry: "changed" if entry.kernel == "dkdv" else before(entry))
     gate.main(ARGUMENTS)
-    assert len(compilations) == 9
+    assert [entry.kernel for entry in compilations[5:]] == ["forward", "dkdv"]
 
 
 def test_an_interrupted_run_keeps_what_it_found(
@@ -102,13 +113,48 @@ def test_one_variant_does_not_stand_for_all(folder: Path, compilations: list[Ent
     assert len(compilations) == 8
 
 
-def test_only_code_counts_as_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "configs.py").write_text("TABLE = {}\n")
-    (tmp_path / "kernel.py").write_text("x = 1\n")
-    monkeypatch.setattr(configs, "__file__", str(tmp_path / "configs.py"))
-    before = gate_record.sources()
-    (tmp_path / "configs.py").write_text("TABLE = {1: 2}\n")
-    (tmp_path / "kernel.py").write_text("# why\n\nx = 1  # [1]\n")
-    assert gate_record.sources() == before
-    (tmp_path / "kernel.py").write_text("x = 2\n")
-    assert gate_record.sources() != before
+@triton.jit
+def inner(x):
+    return x * FACTOR  # [1]
+
+
+@triton.jit
+def outer(x_ptr, n, SIZE: tl.constexpr):
+    tl.store(x_ptr, inner(tl.load(x_ptr)) + n + SIZE)
+
+
+FACTOR = tl.constexpr(2)
+
+
+def launch(**changes: object) -> Launch:
+    return Launch(outer, (1, 1, 1), {"x_ptr": torch.zeros(4), "n": 3, "SIZE": 4, "num_warps": 4} | changes)
+
+
+def test_what_a_launch_compiles_from_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values at run time make no difference; types, alignment, constants and options do."""
+    present = gate_record.digest([launch()])
+    for same in (launch(n=5), launch(x_ptr=torch.ones(8))):
+        assert gate_record.digest([same]) == present
+    for other in (
+        *(launch(n=16), launch(n=1), launch(SIZE=8), launch(num_warps=8)),
+        *(launch(x_ptr=torch.zeros(4).half()), launch(x_ptr=torch.zeros(5)[1:])),
+    ):
+        assert gate_record.digest([other]) != present, other
+
+
+def test_a_changed_function_or_constant_is_a_changed_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gate_record.kernel_source(outer)
+    assert "[1]" not in before
+    for name, changed in (("FACTOR", tl.constexpr(3)), ("inner", outer)):
+        gate_record.kernel_source.cache_clear()
+        monkeypatch.setitem(globals(), name, changed)
+        assert gate_record.kernel_source(outer) != before, name
+    monkeypatch.undo()
+    gate_record.kernel_source.cache_clear()
+    assert gate_record.kernel_source(outer) == before
+
+
+def test_appending_is_no_part_of_the_backward_kernels() -> None:
+    """What one kernel calls makes no other kernel's entries out of date."""
+    assert "def append(" in gate_record.kernel_source(forward_kernel)
+    assert "def append(" not in gate_record.kernel_source(dq_kernel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from dsmr_kernels import MemoryStack, Retention, recurrent_attention
+from dsmr_kernels.reference import reference_attention
 from tests.dsmr_kernels.history import (
     Inputs,
     Plan,
@@ -362,3 +364,75 @@ def test_append_false_leaves_the_ring_alone(impl: str) -> None:
     recurrent_attention(q, k, v, stack[0], append=False, impl=impl)
     for name, x in stack.state_dict().items():
         assert torch.equal(x, before[name]), name
+
+
+# What neither definition nor law names: how tensors lie in memory, and what else goes on, makes no difference.
+
+
+def permuted(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, stored `[H, B, D, T]`."""
+    return x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)
+
+
+def expanded(x: torch.Tensor) -> torch.Tensor:
+    """The first head and lane for all, by strides of 0."""
+    return x[:1, :, :1].expand(x.shape)
+
+
+TOKENS = [1, 16, 256]
+
+
+def step(impl: str, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """o, lse, dq, dk and dv of the third segment."""
+    tokens = inputs[0].shape[1]
+    stack = MemoryStack([20], 2, 2, 16, tokens)
+    for _ in range(2):
+        recurrent_attention(*inputs[:3], stack[0], impl=impl)
+        stack.advance(tokens)
+    q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
+    o, lse = recurrent_attention(q, k, v, stack[0], return_lse=True, impl=impl)
+    assert o.is_contiguous()
+    return [o, lse, *torch.autograd.grad(o, (q, k, v), inputs[3])]
+
+
+def four(tokens: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator("cpu").manual_seed(1)
+    return tuple(random_normal(generator, 2, tokens, heads, 16) for heads in (4, 2, 2, 4))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("laid", [permuted, expanded], ids=["permuted", "expanded"])
+def test_how_tensors_lie_in_memory_makes_no_difference(impl: str, laid, tokens: int) -> None:
+    strided = tuple(map(laid, four(tokens)))
+    for got, want in zip(step(impl, strided), step(impl, tuple(x.contiguous() for x in strided)), strict=True):
+        # The same terms; matrix products may sum them in another order.
+        torch.testing.assert_close(got, want, rtol=0, atol=(tokens + 20) * 2**-23 * float(want.detach().abs().max()))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_autocast_makes_no_difference(impl: str, tokens: int) -> None:
+    inputs = four(tokens)
+    plain = step(impl, inputs)
+    with torch.autocast(inputs[0].device.type, torch.bfloat16):
+        cast = step(impl, inputs)
+    assert all(map(torch.equal, cast, plain))
+
+
+@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize("size", [1e3, 1e16, -1e16, -1e18], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
+def test_logits_of_any_size_are_logits(impl: str, tokens: int, size: float, dtype: torch.dtype, softcap: float) -> None:
+    """Up to 4e36, either sign: equal ones share the weight, however far they are from zero."""
+    if reason := refusal(impl, dtype):
+        pytest.skip(reason)
+    largest = math.copysign(min(abs(size), 6e4), size) if dtype == torch.float16 else size
+    q = torch.full((1, tokens, 1, 16), abs(largest), dtype=dtype)
+    k = torch.full_like(q, largest)
+    v = torch.arange(tokens, dtype=dtype)[None, :, None, None].expand(q.shape).contiguous()
+    o, lse = recurrent_attention(q, k, v, softcap=softcap, return_lse=True, impl=impl)
+    _, exact_lse = reference_attention(q.double(), k.double(), v.double(), softcap=softcap)
+    mean = torch.arange(tokens) / 2
+    # Means of up to 16 numbers up to 15, and their rounding to the type.
+    torch.testing.assert_close(o[0, :, 0, 0].double(), mean.double(), rtol=0, atol=16 * torch.finfo(dtype).eps + 2**-18)
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=2**-20, atol=2**-20)

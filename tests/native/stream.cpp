@@ -90,6 +90,7 @@ private:
         if (const int status = dsmr_kernels_forward(&call)) fail("forward", status);
         if (const int status = dsmr_kernels_backward(&call)) fail("backward", status);
         differentiate_alone(call, tensors);
+        for (const double poison : {double(NAN), double(INFINITY)}) hide(part, call, poison);
         for (int lane = 0; lane < plan.lanes(); ++lane) {
             save(part, lane, tensors);
             advance(part, lane);
@@ -110,12 +111,53 @@ private:
             throw std::runtime_error("gradients depend on which others are wanted");
     }
 
+    // Every lane's middle token, key and value, is made unfit. What sees it may be, too; nothing else may show it: rows
+    // before it and rows of later pieces, and the gradients of the keys that only those see.
+    void hide(const Part& part, DsmrCall call, double poison) const {
+        Tensors tensors(plan, part.tokens, gap, way.edge);
+        for (int lane = 0; lane < plan.lanes(); ++lane) {
+            load(part, lane, tensors);
+            if (!part.taken[lane]) continue;
+            const int64_t token = lane * int64_t(part.tokens) + part.taken[lane] / 2;
+            const int per_token = plan.kv_heads * plan.dim;
+            for (int64_t j = 0; j < per_token; ++j) {
+                tensors.k.put(token * (per_token + gap) + j, poison);
+                tensors.v.put(token * (per_token + gap) + j, poison);
+            }
+        }
+        DsmrCall other = call;
+        tensors.describe(plan, other);
+        other.append = 0;
+        if (const int status = dsmr_kernels_forward(&other)) fail("forward", status);
+        if (const int status = dsmr_kernels_backward(&other)) fail("backward", status);
+        for (int lane = 0; lane < plan.lanes(); ++lane) {
+            const int64_t bad = part.taken[lane] / 2, piece = start(part, lane, bad);
+            for (int64_t i = 0; i < part.taken[lane]; ++i) {
+                const bool later = start(part, lane, i) > bad; // a piece that began after it
+                if (i < bad || later) expect_finite(part, lane, i, plan.heads(), {&tensors.o, &tensors.dq});
+                // Keys of later pieces, and of earlier ones, which no row that saw it sees.
+                if (later || i < piece) expect_finite(part, lane, i, plan.kv_heads, {&tensors.dk, &tensors.dv});
+            }
+        }
+    }
+
+    int64_t start(const Part& part, int lane, int64_t token) const {
+        return part.starts[lane * int64_t(part.tokens) + token];
+    }
+
+    void expect_finite(const Part& part, int lane, int64_t i, int heads, std::vector<const Buffer*> results) const {
+        const int64_t row = (lane * int64_t(part.tokens) + i) * heads * plan.dim;
+        for (const Buffer* result : results)
+            for (int64_t j = 0; j < heads * plan.dim; ++j)
+                if (!std::isfinite(result->get(row + j))) throw std::runtime_error("what is hidden was seen");
+    }
+
     [[noreturn]] static void fail(const char* what, int status) {
         throw std::runtime_error(std::string(what) + " returned " + std::to_string(status));
     }
 
     // Padding stays NaN.
-    void load(const Part& part, int lane, Tensors& tensors) {
+    void load(const Part& part, int lane, Tensors& tensors) const {
         const auto copy = [&](const std::vector<double>& from, int per_token, Buffer& to) {
             for (int64_t i = 0; i < part.taken[lane]; ++i)
                 for (int j = 0; j < per_token; ++j) {

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsmr_kernels import MemoryStack, Retention
 from dsmr_kernels.backends import Call, triton
 from dsmr_kernels.backends.triton.configs import Config
-from dsmr_kernels.backends.triton.launch import Launch
+from dsmr_kernels.backends.triton.launch import Launch, aligned
 from tests.interpreter import INTERPRETED
 
 
@@ -50,12 +50,17 @@ def test_forward_and_backward_never_look_at_values(launched: list[Launch], token
     with NoSync():
         o, lse = triton.forward(this)
         triton.backward(this, o, lse, torch.ones_like(o), torch.zeros_like(lse), (True, True))
-    assert len(launched) in (4, 5)
+    mending = [launch for launch in launched if launch.kernel.__name__.startswith("mend")]
+    assert len(mending) == (0 if tokens == 1 else 3)
+    assert len(launched) - len(mending) in (4, 5)
 
 
 @pytest.mark.parametrize(
     ("needs", "kernels"),
-    [((True, False), {"delta_kernel", "dq_kernel"}), ((False, True), {"delta_kernel", "dkdv_kernel"})],
+    [
+        ((True, False), {"delta_kernel", "dq_kernel", "mend_dq_kernel"}),
+        ((False, True), {"delta_kernel", "dkdv_kernel", "mend_dkdv_kernel"}),
+    ],
     ids=["dq", "dkdv"],
 )
 def test_only_wanted_gradients_are_launched(launched: list[Launch], needs: tuple, kernels: set[str]) -> None:
@@ -69,6 +74,40 @@ def test_only_wanted_gradients_are_launched(launched: list[Launch], needs: tuple
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes tensors of the CPU")
 def test_tensors_of_the_cpu_are_refused() -> None:
     assert "Triton needs a GPU" in triton.unsupported(call())
+
+
+@pytest.mark.parametrize("way", ["allow_tf32 = True", "fp32_precision = 'tf32'"])
+def test_tf32_is_known_by_whichever_setting(way: str) -> None:
+    """In a process of its own: PyTorch refuses to have both ways of setting it used."""
+    code = f"""
+import torch
+matmul = torch.backends.cuda.matmul
+from dsmr_kernels.backends.triton.launch import _precision
+assert _precision(torch.float32) == "ieee"
+matmul.{way}
+assert _precision(torch.float32) == "tf32"
+assert _precision(torch.bfloat16) == "ieee"
+assert matmul.fp32_precision == "tf32"
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_expanded_tensors_are_no_source_of_descriptors() -> None:
+    """A stride of 0 fits every unit, but no descriptor."""
+    x = torch.zeros(2, 24, 1, 16)
+    assert aligned(x) is x
+    for size in ((2, 24, 3, 16), (2, 24, 1, 16)):
+        expanded = x[:1, :, :1].expand(size)
+        assert aligned(expanded).is_contiguous()
+    assert aligned(x[:, :1].expand(2, 24, 1, 16)).is_contiguous()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="without the interpreter every call of the CPU is refused")
+def test_more_lanes_than_a_grid_has_are_refused() -> None:
+    stack = MemoryStack([0], 65536, 1, 16, 1)
+    q = torch.zeros(65536, 1, 1, 16)
+    too_many = Call(q, q, q, stack[0], "segment", None, None, None, 1.0, 0.0, True)
+    assert triton.unsupported(too_many) == "65536 lanes: expected at most 65535"
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="without the interpreter every call of the CPU is refused")

@@ -199,3 +199,23 @@ def test_visible_nan_is_not_swallowed(impl: str) -> None:
     poison_ring(stack)
     v[0, 10] = torch.nan
     assert recurrent_attention(q, k, v, stack[0], impl=impl)[0, 10:].isnan().all()
+
+
+@pytest.mark.parametrize("retention", [Retention(), Retention(3)], ids=["every", "stride3"])
+def test_what_a_launch_writes_it_does_not_read(impl: str, no_decode: None, retention: Retention) -> None:
+    """A segment that goes beyond its end, which a GPU cannot raise: the entries that it overwrites are left out."""
+    results = []
+    for poisoned in (False, True):
+        stack = MemoryStack([20], 1, 1, 16, 12, retention=retention)
+        stack.clock.state[:, 0] = torch.tensor([400, 300, 9])
+        ring = stack[0]
+        generator = torch.Generator("cpu").manual_seed(0)
+        for x in (ring.k, ring.v):
+            x.copy_(torch.randn(x.shape, generator=generator, device="cpu"))
+        q, k, v = (torch.randn(1, 12, 1, 16, generator=generator, device="cpu").to(x.device) for _ in range(3))
+        if poisoned:  # as if the append had come first
+            for tokens, slots in ring.geometry.written(400, 300, None, 12):
+                for target, source in ((ring.k, k), (ring.v, v)):
+                    target[0, 0, list(slots)] = source[0, list(tokens), 0]
+        results.append(recurrent_attention(q, k, v, ring, impl=impl))
+    assert torch.equal(*results)

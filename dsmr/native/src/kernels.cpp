@@ -192,7 +192,7 @@ private:
         const int64_t row = (task.lane * model.kv_heads + task.kv_head) * (ring.archive + ring.recent) + task.slot;
         const float *k_scale = moved(ring.k_scale, row), *v_scale = moved(ring.v_scale, row);
         const T *k = static_cast<const T*>(ring.k) + row * dim, *v = static_cast<const T*>(ring.v) + row * dim;
-        const KeyBlock<T> slots = {k, v, dim, dim, k_scale, v_scale, task.count};
+        const KeyBlock<T> slots = {k, v, dim, dim, k_scale, v_scale, task.count, false};
         const float* q = query(task.lane, task.kv_head * group);
         attend(slots, q, group, dim, partial(task.lane, task.kv_head, task.chunk));
     }

@@ -15,6 +15,7 @@ from dsmr_kernels.backends.triton.backward import launch_delta, launch_dkdv, lau
 from dsmr_kernels.backends.triton.configs import lookup
 from dsmr_kernels.backends.triton.forward import launch_forward
 from dsmr_kernels.backends.triton.launch import aligned, unsupported
+from dsmr_kernels.backends.triton.mend import mend_dkdv, mend_dq, mend_forward
 
 __all__ = ["backward", "forward", "unsupported"]
 
@@ -30,6 +31,8 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
             launches = decode.launches_decode(call, o, lse, lookup("decode", call))
         else:
             launches = [launch_forward(call, o, lse, lookup("forward", call))]
+        if tokens > 1:
+            launches.append(mend_forward(call, o, lse))
         for launch in launches:
             launch.run()
     return o, lse
@@ -48,8 +51,12 @@ def backward(
         launch_delta(call, o, do, dlse.contiguous(), delta).run()
         if need_dq:
             launch_dq(call, do, lse, delta, dq, lookup("dq", call)).run()
+            if call.q.shape[1] > 1:
+                mend_dq(call, do, lse, delta, dq).run()
         if need_dkv:
             launch_dkdv(call, do, lse, delta, dk, dv, lookup("dkdv", call)).run()
+            if call.q.shape[1] > 1:
+                mend_dkdv(call, do, lse, delta, dk, dv).run()
     return dq, dk, dv
 
 

@@ -21,6 +21,7 @@ from dsmr_kernels.backends.triton.tile import (
     EXACT,
     LN2,
     LOG2E,
+    LOWEST,
     base2_logits,
     dot,
     load_rows,
@@ -160,7 +161,7 @@ def decode_kernel(
         steep = tl.load(slopes_ptr + head, mask=rows < real, other=0.0).to(tl.float32)[:, None] * LOG2E
 
     acc = tl.zeros([BM, BD], tl.float32)
-    peak = tl.full([BM], -1.0e30, tl.float32)
+    peak = tl.full([BM], LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
     horizon = tl.load(horizon_ptr)
     _, low_first, low_last = row_bounds(0, real, start_ptr, T, horizon, TOKENS, TOKEN, STARTS)
@@ -173,7 +174,7 @@ def decode_kernel(
         ring_v_ptr += ring_head * (archive + recent) * D
         k_scale_ptr += ring_head * (archive + recent)
         v_scale_ptr += ring_head * (archive + recent)
-        count, slot, first_group = archive_span(position, length, phase, horizon, archive, stride, TOKEN, KEEP)
+        count, slot, first_group = archive_span(position, length, phase, real, horizon, archive, stride, TOKEN, KEEP)
         skipped = tl.where(real > 0, tl.minimum(tl.maximum(low_first + count, 0), count), count)
         skipped, stop = share(skipped, count, split, SPLITS, BN)
         acc, peak, total = attend_part(
@@ -183,7 +184,7 @@ def decode_kernel(
             *(False, PRECISION),
         )
         if KEEP != ALL:
-            count, slot = recent_span(position, length, phase, recent)
+            count, slot = recent_span(position, length, phase, real, recent)
             skipped = tl.where(real > 0, tl.minimum(tl.maximum(low_first + count, 0), count), count)
             skipped, stop = share(skipped, count, split, SPLITS, BN)
             acc, peak, total = attend_part(
@@ -260,12 +261,12 @@ def join_kernel(
     row, head = packed // group, kv_head * group + packed % group
     parts = lanes.to(tl.int64) * kv_heads * SPLITS * BM
     acc = tl.zeros([BD], tl.float32)
-    highest, total = -1.0e30, 0.0
+    highest, total = -3.4028234663852886e38, 0.0  # LOWEST, as a number that a loop may change
     for first in range(0, SPLITS, JOINED):
         splits = first + tl.arange(0, JOINED)
         valid = splits < SPLITS
         part = ((lane * kv_heads + kv_head) * SPLITS + splits) * BM + packed
-        peaks = tl.load(part_ptr + parts * BD + part, mask=valid, other=-1.0e30)  # [JOINED]
+        peaks = tl.load(part_ptr + parts * BD + part, mask=valid, other=float("-inf"))  # [JOINED]
         totals = tl.load(part_ptr + parts * (BD + 1) + part, mask=valid, other=0.0)  # [JOINED]
         accs = tl.load(part_ptr + part[:, None] * BD + dims[None, :], mask=valid[:, None], other=0.0)  # [JOINED, BD]
         new_highest = tl.maximum(highest, tl.max(peaks, 0))

@@ -27,6 +27,7 @@ from dsmr_kernels.backends.triton.tile import (
     EXACT,
     LN2,
     LOG2E,
+    LOWEST,
     base2_logits,
     decoded,
     dot,
@@ -208,7 +209,7 @@ def forward_kernel(
     steep = tl.load(slopes_ptr + head).to(tl.float32) * LOG2E if ALIBI else 0.0
 
     acc = tl.zeros([BM, BD], tl.float32)
-    peak = tl.full([BM], -1.0e30, tl.float32)  # finite: a row that sees nothing must not meet inf - inf
+    peak = tl.full([BM], LOWEST, tl.float32)  # a row that sees nothing must not meet inf - inf
     total = tl.zeros([BM], tl.float32)
     horizon = tl.load(horizon_ptr)
     low, low_first, low_last = row_bounds(m0, real, start_ptr, T, horizon, BM, TOKEN, STARTS)
@@ -220,7 +221,7 @@ def forward_kernel(
         ring_v_ptr += ring_head * (archive + recent) * D
         k_scale_ptr += ring_head * (archive + recent)
         v_scale_ptr += ring_head * (archive + recent)
-        count, slot, first_group = archive_span(position, length, phase, horizon, archive, stride, TOKEN, KEEP)
+        count, slot, first_group = archive_span(position, length, phase, real, horizon, archive, stride, TOKEN, KEEP)
         skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
         acc, peak, total = attend_part(
             *(acc, peak, total, q, ring_k_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),
@@ -229,7 +230,7 @@ def forward_kernel(
             *(DESCRIPTOR, PRECISION),
         )
         if KEEP != ALL:
-            count, slot = recent_span(position, length, phase, recent)
+            count, slot = recent_span(position, length, phase, real, recent)
             skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
             acc, peak, total = attend_part(
                 *(acc, peak, total, q, ring_k_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),

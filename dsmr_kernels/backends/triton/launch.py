@@ -15,6 +15,7 @@ from dsmr_kernels.backends.triton.ring import ALL, HASHED, LAST
 from dsmr_kernels.backends.triton.tile import EXACT, FLOAT8, INT8
 
 LARGEST_DIM = 256
+MOST_LANES = 65535  # of a grid's third dimension, and of its second, CUDA has no more
 ALIGNMENT = 16  # bytes: narrower loads are neither vectorised nor asynchronous
 STORAGE = {torch.int8: INT8, torch.float8_e4m3fn: FLOAT8}
 
@@ -45,6 +46,8 @@ def unsupported(call: Call) -> str | None:
         return f"head dimension {dim}: expected at most {LARGEST_DIM}"
     if dim * q.itemsize % ALIGNMENT:
         return f"rows of {dim} x {q.itemsize} bytes: expected a multiple of {ALIGNMENT} bytes"
+    if q.shape[0] > MOST_LANES:
+        return f"{q.shape[0]} lanes: expected at most {MOST_LANES}"
     if tokens * heads * dim >= 2**31 or memory.k.shape[2] * dim >= 2**31:
         return "a lane of more than 2^31 elements"
     if not all(x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0 for x in memory.tensors().values()):
@@ -58,9 +61,13 @@ def padded_dim(call: Call) -> int:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """`x [B, T, heads, D]` itself, or a contiguous copy if loads from it would be narrow."""
+    """`x [B, T, heads, D]` itself, or a contiguous copy if loads from it would be narrow or not by descriptor.
+
+    A stride of 0, which `expand` makes, is none that a descriptor may have.
+    """
     unit = ALIGNMENT // x.itemsize
-    fits = x.stride(3) == 1 and x.data_ptr() % ALIGNMENT == 0 and not any(s % unit for s in x.stride()[:3])
+    strides_fit = all(s > 0 and s % unit == 0 for s in x.stride()[:3])
+    fits = x.stride(3) == 1 and x.data_ptr() % ALIGNMENT == 0 and strides_fit
     return x if fits and x.shape[1] * x.stride(1) < 2**31 else x.clone(memory_format=torch.contiguous_format)
 
 
@@ -113,5 +120,6 @@ def _or(x: Tensor | None, other: Tensor) -> Tensor:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    # Of PyTorch's two settings this one knows what was set by either; asking `allow_tf32` may raise.
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"

@@ -2,7 +2,7 @@
 // of the memory, which gets no gradient (logits, gradient of the weights, dq), five for a block of the segment.
 #pragma once
 
-#include "logits.hpp"
+#include "partial.hpp"
 
 namespace dsmr::DSMR_ISA {
 
@@ -62,17 +62,31 @@ private:
             Math::pack_row(query, call_.type, dim_, rule_.sign, query_rows_, r);
             Math::pack_row(grad, call_.type, dim_, 1.0f, grad_rows_, r);
             const int64_t i = lse_offset(tile_, call_, r);
-            lse_[r] = call_.lse[i] == HIDDEN ? -LOWEST : call_.lse[i] * LOG2E; // a row that sees nothing: weights of 0
+            lse_[r] = call_.lse[i] == HIDDEN ? -HIDDEN : call_.lse[i] * LOG2E; // a row that sees nothing: weights of 0
             delta_[r] = product(grad, at(call_.o, call_.type, row_offset(tile_, call_, r))) - call_.grad_lse[i];
         }
-        for (int64_t r = tile_.rows; r < LANES; ++r) lse_[r] = -LOWEST, delta_[r] = 0.0f;
+        for (int64_t r = tile_.rows; r < LANES; ++r) lse_[r] = -HIDDEN, delta_[r] = 0.0f;
         Math::turn(query_rows_, LANES, dim_, queries_);
         Math::turn(grad_rows_, LANES, dim_, grads_);
         if (call_.dk) {
+            set_odd_rows_apart();
             query_table_ = Math::along_lanes({query_rows_, stride}, LANES, dim_, query_room_);
             grad_table_ = Math::along_lanes({grad_rows_, stride}, LANES, dim_, grad_room_);
         }
         for (int64_t i = 0; i < padded(dim_) * LANES; i += WIDTH) store(dq_ + i, broadcast(0.0f));
+    }
+
+    // Rows that are not finite go to keys one by one: in a product, they would reach keys that do not see them.
+    void set_odd_rows_apart() {
+        const int64_t stride = Math::packed_stride(dim_);
+        for (int64_t r = 0; r < tile_.rows; ++r) {
+            const void* const query = at(call_.q.data, call_.type, row_offset(tile_, call_.q, r));
+            const void* const grad = at(call_.grad_o.data, call_.type, row_offset(tile_, call_.grad_o, r));
+            if (all_finite({query, call_.type, 0}, 1, dim_) && all_finite({grad, call_.type, 0}, 1, dim_)) continue;
+            std::memset(query_rows_ + r * stride, 0, stride * sizeof(Word));
+            std::memset(grad_rows_ + r * stride, 0, stride * sizeof(Word));
+            odd_row_[odd_rows_++] = r;
+        }
     }
 
     float product(const void* a, const void* b) {
@@ -97,8 +111,11 @@ private:
         if (!is_plain(rule_, block)) {
             factor = prepare_logits<LANES>(call_, lane_, tile_, rule_, block, logits_, cap_slope_);
         }
-        differentiate(block, factor, wants_keys);
-        if (call_.dq) {
+        const bool mixed = is_mixed(block, block.keys, block.key_scale, dim_);
+        differentiate(block, factor, wants_keys, mixed ? nullptr : block.key_scale);
+        if (call_.dq && mixed) {
+            add_seen<Math, LANES>(block.keys, block.key_scale, block.count, dim_, factors_, dq_);
+        } else if (call_.dq) {
             const auto columns = Math::along_keys(keys, block.count, dim_, pair_room_);
             gemm<Math, Layout::COLUMNS, true, VECS>(dim_, LANES, columns.data, columns.stride, factors_, LANES,
                                                     Math::key_words(block.count), dq_, LANES);
@@ -106,11 +123,13 @@ private:
         if (wants_keys) add_to_keys(block);
     }
 
-    // Logits become weights, and gradients of the weights become those of the products (without their factor), as an
-    // operand along the keys; `keep` leaves both as floats, too.
-    void differentiate(const Block& block, float factor, bool keep) {
-        const bool keys_scaled = block.key_scale != nullptr, values_scaled = block.value_scale != nullptr;
-        const Vec f = broadcast(factor), zero = broadcast(0.0f);
+    // Logits become weights, and gradients of the weights become those of the products (without their factor), times
+    // `key_scales` unless null, as an operand along the keys; `keep` leaves both as floats, too. Of hidden pairs all are
+    // 0, whatever the row or the key holds.
+    void differentiate(const Block& block, float factor, bool keep, const float* key_scales) {
+        const bool keys_scaled = key_scales != nullptr, values_scaled = block.value_scale != nullptr;
+        const bool masked = block.masked;
+        const Vec f = broadcast(factor), zero = broadcast(0.0f), lowest = broadcast(LOWEST);
         float *const s = logits_, *const c = changes_;
         const float* const cap = rule_.capped ? cap_slope_ : nullptr;
         for (int lane = 0; lane < LANES; lane += VECS * WIDTH) {
@@ -121,11 +140,15 @@ private:
             }
             const auto change_at = [&](int64_t k, int j, Vec key_scale, Vec value_scale) {
                 const int64_t i = k * LANES + lane + j * WIDTH;
-                const Vec exponent = fma(load(s + i), f, minus_lse[j]);
-                const Vec weight = Math::VALUES == 1 ? exp2(exponent) : exp2_rough(exponent);
+                const Vec logit = load(s + i), exponent = fma(logit, f, minus_lse[j]);
+                Vec weight = Math::VALUES == 1 ? exp2(exponent) : exp2_rough(exponent);
                 const Vec grad = values_scaled ? mul(load(c + i), value_scale) : load(c + i);
                 Vec change = mul(weight, sub(grad, delta[j]));
                 if (cap) change = mul(change, load(cap + i));
+                if (masked) {
+                    weight = select_less(logit, lowest, zero, weight);
+                    change = select_less(logit, lowest, zero, change);
+                }
                 if (keep) {
                     store(s + i, weight);
                     store(c + i, change);
@@ -135,7 +158,7 @@ private:
             const auto scale_of = [&](const float* scales, int64_t k) { return broadcast(scales ? scales[k] : 1.0f); };
             Word* operand = factors_ + lane;
             for (int64_t k = 0; k < block.count; k += Math::VALUES, operand += LANES) {
-                const Vec key_scale = scale_of(block.key_scale, k), value_scale = scale_of(block.value_scale, k);
+                const Vec key_scale = scale_of(key_scales, k), value_scale = scale_of(block.value_scale, k);
                 if constexpr (Math::VALUES == 1) {
 #pragma GCC unroll 4
                     for (int j = 0; j < VECS; ++j) {
@@ -144,7 +167,7 @@ private:
                 } else {
 #ifdef __AVX512BF16__
                     const bool both = k + 1 < block.count;
-                    const Vec next_key = both ? scale_of(block.key_scale, k + 1) : zero;
+                    const Vec next_key = both ? scale_of(key_scales, k + 1) : zero;
                     const Vec next_value = both ? scale_of(block.value_scale, k + 1) : zero;
 #pragma GCC unroll 4
                     for (int j = 0; j < VECS; ++j) {
@@ -167,6 +190,22 @@ private:
         const Word* const changes = Math::pack_lanes(changes_, block.count, LANES, factors_);
         gemm<Math, Layout::ROWS, true>(block.count, pitch, changes, words, query_table_, pitch, words,
                                        sums_.dk + block.first * pitch, pitch);
+        for (int i = 0; i < odd_rows_; ++i) add_odd_row(block, odd_row_[i]);
+    }
+
+    void add_odd_row(const Block& block, int64_t r) {
+        float *const query = row_, *const grad = row_ + padded(dim_);
+        const void* const q = at(call_.q.data, call_.type, row_offset(tile_, call_.q, r));
+        const void* const g = at(call_.grad_o.data, call_.type, row_offset(tile_, call_.grad_o, r));
+        with_type(q, call_.type, [&](auto* p) { copy_row(p, dim_, rule_.sign, query, padded(dim_)); });
+        with_type(g, call_.type, [&](auto* p) { copy_row(p, dim_, 1.0f, grad, padded(dim_)); });
+        for (int64_t k = 0; k < block.count; ++k) {
+            const float weight = logits_[k * LANES + r], change = changes_[k * LANES + r];
+            float* const dv = sums_.dv + (block.first + k) * padded(dim_);
+            float* const dk = sums_.dk + (block.first + k) * padded(dim_);
+            for (int64_t d = 0; weight != 0 && d < dim_; ++d) dv[d] += weight * grad[d];
+            for (int64_t d = 0; change != 0 && d < dim_; ++d) dk[d] += change * query[d];
+        }
     }
 
     void finish() {
@@ -186,6 +225,8 @@ private:
     Word *query_room_, *grad_room_;
     const Word *query_table_, *grad_table_;
     float *logits_, *changes_, *cap_slope_, *dq_, *lse_, *delta_, *row_;
+    int odd_rows_ = 0;
+    int64_t odd_row_[LANES];
 };
 
 } // namespace dsmr::DSMR_ISA

@@ -102,7 +102,7 @@ private:
             using T = std::remove_const_t<std::remove_pointer_t<decltype(keys)>>;
             const KeyBlock<T> rows{keys, static_cast<const T*>(block.values.data), block.keys.stride,
                                    block.values.stride, block.key_scale, block.value_scale,
-                                   block.count};
+                                   block.count, block.masked};
 #ifdef __AVX512BF16__
             if constexpr (std::is_same_v<T, bf16>) {
                 const bf16* const q = reinterpret_cast<const bf16*>(queries_);
@@ -137,7 +137,7 @@ DSMR_INLINE void finish_rows(const DsmrCall& call, const Tile& tile, float* part
     const int64_t size = RowSums::floats(DECODE_ROWS, call.dim), pitch = padded(call.dim);
     alignas(ALIGNMENT) float row[padded(LARGEST_DIM)];
     for (int64_t r = 0; r < tile.rows; ++r) {
-        float highest = LOWEST, total = 0.0f;
+        float highest = HIDDEN, total = 0.0f;
         std::memset(row, 0, sizeof row);
         for (int64_t i = 0; i < count; ++i) {
             const float part = RowSums::at(parts + i * size, DECODE_ROWS, call.dim).highest[r];
@@ -145,7 +145,8 @@ DSMR_INLINE void finish_rows(const DsmrCall& call, const Tile& tile, float* part
         }
         for (int64_t i = 0; i < count; ++i) {
             const RowSums part = RowSums::at(parts + i * size, DECODE_ROWS, call.dim);
-            const float shrink = __builtin_exp2f(part.highest[r] - highest);
+            // Not the difference of two that are HIDDEN.
+            const float shrink = part.highest[r] < highest ? __builtin_exp2f(part.highest[r] - highest) : 1.0f;
             total += part.total[r] * shrink;
             for (int64_t d = 0; d < pitch; ++d) row[d] += part.out[r * pitch + d] * shrink;
         }

@@ -24,7 +24,7 @@ struct RowSums {
     }
     void clear(int64_t rows, int64_t dim) const {
         std::memset(out, 0, rows * padded(dim) * sizeof(float));
-        for (int64_t r = 0; r < rows; ++r) highest[r] = LOWEST, total[r] = 0.0f;
+        for (int64_t r = 0; r < rows; ++r) highest[r] = HIDDEN, total[r] = 0.0f;
     }
     RowSums from_row(int64_t r, int64_t dim) const { return {out + r * padded(dim), highest + r, total + r}; }
 };
@@ -36,6 +36,7 @@ struct KeyBlock {
     int64_t key_stride, value_stride;
     const float *key_scale, *value_scale;
     int64_t count;
+    bool masked; // does some row not see some key?
 };
 
 // How elements of type T multiply: as floats, whatever they are stored as.
@@ -159,8 +160,16 @@ DSMR_INLINE void exponentiate(int64_t count, float factor, float* s, const RowSu
         shrink[r] = before < now ? __builtin_exp2f(before - now) : 1.0f;
         sums.highest[r] = now;
     }
-    for (int i = 0; i < LANES; ++i) lane[i] = -sums.highest[i % ROWS];
-    for (int j = 0; j < VECS; ++j) minus_highest[j] = load(lane + j * WIDTH);
+    for (int i = 0; i < LANES; ++i) lane[i] = sums.highest[i % ROWS];
+    bool coarse = false;
+    for (int j = 0; j < VECS; ++j) {
+        minus_highest[j] = minus_base(load(lane + j * WIDTH));
+        coarse |= is_coarse(minus_highest[j]);
+    }
+    if (coarse) {
+        for (int64_t i = 0; i < end; i += WIDTH) store(s + i, mul(load(s + i), broadcast(factor)));
+        factor = 1.0f;
+    }
     const Vec f = broadcast(factor);
     for (int64_t i = 0; i < end; i += LANES) {
         for (int j = 0; j < VECS; ++j) {
@@ -295,6 +304,37 @@ struct WeighValues {
     }
 };
 
+// The same, pair by pair, for a block that not every row sees and that holds what is not finite. In a product, a weight
+// of 0 would not hide it: 0 x NaN is NaN.
+template <class T, int ROWS>
+static __attribute__((noinline)) void weigh_seen(const KeyBlock<T>& block, const float* w, const float* shrink,
+                                                 int64_t dim, float* out) {
+    const int64_t pitch = padded(dim);
+    alignas(ALIGNMENT) float value[padded(LARGEST_DIM)];
+    for (int r = 0; r < ROWS; ++r) {
+        for (int64_t d = 0; d < pitch; d += WIDTH) {
+            store(out + r * pitch + d, mul(load(out + r * pitch + d), broadcast(shrink[r])));
+        }
+    }
+    for (int64_t k = 0; k < block.count; ++k) {
+        copy_row(block.values + k * block.value_stride, dim, 1.0f, value, pitch);
+        for (int r = 0; r < ROWS; ++r) {
+            const float weight = w[k * ROWS + r], scaled = block.value_scale ? weight * block.value_scale[k] : weight;
+            for (int64_t d = 0; weight != 0 && d < pitch; d += WIDTH) {
+                float* const to = out + r * pitch + d;
+                store(to, fma(broadcast(scaled), load(value + d), load(to)));
+            }
+        }
+    }
+}
+
+template <class T>
+DSMR_INLINE bool is_mixed(const KeyBlock<T>& block, int64_t dim) {
+    if (!block.masked) return false;
+    const bool scales = !block.value_scale || all_finite(block.value_scale, 0, 1, block.count);
+    return !(scales && all_finite(block.values, block.value_stride, block.count, dim));
+}
+
 template <class Math, int ROWS, class Prepare>
 DSMR_INLINE void attend_group(const KeyBlock<typename Math::Key>& block, const typename Math::Query* q, int64_t row,
                               int64_t dim, const RowSums& sums, const Prepare& prepare) {
@@ -303,7 +343,8 @@ DSMR_INLINE void attend_group(const KeyBlock<typename Math::Key>& block, const t
     const float factor = prepare(std::integral_constant<int, ROWS>(), row, s);
     float shrink[ROWS];
     exponentiate<ROWS>(block.count, factor, s, sums, shrink);
-    WeighValues<Math, ROWS>::run(block, s, shrink, dim, sums.out);
+    if (is_mixed(block, dim)) weigh_seen<typename Math::Key, ROWS>(block, s, shrink, dim, sums.out);
+    else WeighValues<Math, ROWS>::run(block, s, shrink, dim, sums.out);
 }
 
 // Rows q [rows][padded dim] against one block. `prepare(ROWS, row, s)`, with ROWS as a type, makes logits of products

@@ -2,7 +2,7 @@
 // queries in the lanes. No score matrix is ever whole, and keys and values are read where they lie.
 #pragma once
 
-#include "logits.hpp"
+#include "partial.hpp"
 
 namespace dsmr::DSMR_ISA {
 
@@ -18,7 +18,7 @@ public:
     static std::size_t scratch_bytes(int64_t dim) {
         const int64_t operands = 2 * Math::room(BLOCK_KEYS, dim) + Math::pair_room(BLOCK_KEYS, dim);
         const int64_t words = (2 * Math::packed_stride(dim) + BLOCK_KEYS) * LANES + operands;
-        return (words + (BLOCK_KEYS + padded(dim) + 4) * LANES) * 4 + 16 * ALIGNMENT;
+        return (words + (BLOCK_KEYS + padded(dim) + 5) * LANES) * 4 + 16 * ALIGNMENT;
     }
 
     ForwardTile(const DsmrCall& call, const Lane& lane, const Tile& tile, Scratch& scratch)
@@ -32,6 +32,7 @@ public:
         out_ = scratch.take<float>(padded(dim_) * LANES);
         highest_ = scratch.take<float>(LANES);
         base_ = scratch.take<float>(LANES);
+        minus_base_ = scratch.take<float>(LANES);
         total_ = scratch.take<float>(LANES);
         shrink_ = scratch.take<float>(LANES);
         packed_ = scratch.take<Word>(Math::packed_stride(dim_) * LANES);
@@ -49,7 +50,7 @@ private:
         const auto query = [&](int64_t r) { return at(call_.q.data, call_.type, row_offset(tile_, call_.q, r)); };
         for (int64_t r = 0; r < tile_.rows; ++r) fetch_row({query(r), call_.type, 0}, 0, dim_);
         for (int64_t i = 0; i < padded(dim_) * LANES; i += WIDTH) store(out_ + i, broadcast(0.0f));
-        for (int r = 0; r < LANES; ++r) base_[r] = LOWEST, total_[r] = 0.0f;
+        for (int r = 0; r < LANES; ++r) base_[r] = HIDDEN, total_[r] = 0.0f;
         std::memset(packed_, 0, Math::packed_stride(dim_) * LANES * sizeof(Word));
         for (int64_t r = 0; r < tile_.rows; ++r) Math::pack_row(query(r), call_.type, dim_, rule_.sign, packed_, r);
         Math::turn(packed_, LANES, dim_, queries_);
@@ -66,8 +67,18 @@ private:
             factor = prepare_logits<LANES>(call_, lane_, tile_, rule_, block, logits_, nullptr);
             find_highest(block.count);
         }
-        raise_base(factor);
-        exponentiate(block, factor);
+        if (raise_base(factor)) {
+            for (int64_t i = 0; i < block.count * LANES; i += WIDTH) {
+                store(logits_ + i, mul(load(logits_ + i), broadcast(factor)));
+            }
+            factor = 1.0f;
+        }
+        const bool mixed = is_mixed(block, block.values, block.value_scale, dim_);
+        exponentiate(block, factor, mixed ? nullptr : block.value_scale);
+        if (mixed) {
+            add_seen<Math, LANES>(block.values, block.value_scale, block.count, dim_, weights_, out_);
+            return;
+        }
         const auto rows = Math::along_dim(block.values, block.count, dim_, value_room_);
         const auto values = Math::along_keys(rows, block.count, dim_, pair_room_);
         gemm<Math, Layout::COLUMNS, true, VECS>(dim_, LANES, values.data, values.stride, weights_, LANES,
@@ -87,36 +98,39 @@ private:
         }
     }
 
-    // Where logits exceed the base by more than SLACK, they become the base, and what has been summed shrinks.
-    void raise_base(float factor) {
-        bool grew = false;
+    // Where logits exceed the base by more than SLACK, they become the base, and what has been summed shrinks. Returns
+    // whether some base is coarse.
+    bool raise_base(float factor) {
+        bool grew = false, coarse = false;
         for (int lane = 0; lane < LANES; lane += WIDTH) {
             const Vec old = load(base_ + lane), candidate = mul(load(highest_ + lane), broadcast(factor));
             const Vec now = select_less(add(old, broadcast(SLACK)), candidate, candidate, old);
             const Vec shrink = select_less(old, now, exp2(sub(old, now)), broadcast(1.0f)); // exp2(0) is not quite 1
             store(base_ + lane, now);
+            store(minus_base_ + lane, minus_base(now));
+            coarse |= is_coarse(minus_base(now));
             store(shrink_ + lane, shrink);
             store(total_ + lane, mul(load(total_ + lane), shrink));
             grew |= any_greater(now, old);
         }
-        if (!grew) return;
+        if (!grew) return coarse;
         for (int64_t i = 0; i < dim_ * LANES; i += LANES) {
             for (int j = 0; j < LANES; j += WIDTH) store(out_ + i + j, mul(load(out_ + i + j), load(shrink_ + j)));
         }
+        return coarse;
     }
 
-    // Weights 2^(logit - base) and their sums.
-    void exponentiate(const Block& block, float factor) {
-        const Vec f = broadcast(factor), zero = broadcast(0.0f);
+    // Weights 2^(logit - base) and their sums; the weights times `scales`, unless null.
+    void exponentiate(const Block& block, float factor, const float* scales) {
+        const Vec f = broadcast(factor);
         for (int lane = 0; lane < LANES; lane += VECS * WIDTH) {
             Vec minus_base[VECS], total[VECS];
             for (int j = 0; j < VECS; ++j) {
-                minus_base[j] = sub(zero, load(base_ + lane + j * WIDTH));
+                minus_base[j] = load(minus_base_ + lane + j * WIDTH);
                 total[j] = load(total_ + lane + j * WIDTH);
             }
             const float* s = logits_ + lane;
             Word* weights = weights_ + lane;
-            const float* const scales = block.value_scale;
             const int64_t count = block.count;
             for (int64_t k = 0; k < count; k += Math::VALUES, s += Math::VALUES * LANES, weights += LANES) {
                 const float* const scale = scales ? scales + k : nullptr;
@@ -132,7 +146,7 @@ private:
 #ifdef __AVX512BF16__
                         const bool both = k + 1 < count;
                         Vec even = exp2_rough(fma(load(p), f, minus_base[j]));
-                        Vec odd = both ? exp2_rough(fma(load(p + LANES), f, minus_base[j])) : zero;
+                        Vec odd = both ? exp2_rough(fma(load(p + LANES), f, minus_base[j])) : broadcast(0.0f);
                         total[j] = add(total[j], add(even, odd));
                         if (scale) {
                             even = mul(even, broadcast(scale[0]));
@@ -161,7 +175,7 @@ private:
     const LogitRule rule_;
     const int64_t dim_;
     Word *queries_, *key_room_, *value_room_, *pair_room_, *weights_, *packed_;
-    float *logits_, *out_, *highest_, *base_, *total_, *shrink_;
+    float *logits_, *out_, *highest_, *base_, *minus_base_, *total_, *shrink_;
 };
 
 } // namespace dsmr::DSMR_ISA

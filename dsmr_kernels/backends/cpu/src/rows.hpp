@@ -52,6 +52,30 @@ DSMR_INLINE Vec load_part(const T* p, int64_t count) {
     return load(padded);
 }
 
+// Is nothing in these rows infinite or NaN? Of what is finite, sums of x times 0 are 0.
+template <class T>
+DSMR_INLINE bool all_finite(const T* rows, int64_t stride, int64_t count, int64_t dim) {
+    const Vec zero = broadcast(0.0f);
+    Vec total[4] = {zero, zero, zero, zero};
+    for (int64_t i = 0; i < count; ++i) {
+        const T* const row = rows + i * stride;
+        int64_t d = 0;
+        for (; d + 4 * WIDTH <= dim; d += 4 * WIDTH) {
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) total[j] = fma(load(row + d + j * WIDTH), zero, total[j]);
+        }
+        for (; d + WIDTH <= dim; d += WIDTH) total[0] = fma(load(row + d), zero, total[0]);
+        if (d < dim) total[1] = fma(load_part(row + d, dim - d), zero, total[1]);
+    }
+    return sum(add(add(total[0], total[1]), add(total[2], total[3]))) == 0.0f;
+}
+DSMR_INLINE bool all_finite(const int8_t*, int64_t, int64_t, int64_t) { return true; }
+DSMR_INLINE bool all_finite(const Rows& rows, int64_t count, int64_t dim) {
+    bool finite = true;
+    with_type(rows.data, rows.type, [&](auto* p) { finite = all_finite(p, rows.stride, count, dim); });
+    return finite;
+}
+
 // `dim` elements as floats times `factor`, then zeros up to `pitch`, a multiple of WIDTH.
 template <class T>
 DSMR_INLINE void copy_row(const T* from, int64_t dim, float factor, float* to, int64_t pitch) {
@@ -157,6 +181,10 @@ struct SingleRows : Single {
     DSMR_INLINE const float* along_lanes(const Operand<float>& table, int64_t, int64_t, float*) { return table.data; }
     // A(key, lane): x [keys][lanes], to multiply from the left along the lanes.
     DSMR_INLINE const float* pack_lanes(const float* x, int64_t, int64_t, float*) { return x; }
+    // The number of a key and lane in B[key][lane], to multiply from the right along the keys.
+    DSMR_INLINE float key_value(const float* words, int64_t lanes, int64_t key, int64_t lane) {
+        return words[key * lanes + lane];
+    }
 };
 
 #ifdef __AVX512BF16__
@@ -201,6 +229,9 @@ struct PairedRows : Paired {
         bf16* const to = reinterpret_cast<bf16*>(room);
         for (int64_t i = 0; i < count * lanes; i += WIDTH) store(to + i, load(x + i));
         return room;
+    }
+    DSMR_INLINE float key_value(const uint32_t* words, int64_t lanes, int64_t key, int64_t lane) {
+        return to_float(bf16{uint16_t(words[key / 2 * lanes + lane] >> key % 2 * 16)});
     }
 
     static __attribute__((noinline)) void interleave(const Operand<uint32_t>& rows, int64_t count, int64_t dim,

@@ -14,7 +14,20 @@ constexpr int BLOCK_KEYS = 192; // the best of 96 to 384 on Zen 4; a multiple of
 
 constexpr float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
 constexpr float HIDDEN = -__builtin_inff(); // the logit of a key that a row does not see
-constexpr float LOWEST = -1e30f;            // what a row's running maximum starts from: HIDDEN - LOWEST is no NaN
+constexpr float LOWEST = -3.40282347e38f;   // the lowest logit of a key that a row may see
+constexpr float COARSE = 0x1p24f;           // beyond it, floats are more than 1 apart
+
+// What is added to a row's logits, whose largest is `base`, to measure weights from it. Of a row that has seen nothing
+// yet, which is HIDDEN, it is 0: HIDDEN - HIDDEN would be NaN.
+DSMR_INLINE Vec minus_base(Vec base) {
+    const Vec zero = broadcast(0.0f);
+    return select_less(base, broadcast(LOWEST), zero, sub(zero, base));
+}
+// Is some base so large that factor x product - base has to be rounded twice? Rounded once, it would be the rounding
+// error of the base, which is no weight's exponent.
+DSMR_INLINE bool is_coarse(Vec minus_base) {
+    return any_greater(max(minus_base, sub(broadcast(0.0f), minus_base)), broadcast(COARSE));
+}
 
 struct Tile {
     int64_t lane, kv_head, group;
