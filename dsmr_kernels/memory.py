@@ -375,8 +375,9 @@ class MemoryStack:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state into this stack, which must have been made with the same arguments (any device).
 
-        Checks every name, shape, type and number before it writes anything; raises ValueError naming what differs. A backward
-        pass that needs what was there before raises RuntimeError: load between a backward pass and the next forward.
+        Checks every name, shape, type and number before it writes anything; raises ValueError naming what differs. A
+        backward pass that needs what was there before raises RuntimeError: load between a backward pass and the next
+        forward.
         """
         self._check_no_replay("load_state_dict")
         own = self.state_dict()
