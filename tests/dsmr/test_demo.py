@@ -52,6 +52,15 @@ def test_leaves_what_it_lists(ran: tuple[Path, Outcome]) -> None:
     assert len(list((folder / "takes").iterdir())) == TINY.takes
 
 
+@pytest.mark.parametrize(("plan", "tokens"), [(demo.FULL, 1_536_000), (QUICK, 133_120)], ids=["full", "quick"])
+def test_trains_on_a_number_of_tokens_unless_that_takes_far_too_long(plan: demo.Plan, tokens: int) -> None:
+    training = plan.training
+    assert training.steps is not None
+    assert training.minutes is not None
+    assert training.steps * training.lanes * training.accumulate * demo.MODEL.segment == tokens
+    assert tokens / (60 * training.minutes) < 7_250 / 4  # tokens/s: a quarter of those of two quiet cores are enough
+
+
 def test_keeps_the_take_that_it_names(ran: tuple[Path, Outcome]) -> None:
     folder, outcome = ran
     assert (folder / "music.mid").read_bytes() == (folder / f"takes/take-{outcome.chosen + 1}.mid").read_bytes()
