@@ -147,7 +147,6 @@ EVALUATE: Options = {
 }
 CHANGED_EVALUATE: Options = {
     "split": ["--split", "train"],
-    "pieces": ["--pieces", 1],
     "reset_every": ["--reset-every", 300],
     "krcu": [],
     "reset_at": ["--reset-at", 384],
@@ -162,7 +161,7 @@ CHANGED_EVALUATE: Options = {
     "recall": ["--recall", 0],
     "skip": ["--skip", 8],
 }
-SEEN_OTHERWISE = {"checkpoints", "data", "lanes", "device", "png", "out", "force", "as_json", "baseline"}
+SEEN_OTHERWISE = {"checkpoints", "pieces", "data", "lanes", "device", "png", "out", "force", "as_json", "baseline"}
 """Options that change other things than a model's numbers; each has its own test."""
 
 
@@ -180,6 +179,10 @@ class TestEvaluate:
             options["recall"] = []
         found = json.loads(succeeds("evaluate", checkpoint, "--data", composed, *flatten(options), "--json"))
         assert found != usual
+
+    def test_pieces(self, usual: Any, checkpoint: Path, composed: Path) -> None:
+        found = json.loads(succeeds("evaluate", checkpoint, "--data", composed, "--pieces", 1, "--json"))
+        assert found["whole"]["tokens"] < usual["whole"]["tokens"]
 
     def test_data_and_checkpoints(self, trained: tuple[Path, str], composed: Path, store: Path) -> None:
         models = [trained[0] / name for name in ("checkpoints/step-0000002", "last")]
