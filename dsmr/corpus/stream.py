@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsmr.corpus.store import TokenStore
+from dsmr.fields import is_integer, shown
 from dsmr.tokens import PAD
 
 Transform = Callable[[NDArray[np.uint16], int, int], NDArray[np.uint16]]
@@ -55,6 +56,10 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+PLACE = ("begun", "epoch", "piece", "offset", "tokens", "positions")
+"""What is saved of a lane."""
 
 
 class LaneStream(Iterator[Batch]):
@@ -185,29 +190,34 @@ class LaneStream(Iterator[Batch]):
         """
         return {
             "stream": dict(self._identity),
-            "lanes": [
-                {name: getattr(lane, name) for name in ("begun", "epoch", "piece", "offset", "tokens", "positions")}
-                for lane in self._lanes
-            ],
+            "lanes": [{name: getattr(lane, name) for name in PLACE} for lane in self._lanes],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any, positions: int | None = None) -> None:
         """Continue exactly where the stream that gave `state` stood.
 
         Args:
             state: of the whole stream, see `state_dict`. It may come from any number of ranks; only `segment` and how
                 the lanes are shared out among ranks may differ from that stream's.
+            positions: how many each lane must have given out by then; None: any number.
 
         Raises:
-            ValueError: if `state` is of another stream (store, pieces, lanes of all ranks, epochs or seed), or if
-                `transform` is not the one it was saved under and this can be seen by a piece's length. The stream then
-                stands where it stood.
+            ValueError: if `state` is not what `state_dict` gives, or of another stream (store, pieces, lanes of all
+                ranks, epochs or seed), or if `transform` is not the one it was saved under and this can be seen by a
+                piece's length. The stream then stands where it stood.
         """
+        if not isinstance(state, dict) or not isinstance(identity := state.get("stream"), dict):
+            raise ValueError(f"the saved stream must say what it streams, got {shown(state)}")
         for key, mine in self._identity.items():
-            if (theirs := state["stream"][key]) != mine:
-                raise ValueError(f"the saved stream is another one: its {key} is {theirs!r}, here {mine!r}")
-        if len(state["lanes"]) != (total := self._identity["lanes"]):
-            raise ValueError(f"the saved stream must tell of all {total} lanes of all ranks, got {len(state['lanes'])}")
+            if (theirs := identity.get(key)) != mine:
+                raise ValueError(f"the saved stream is another one: its {key} is {shown(theirs)}, here {mine!r}")
+        if not isinstance(places := state.get("lanes"), list) or len(places) != self._identity["lanes"]:
+            got = len(places) if isinstance(places, list) else shown(places)
+            raise ValueError(
+                f"the saved stream must tell of all {self._identity['lanes']} lanes of all ranks, got {got}"
+            )
+        for place in places:
+            _check_place(place, positions)
         deal, lanes = self._deal.anew(), [_Lane() for _ in self._lanes]
         for b, lane in enumerate(lanes):
             saved = state["lanes"][self._first_lane + b]
@@ -260,6 +270,23 @@ class LaneStream(Iterator[Batch]):
             if len(ids) < 2:
                 raise ValueError(f"transform must return at least BEGIN and END, got {len(ids)} ids for piece {piece}")
         return ids
+
+
+def _check_place(place: Any, positions: int | None) -> None:
+    """ValueError unless a value from a file is where a lane can stand, before anything is counted up to it."""
+    if not isinstance(place, dict) or place.keys() != set(PLACE):
+        raise ValueError(f"the saved stream must give the numbers {', '.join(PLACE)} of a lane, got {shown(place)}")
+    for name, value in place.items():
+        if not is_integer(value) or value < (-1 if name == "piece" else 0):
+            raise ValueError(f"the saved stream must give a count for {name} of a lane, got {shown(value)}")
+    if positions is not None and place["positions"] != positions:
+        raise ValueError(f"the saved stream must have given {positions} positions a lane, got {place['positions']}")
+    for name in ("begun", "tokens"):
+        if place[name] > place["positions"]:  # each piece and each token takes a position at least
+            raise ValueError(
+                f"the saved stream must give at most positions={place['positions']} for {name} of a lane, "
+                f"got {place[name]}"
+            )
 
 
 @dataclass

@@ -30,6 +30,7 @@ from dsmr.checkpoint import (
     save_checkpoint,
 )
 from dsmr.claim import OccupiedError, claimed, is_file, is_folder, kind, writing
+from dsmr.fields import shown
 from dsmr.model import Transformer
 from dsmr.training.state import STATE_FILE, TrainingState, load_state, save_state
 
@@ -76,9 +77,10 @@ class RunFolder:
             yield
 
     def _check(self) -> None:
-        right = {METRICS_FILE: is_file, CHECKPOINTS: is_folder, TENSORBOARD: is_folder}
-        for name, is_right in {**right, LAST: Path.is_symlink, BEST: Path.is_symlink}.items():
-            path = self.path / name
+        right = {self.path / METRICS_FILE: is_file, self._checkpoints: is_folder, self.path / TENSORBOARD: is_folder}
+        right |= {self.path / LAST: Path.is_symlink, self.path / BEST: Path.is_symlink}
+        right |= {state: is_folder for state in self._states() if not state.name.startswith(".")}
+        for path, is_right in right.items():
             if os.path.lexists(path) and not is_right(path):
                 raise OccupiedError(f"{path}: expected what a run writes there, got {kind(path)}; move it elsewhere")
 
@@ -115,8 +117,14 @@ class RunFolder:
         try:
             model, info = load_checkpoint(checkpoint)
             state = load_state(checkpoint)
-            if (expected := state.document["weights"]) != info.digest:
-                raise CheckpointError(f"{checkpoint}: expected weights of SHA-256 {expected}, got {info.digest}")
+            if (expected := state.document.get("weights")) != info.digest:
+                raise CheckpointError(
+                    f"{checkpoint}: expected weights of SHA-256 {str(expected)[:64]}, got {info.digest}"
+                )
+            run = state.document.get("run")
+            step = run.get("step") if isinstance(run, dict) else None
+            if step != int(checkpoint.name.removeprefix(_STEP)):
+                raise CheckpointError(f"{checkpoint}: expected the state of that step, got that of step {shown(step)}")
         except (CheckpointError, FileNotFoundError) as error:
             others = [step for step in self.steps() if self.checkpoint(step) != checkpoint]
             before = f"; to go on from step {others[-1]}, remove {checkpoint}" if others else ""
@@ -131,26 +139,37 @@ class RunFolder:
         """
         run = state.document["run"]
         final = self.checkpoint(run["step"])
-        partial = self._checkpoints / f".{final.name}.partial"
         with writing(self._checkpoints):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             if not is_folder(self._checkpoints):
                 raise NotADirectoryError(None, f"expected a folder, got {kind(self._checkpoints)}")
             self._remove_leftovers()
         with writing(final):
-            partial.mkdir()
-            try:
-                known = {name: state.document[name] for name in ("store", "config")}
-                info = save_checkpoint(partial, model, {**run, **known})
-                save_state(partial, TrainingState({**state.document, "weights": info.digest}, state.tensors))
-                os.rename(partial, final)
-                flush_folder(self._checkpoints)
-            except OSError:
-                shutil.rmtree(partial, ignore_errors=True)  # to leave room; the error to report is the first one
-                raise
+            if is_folder(
+                final
+            ):  # the weights of a step are the same whenever it is saved, and each file is replaced whole
+                self._write(final, model, state)
+            else:
+                self._write_anew(final, model, state)
         self.point(run["best_step"])
         with writing(self._checkpoints):
             self._prune(run["best_step"])
+
+    def _write_anew(self, final: Path, model: Transformer, state: TrainingState) -> None:
+        partial = self._checkpoints / f".{final.name}.partial"
+        partial.mkdir()
+        try:
+            self._write(partial, model, state)
+            os.rename(partial, final)
+            flush_folder(self._checkpoints)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # to leave room; the error to report is the first one
+            raise
+
+    def _write(self, folder: Path, model: Transformer, state: TrainingState) -> None:
+        known = {name: state.document[name] for name in ("store", "config")}
+        info = save_checkpoint(folder, model, {**state.document["run"], **known})
+        save_state(folder, TrainingState({**state.document, "weights": info.digest}, state.tensors))
 
     def point(self, best_step: int | None) -> None:
         """Let `last` name the newest state and `best` that of `best_step`."""
@@ -206,7 +225,9 @@ class RunFolder:
     def _remove_leftovers(self) -> None:
         """What a crash left while a state was written or removed."""
         for path in self._states():
-            if path.name.startswith(".") and not _strangers(path):
+            if path.is_symlink() and path.name.startswith("."):
+                path.unlink()
+            elif path.name.startswith(".") and not _strangers(path):
                 shutil.rmtree(path)
 
     def _states(self) -> Iterator[Path]:

@@ -205,12 +205,15 @@ class Trainer:
             ValueError: a state of another stream, memory or model.
         """
         run = Run.from_dict(state.document["run"])
+        positions = run.step * self.config.accumulate * self.stream.segment
+        if run.tokens != (tokens := positions * self.config.lanes):
+            raise ValueError(f"tokens: expected {tokens} in {run.step} steps, got {run.tokens}")
         losses = state.document["losses"]
         if not isinstance(losses, list) or len(losses) != min(run.step, WINDOW):
             raise ValueError(f"losses: expected those of the last {WINDOW} of {run.step} steps, got {shown(losses)}")
         if not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
             raise ValueError(f"losses: expected finite numbers, got {shown(losses)}")
-        self.stream.load_state_dict(state.document["stream"])
+        self.stream.load_state_dict(state.document["stream"], positions)
         load_memory(self.memory, state.tensors, self.world.rank * self.memory.lanes)
         load_optimizer(self.model, self.optimizer, state.tensors, run.step)
         self.watch.losses.extend(losses)

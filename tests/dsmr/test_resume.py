@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch import Tensor
 from dsmr.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, read_info
 from dsmr.corpus.store import TokenStore
 from dsmr.model import Transformer
-from dsmr.training import Run, RunFolder, SaveError, Trainer, train
+from dsmr.training import Run, RunFolder, SaveError, Trainer, loop, train
 from dsmr.training.state import STATE_FILE, load_state, save_state
 from tests.dsmr import kill_and_resume
 from tests.dsmr.kill_and_resume import CONFIG, MODEL, outcome, write_store
@@ -120,6 +121,100 @@ def test_a_state_says_nothing_of_processes(store: TokenStore) -> None:
     assert others == {"memory", "optimizer"}
 
 
+# Another budget
+
+
+def test_a_run_can_be_lengthened(store: TokenStore, tmp_path: Path) -> None:
+    """With a learning rate that no budget changes, it is the longer run; each budget has its own validations."""
+    even = replace(SHORT, warmup=0.0, min_learning_rate=SHORT.learning_rate, log_every=1)
+    train(model(), store, replace(even, steps=12), tmp_path / "long")
+    train(model(), store, even, tmp_path / "short")
+    done = train(model(), store, replace(even, steps=12), tmp_path / "short", resume=True)
+    long, lengthened = outcome(tmp_path / "long"), outcome(tmp_path / "short")
+    assert (done.step, done.progress) == (12, 1)
+    assert [{**row, "val_loss": None} for row in long[0]] == [{**row, "val_loss": None} for row in lengthened[0]]
+    assert [row["step"] for row in lengthened[0] if row["val_loss"] is not None] == [4, 8, 12]
+    assert long[1] == lengthened[1]
+    again = train(model(), store, replace(even, steps=12), tmp_path / "short", resume=True)  # its budget is this now
+    assert (again.step, outcome(tmp_path / "short")) == (12, lengthened)
+
+
+def test_a_run_of_steps_goes_on_for_minutes(undisturbed: Path, store: TokenStore, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run", symlinks=True)
+    done = go_on(tmp_path / "run", store, steps=None, minutes=0.05)
+    assert done.step > 8
+    assert done.progress == 1
+
+
+# A signal during a validation
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["halfway", "at the end"])
+def test_a_validation_that_a_signal_broke_off_is_done_anew(
+    undisturbed: Path, store: TokenStore, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", -1.0)
+    net, begun = model(), []
+
+    def interrupt(net: Transformer, *_: Any) -> None:
+        if not net.training:
+            begun.append(None)
+            if len(begun) == 2:  # the second segment of the validation
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def watch(net: Transformer, *_: Any) -> None:
+        begun.clear()
+
+    validate = Trainer.validate
+    calls = []
+
+    def counted(trainer: Trainer, *rest: Any) -> float | None:
+        calls.append(trainer.run.step)
+        if len(calls) == number:
+            trainer.model.register_forward_hook(interrupt)
+        return validate(trainer, *rest)
+
+    monkeypatch.setattr(Trainer, "validate", counted)
+    first = train(net, store, SHORT, tmp_path)
+    assert (first.interrupted, first.step) == (signal.SIGTERM, 4 * number)
+    assert len(begun) == 2
+    assert read_info(tmp_path / "last").training["step"] == 4 * number
+    monkeypatch.setattr(Trainer, "validate", validate)
+    done = go_on(tmp_path, store)
+    assert (done.step, done.interrupted) == (8, None)
+    assert outcome(tmp_path) == outcome(undisturbed)
+    for name in ("last", "best"):
+        ours, theirs = read_info(tmp_path / name), read_info(undisturbed / name)
+        assert (ours.digest, ours.training["best_step"]) == (theirs.digest, theirs.training["best_step"])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    go_on(tmp_path, store)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+# Other versions
+
+
+def test_fields_that_an_older_version_lacked_have_their_defaults(
+    run: Path, undisturbed: Path, store: TokenStore
+) -> None:
+    def older(document: dict[str, Any], _: dict[str, Tensor]) -> None:
+        for name in ("clip", "weight_decay"):
+            del document["config"][name]
+
+    rewrite(run, older)
+    file = RunFolder(run).newest() / WEIGHTS_FILE
+    document = read_info(file.parent).to_dict()
+    del document["config"]["position_base"], document["training"]["config"]["clip"]
+    save_file(load_file(file), file, {"dsmr": json.dumps(document)})
+    go_on(run, store)
+    assert outcome(run) == outcome(undisturbed)
+
+
+def test_fields_of_a_newer_version_are_named(run: Path, store: TokenStore) -> None:
+    rewrite(run, lambda document, _: document["config"].update(momentum=0.9))
+    refused(run, store, "config: expected the fields of this version, got 'momentum', which only a newer one can know")
+
+
 # The folder
 
 
@@ -190,7 +285,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk(store: TokenStore, tmp_path: Pa
 
 def test_a_folder_that_cannot_be_made(store: TokenStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveError, match=r"metrics\.jsonl: cannot be written: Not a directory"):
+    with pytest.raises(SaveError, match=r"file/run: cannot be written: Not a directory"):
         train(model(), store, SHORT, tmp_path / "file" / "run")
 
 
@@ -244,6 +339,37 @@ def test_weights_of_another_state_are_noticed(run: Path, store: TokenStore) -> N
     ("change", "message"),
     [
         (lambda d, t: d["run"].update(mood=1), "expected the state of this training, got: .*mood"),
+        (lambda d, t: d["run"].update(step=5.0), "step: expected an integer of 64 bits, got 5.0"),
+        (lambda d, t: d["run"].update(step=6), "expected the state of that step, got that of step 6"),
+        (lambda d, t: d["run"].update(tokens=1), "tokens: expected 480 in 5 steps, got 1"),
+        (lambda d, t: d["run"].update(progress=-0.5), "progress: expected a finite number of at least 0, got -0.5"),
+        (lambda d, t: d["run"].update(best_step=6), "best_step: expected at most step=5, got 6"),
+        (lambda d, t: d.update(run=[1]), "expected the state of that step, got that of step None"),
+        (lambda d, t: d.update(losses=[0.0] * 6), "losses: expected those of the last 100 of 5 steps, got"),
+        (lambda d, t: d.update(losses=["x"] * 5), "losses: expected finite numbers, got"),
+        (lambda d, t: d["report"].update(bytes=True), "report: expected a number of at least 0 for bytes, got True"),
+        (lambda d, t: d["report"].update(bytes=0), "expected rows up to step 4 in 0 bytes"),
+        (lambda d, t: d["report"].update(bytes=d["report"]["bytes"] - 1), "expected rows up to step 4 in"),
+        (lambda d, t: d.pop("report"), "expected the state of this training, got: 'report'"),
+        (lambda d, t: d["stream"]["lanes"][1].update(begun=10**12), "must give at most positions=160 for begun"),
+        (lambda d, t: d["stream"]["lanes"][1].update(positions=10**12), "must have given 160 positions a lane, got 10"),
+        (lambda d, t: d["stream"]["lanes"][2].update(offset=-1), "must give a count for offset of a lane, got -1"),
+        (lambda d, t: d["stream"]["lanes"][2].update(epoch=0.5), "must give a count for epoch of a lane, got 0.5"),
+        (lambda d, t: d["stream"]["lanes"][0].pop("piece"), "must give the numbers begun, .* of a lane, got"),
+        (lambda d, t: d["stream"].update(lanes={}), "must tell of all 3 lanes of all ranks, got {}"),
+        (lambda d, t: d.update(stream=None), "must say what it streams, got None"),
+        (
+            lambda d, t: [t.pop(name) for name in list(t) if name.startswith("optimizer")],
+            "expected .* of 'blocks.*, got none",
+        ),
+        (lambda d, t: t["optimizer.norm.bias.step"].fill_(7), r"expected step of 'norm\.bias' to be 5, got 7"),
+        (lambda d, t: t["optimizer.norm.bias.exp_avg_sq"].fill_(-1), "exp_avg_sq of 'norm.bias' of at least 0, got -1"),
+        (lambda d, t: t["optimizer.norm.bias.exp_avg"].fill_(torch.nan), "finite numbers in 'optimizer.norm.bias.exp_"),
+        (lambda d, t: t["memory.lanes.layers.0.k"].fill_(torch.inf), "finite numbers in 'memory.lanes.layers.0.k'"),
+        (
+            lambda d, t: t.update({"optimizer.norm.bias.exp_avg": t["optimizer.norm.bias.exp_avg"].double()}),
+            "exp_avg of 'norm.bias' of type torch.float32, got torch.float64",
+        ),
         (lambda d, t: d.pop("losses"), "expected the state of this training, got: 'losses'"),
         (lambda d, t: d["stream"]["lanes"].pop(), "must tell of all 3 lanes"),
         (
@@ -254,8 +380,44 @@ def test_weights_of_another_state_are_noticed(run: Path, store: TokenStore) -> N
         (lambda d, t: t.pop("memory.lanes.clock"), "expected the names"),
         (lambda d, t: t.update({"memory.geometry": t["memory.geometry"] + 1}), "geometry"),
         (lambda d, t: d.update(format_version=2), "expected version 1 of a training's state, got 2"),
+        (lambda d, t: d.update(format_version=True), "expected version 1 of a training's state, got True"),
     ],
-    ids=["run", "losses", "stream", "optimizer", "too-much", "memory", "geometry", "version"],
+    ids=[
+        "run",
+        "step-type",
+        "step",
+        "tokens",
+        "progress",
+        "best",
+        "no-run",
+        "more-losses",
+        "no-numbers",
+        "report-type",
+        "no-rows",
+        "half-a-row",
+        "report",
+        "begun",
+        "positions",
+        "offset",
+        "epoch",
+        "place",
+        "lanes",
+        "no-stream",
+        "no-optimizer",
+        "optimizer-step",
+        "negative",
+        "nan",
+        "inf",
+        "dtype",
+        "losses",
+        "stream",
+        "optimizer",
+        "too-much",
+        "memory",
+        "geometry",
+        "version",
+        "version-type",
+    ],
 )
 def test_states_that_do_not_fit(run: Path, store: TokenStore, change: Any, message: str) -> None:
     rewrite(run, change)
@@ -266,11 +428,12 @@ def test_states_that_do_not_fit(run: Path, store: TokenStore, change: Any, messa
     ("changes", "message"),
     [
         ({"lanes": 4}, "expected to go on with lanes=3, got 4"),
-        ({"steps": 9}, "expected to go on with steps=8, got 9"),
+        ({"steps": 4}, "expected a budget beyond the 5 steps and .* minutes that the run has used, got steps=4"),
+        ({"steps": None, "minutes": 1e-6}, "expected a budget beyond .*, got steps=None, minutes=1e-06"),
         ({"betas": (0.9, 0.99)}, r"expected to go on with betas=\[0.9, 0.95\], got \[0.9, 0.99\]"),
         ({"seed": 1}, "expected to go on with seed=0, got 1"),
     ],
-    ids=["lanes", "steps", "betas", "seed"],
+    ids=["lanes", "steps", "minutes", "betas", "seed"],
 )
 def test_other_settings(run: Path, store: TokenStore, changes: dict[str, Any], message: str) -> None:
     refused(run, store, message, **changes)
