@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import fcntl
 import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from dsmr.cli import app
 
@@ -20,12 +22,21 @@ SMALL_MODEL = ["--layers", 2, "--width", 32, "--heads", 2, "--kv-heads", 2, "--s
 SMALL_MODEL += ["--schedule", "two_scale", "--budget", 256]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, controlling: bool = False, **streams: Any) -> subprocess.Popen[str]:
+    """Begin a command in a process of its own; `controlling`: its stdin is the terminal that it belongs to."""
     command = [sys.executable, "-m", "dsmr", *map(str, arguments)]
     pipe = subprocess.PIPE
-    # In a background job the shell has Ctrl-C ignored, and children inherit that: make it count again.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+
+    def prepare() -> None:
+        # In a background job the shell has signals ignored, and children inherit that: make them count again.
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        if controlling:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    given = {"stdout": pipe, "stderr": pipe, **streams}
+    return subprocess.Popen(command, env=ENVIRONMENT, text=True, preexec_fn=prepare, **given)
 
 
 def shell(*arguments: object, exits: int = 0) -> tuple[str, str]:

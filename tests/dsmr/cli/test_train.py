@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,3 +154,108 @@ def test_explains_what_is_wrong(arguments: list[object], message: str, store: Pa
 def test_shapes_another_schedule_to_the_presets_budget() -> None:
     made = train._schedule("small", "uniform", None, None, None, None)
     assert (len(made.horizons), made.total) == (PRESETS["small"].layers, PRESETS["small"].schedule.total)
+
+
+# One writer, and whatever ends it
+
+
+def begin(store: Path, path: Path, *more: object, **streams: Any) -> subprocess.Popen[str]:
+    """A long training in a process of its own, which has written a row."""
+    process = start("train", "--data", store, "--out", path, *SMALL_MODEL, "--minutes", 5, *more, **streams)
+    measurements = path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (measurements.exists() and measurements.stat().st_size):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def rows(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_second_writer_is_refused_and_the_first_ends_in_order(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = begin(store, path)
+    for way in (["--resume"], ["--force", *SMALL_MODEL, "--steps", 1], [*SMALL_MODEL, "--steps", 1]):
+        error = fails("train", "--data", store, "--out", path, *way)
+        assert f"{path}: expected a folder that nobody writes into, got one that a run is using" in error
+    first.send_signal(signal.SIGTERM)
+    out, error = first.communicate(timeout=60)
+    assert first.returncode == 143, error
+    assert f"{path / 'last'}: " in out
+    assert rows(path) == list(range(10, rows(path)[-1] + 1, 10))
+    step = read_info(path / "last").training["step"]
+    succeeds("train", "--data", store, "--out", path, "--resume", "--steps", step + 1)
+    assert read_info(path / "last").training["step"] == step + 1
+
+
+def test_a_killed_run_leaves_no_lock(store: Path, tmp_path: Path) -> None:
+    first = begin(store, tmp_path / "run", "--save-minutes", 1e-9)
+    first.kill()
+    first.communicate(timeout=60)
+    step = read_info(tmp_path / "run" / "last").training["step"]
+    succeeds("train", "--data", store, "--out", tmp_path / "run", "--resume", "--steps", step + 1)
+    succeeds("train", "--data", store, "--out", tmp_path / "run", "--force", *SMALL_MODEL, "--steps", 1)
+
+
+def test_a_terminal_that_goes_away_ends_the_run_with_a_checkpoint(store: Path, tmp_path: Path) -> None:
+    """Whether the system says so (SIGHUP), or only every further word fails."""
+    for way, controlling in (("told", True), ("untold", False)):
+        path = tmp_path / way
+        ours, theirs = os.openpty()
+        process = begin(store, path, stdout=theirs, stderr=theirs, stdin=theirs, controlling=controlling)
+        os.close(theirs)
+        os.close(ours)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP, way
+        assert read_info(path / "last").training["step"] >= rows(path)[-1]
+
+
+def test_a_pipe_that_nobody_reads_any_more_does_not_end_the_run(store: Path, tmp_path: Path) -> None:
+    """`dsmr train 2>&1 | tee log`: Ctrl-C ends `tee`, too, and the run is to be saved all the same."""
+    path = tmp_path / "run"
+    process = begin(store, path, "--validations", 100_000)
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    process.stderr.close()
+    seen = len(rows(path))
+    deadline = time.monotonic() + 60
+    while len(rows(path)) < seen + 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert read_info(path / "last").training["step"] >= rows(path)[-1]
+
+
+def test_a_run_can_be_lengthened(trained: tuple[Path, str], store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(trained[0], path, symlinks=True)
+    again = ["train", "--resume", "--data", store, "--out", path]
+    assert "expected a budget beyond the 4 steps" in fails(*again, "--steps", 3)
+    assert f"{path / 'last'}: 6 steps, 768 tokens" in succeeds(*again, "--steps", 6)
+    succeeds(*again, "--minutes", 0.01 + read_info(path / "last").training["seconds"] / 60)
+    settings = read_info(path / "last").training["config"]
+    assert settings["steps"] is None
+
+
+def test_a_file_where_a_folder_is_meant(store: Path, tmp_path: Path) -> None:
+    for name in ("notes $HOME {1} ^2.txt", os.fsdecode(b"\xff\xfe.txt")):
+        file = tmp_path / name
+        file.write_text("precious")
+        arguments = ["train", "--data", store, "--out", file, *SMALL_MODEL, "--steps", 1]
+        for force in ([], ["--force"]):
+            assert "expected a folder, got a file" in fails(*arguments, *force)
+        assert file.read_text() == "precious"
+
+
+def test_a_folder_of_somebody_else_is_left_alone(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet50-epoch90.pt").write_bytes(b"three weeks of GPU time")
+    arguments = ["train", "--data", store, "--out", tmp_path, *SMALL_MODEL, "--steps", 1]
+    for force in ([], ["--force"]):
+        assert "expected an empty folder or that of a run" in fails(*arguments, *force)
+    assert [path.name for path in tmp_path.rglob("*")] == ["checkpoints", "resnet50-epoch90.pt"]
