@@ -47,10 +47,11 @@ if TYPE_CHECKING:
 CORPUS, RUN, METRICS = "corpus.tokens", "run", "metrics.json"
 MUSIC, SOUND, ROLL = "music.mid", "music.wav", "music.png"
 CURVE, HISTOGRAMS, PROBES, TAKES, PAGE = "training.png", "histograms.png", "probes", "takes", "index.html"
-FILES = (CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, CURVE, HISTOGRAMS, PROBES, TAKES, PAGE)
-"""All that a demonstration leaves in its folder, but for its mark."""
 MARK = "dsmr-demo.lock"
 """By which its folder is known; locked while a demonstration writes there."""
+FILES = (MARK, CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, CURVE, HISTOGRAMS, PROBES, TAKES, PAGE)
+"""All that a demonstration leaves in its folder."""
+_TAKE = re.compile(r"take-\d+\.mid")
 
 
 @dataclass(frozen=True)
@@ -270,13 +271,11 @@ def _strangers(folder: Path) -> list[str]:
     """Paths in the folder that no demonstration has written; the run sees to its own folder."""
     if not folder.is_dir():
         return []
-    kinds = {RUN: is_folder, TAKES: is_folder, PROBES: is_folder}
-    found = [path for path in folder.iterdir() if path.name != MARK]
-    others = [path for path in found if path.name not in FILES or not kinds.get(path.name, is_file)(path)]
-    inner = {TAKES: lambda name: re.fullmatch(r"take-\d+\.mid", name), PROBES: lambda name: name in figures.FILES}
-    for name, known in inner.items():
-        if is_folder(folder / name):
-            others += [path for path in (folder / name).iterdir() if not (is_file(path) and known(path.name))]
+    kinds = dict.fromkeys((RUN, TAKES, PROBES), is_folder)
+    others = [path for path in folder.iterdir() if path.name not in FILES or not kinds.get(path.name, is_file)(path)]
+    inner = [(path, _TAKE.fullmatch(path.name)) for path in folder.glob(f"{TAKES}/*")]
+    inner += [(path, path.name in figures.FILES) for path in folder.glob(f"{PROBES}/*")]
+    others += [path for path, known in inner if not (known and is_file(path))]
     return sorted(str(path.relative_to(folder)) for path in others)
 
 

@@ -67,7 +67,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def check_free(path: Path, force: bool) -> None:
     """Refuse to write over a file or folder that exists, unless told to."""
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:  # a link that leads nowhere, too: writing would follow it
         raise BadInput(f"{path}: exists already; --force replaces it")
 
 

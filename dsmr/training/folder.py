@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,9 +77,10 @@ class RunFolder:
             yield
 
     def _check(self) -> None:
-        right = {self.path / METRICS_FILE: is_file, self._checkpoints: is_folder, self.path / TENSORBOARD: is_folder}
-        right |= {self.path / LAST: Path.is_symlink, self.path / BEST: Path.is_symlink}
-        right |= {state: is_folder for state in self._states() if not state.name.startswith(".")}
+        right: dict[Path, Callable[[Path], bool]] = {self.path / METRICS_FILE: is_file}
+        right |= {self.path / name: Path.is_symlink for name in (LAST, BEST)}
+        folders = [self._checkpoints, self.path / TENSORBOARD]
+        right |= {path: is_folder for path in (*folders, *self._states()) if not path.name.startswith(".")}
         for path, is_right in right.items():
             if os.path.lexists(path) and not is_right(path):
                 raise OccupiedError(f"{path}: expected what a run writes there, got {kind(path)}; move it elsewhere")

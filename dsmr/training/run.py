@@ -46,6 +46,8 @@ class Run:
         for name, value in asdict(self).items():
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+        if self.progress > 1:
+            raise ValueError(f"progress: expected a fraction of the budget, got {self.progress}")
         if self.best_step is not None and self.best_step > self.step:
             raise ValueError(f"best_step: expected at most step={self.step}, got {self.best_step}")
 

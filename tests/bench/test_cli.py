@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from bench import cases, models, results
 from bench.__main__ import MEASURED, _gpu, _measure, _parser, main
@@ -81,5 +82,8 @@ def test_a_quick_run_without_a_folder_leaves_the_results_alone(tmp_path, monkeyp
 
 def _measure_here(arguments):
     """The command in this process, whatever cores it may use."""
-    parsed = _parser().parse_args(arguments)
-    return _gpu(parsed) if parsed.command == "gpu" else _measure(parsed)
+    parsed, threads = _parser().parse_args(arguments), torch.get_num_threads()
+    try:
+        return _gpu(parsed) if parsed.command == "gpu" else _measure(parsed)
+    finally:
+        torch.set_num_threads(threads)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from dsmr import demo
 from dsmr.assessment import Assessment
 from dsmr.checkpoint import load_checkpoint
+from dsmr.claim import OccupiedError, claimed
 from dsmr.cli import app
 from dsmr.comparison import NUMBERS, Group, Reference
 from dsmr.corpus.prepare import PrepareReport
@@ -24,7 +27,7 @@ from dsmr.probes.comparison import Probed, Span
 from dsmr.probes.krcu import Resets
 from dsmr.statistics import ESSENTIAL, Comparison, Statistics, measure
 from dsmr.tokens import NOTE_DTYPE, Performance
-from dsmr.training import Run, TrainingConfig
+from dsmr.training import Run, RunFolder, TrainingConfig
 
 TINY = replace(
     QUICK,
@@ -87,18 +90,36 @@ def test_finds_that_a_model_of_two_steps_makes_no_music(ran: tuple[Path, Outcome
     assert any("as in the corpus" in failure for failure in ran[1].failures)
 
 
-def test_replaces_only_an_older_demonstration(tmp_path: Path) -> None:
-    (tmp_path / "music.mid").write_bytes(b"old")
+def test_replaces_only_an_older_demonstration(ran: tuple[Path, Outcome], tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="--force replaces it"):
-        run_demo(tmp_path, TINY)
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"demonstration alone, got one with thesis\.tex"):
-        run_demo(tmp_path, TINY, force=True)
-    assert (tmp_path / "music.mid").read_bytes() == b"old"
-    (tmp_path / "thesis.tex").unlink()
-    (tmp_path / "run").mkdir()
-    demo._make_room(tmp_path, force=True)
-    assert not any(tmp_path.iterdir())
+        run_demo(ran[0], TINY)
+    folder = tmp_path / "copy"
+    shutil.copytree(ran[0], folder, symlinks=True)
+    for name in ("thesis.tex", "takes/mine.mid", "probes/mine.png"):
+        (folder / name).write_text("precious")
+        with pytest.raises(FileExistsError, match=rf"demonstration alone, got one with {re.escape(name)}"):
+            run_demo(folder, TINY, force=True)
+        assert (folder / name).read_text() == "precious"
+        (folder / name).unlink()
+    demo._make_room(folder, force=True)
+    assert [path.name for path in folder.iterdir()] == [demo.MARK]
+
+
+def test_a_folder_without_its_mark_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("precious")
+    for force in (False, True):
+        with pytest.raises(OccupiedError, match="expected an empty folder or that of a demonstration"):
+            run_demo(tmp_path, TINY, force=force)
+    assert (tmp_path / "metrics.json").read_text() == "precious"
+
+
+def test_one_writer_at_a_time(ran: tuple[Path, Outcome]) -> None:
+    before = {path: path.read_bytes() for path in ran[0].rglob("*") if path.is_file()}
+    with claimed(ran[0], demo.MARK, "a demonstration"), pytest.raises(OccupiedError, match="nobody writes into"):
+        run_demo(ran[0], TINY, force=True)
+    with RunFolder(ran[0] / "run").claimed(), pytest.raises(OccupiedError, match="nobody writes into"):
+        run_demo(ran[0], TINY, force=True)
+    assert {path: path.read_bytes() for path in ran[0].rglob("*") if path.is_file()} == before
 
 
 def an_outcome(ppl: float, bigram: float, silence: float, beats_bigram: bool = True) -> Outcome:

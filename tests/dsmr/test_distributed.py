@@ -206,6 +206,18 @@ def test_torchrun_trains_stops_at_a_signal_resumes_and_ends_when_a_process_is_ki
     assert RunFolder(run).steps()[-1] == saved
 
 
+def test_a_folder_that_is_not_free_is_refused_by_all_processes(folder: Path) -> None:
+    run = folder / "occupied"
+    run.mkdir()
+    (run / "thesis.tex").write_text("precious")
+    process = torchrun(run)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    assert errors.count("expected an empty folder or that of a run") == 1  # by the first alone
+    assert "another process of the run has ended" not in errors
+    assert [path.name for path in run.iterdir()] == ["thesis.tex"]
+
+
 def test_fsdp_needs_several_processes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(folder / ranks.STORE), "--out", str(folder / "none"), "--steps", "1", "--fsdp"]
     assert run_command(["train", *options]) == 2

@@ -90,14 +90,15 @@ def test_a_split_without_pieces(tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_the_foreground() -> Iterator[None]:
-    """A background job of a shell ignores Ctrl-C, and so would a run in it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A background job of a shell ignores Ctrl-C, one that `nohup` begins a hang-up, and so would a run in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGHUP, before[1])
 
 
 @pytest.mark.usefixtures("in_the_foreground")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "sigterm", "sighup"])
 def test_a_signal_ends_the_run_after_the_step_and_saves_it(store: TokenStore, tmp_path: Path, number: int) -> None:
     def interrupt(logits: Tensor) -> Tensor:
         os.kill(os.getpid(), number)
