@@ -273,7 +273,7 @@ def _strangers(folder: Path) -> list[str]:
         return []
     kinds = dict.fromkeys((RUN, TAKES, PROBES), is_folder)
     others = [path for path in folder.iterdir() if path.name not in FILES or not kinds.get(path.name, is_file)(path)]
-    inner = [(path, _TAKE.fullmatch(path.name)) for path in folder.glob(f"{TAKES}/*")]
+    inner = [(path, bool(_TAKE.fullmatch(path.name))) for path in folder.glob(f"{TAKES}/*")]
     inner += [(path, path.name in figures.FILES) for path in folder.glob(f"{PROBES}/*")]
     others += [path for path, known in inner if not (known and is_file(path))]
     return sorted(str(path.relative_to(folder)) for path in others)
