@@ -335,6 +335,16 @@ def test_weights_of_another_state_are_noticed(run: Path, store: TokenStore) -> N
     refused(run, store, "step-0000005: expected weights of SHA-256 [0-9a-f]+, got [0-9a-f]+")
 
 
+# fmt: off
+UNFIT = [
+    "run", "step-type", "step", "tokens", "progress", "best", "no-run", "more-losses", "no-numbers", "report-type",
+    "no-rows", "half-a-row", "report", "begun", "positions", "offset", "epoch", "place", "lanes", "no-stream",
+    "no-optimizer", "optimizer-step", "negative", "nan", "inf", "dtype", "losses", "stream", "optimizer", "too-much",
+    "memory", "geometry", "version", "version-type",
+]
+# fmt: on
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -382,11 +392,7 @@ def test_weights_of_another_state_are_noticed(run: Path, store: TokenStore) -> N
         (lambda d, t: d.update(format_version=2), "expected version 1 of a training's state, got 2"),
         (lambda d, t: d.update(format_version=True), "expected version 1 of a training's state, got True"),
     ],
-    ids=(
-        "run step-type step tokens progress best no-run more-losses no-numbers report-type no-rows half-a-row "
-        "report begun positions offset epoch place lanes no-stream no-optimizer optimizer-step negative nan inf "
-        "dtype losses stream optimizer too-much memory geometry version version-type"
-    ).split(),
+    ids=UNFIT,
 )
 def test_states_that_do_not_fit(run: Path, store: TokenStore, change: Any, message: str) -> None:
     rewrite(run, change)
