@@ -370,8 +370,8 @@ def test_append_false_leaves_the_ring_alone(impl: str) -> None:
 
 
 def permuted(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers, stored `[H, B, D, T]`."""
-    return x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)
+    """The same numbers, stored `[H, B, T, D]`."""
+    return x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
 
 
 def expanded(x: torch.Tensor) -> torch.Tensor:
@@ -435,4 +435,6 @@ def test_logits_of_any_size_are_logits(impl: str, tokens: int, size: float, dtyp
     mean = torch.arange(tokens) / 2
     # Means of up to 16 numbers up to 15, and their rounding to the type.
     torch.testing.assert_close(o[0, :, 0, 0].double(), mean.double(), rtol=0, atol=16 * torch.finfo(dtype).eps + 2**-18)
-    torch.testing.assert_close(lse.double(), exact_lse, rtol=2**-20, atol=2**-20)
+    # In bfloat16, weights may err by 1e-4 of themselves, which is less than their rounding.
+    atol = 1e-4 if dtype == torch.bfloat16 else 2**-20
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=2**-20, atol=atol)
