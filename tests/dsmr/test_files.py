@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dsmr.files import filled, replaced
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file of more than a page can be written, as on a full disk; whoever runs this."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # Python's own setting: an error instead of death
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.full_disk import files_of_at_most
 
 
 def names(folder: Path) -> list[str]:
@@ -50,10 +38,10 @@ def test_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException])
     assert names(tmp_path) == ["a"]
 
 
-@pytest.mark.usefixtures("small_files")
 def test_full_disk_leaves_what_was_there_and_the_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(OSError, match=r"File too large: '.*/a'$") as caught, replaced(tmp_path / "a") as partial:
+    refused = pytest.raises(OSError, match=r"File too large: '.*/a'$")
+    with files_of_at_most(4096), refused as caught, replaced(tmp_path / "a") as partial:
         partial.write_bytes(bytes(10_000))
     assert caught.value.filename == str(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"old"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -30,6 +29,7 @@ from dsmr.training.state import STATE_FILE, load_state, save_state
 from dsmr.version import __version__
 from tests.dsmr import kill_and_resume
 from tests.dsmr.kill_and_resume import CONFIG, MODEL, outcome, write_store
+from tests.full_disk import files_of_at_most
 
 SHORT = replace(CONFIG, steps=8, validations=2)
 
@@ -360,13 +360,9 @@ def test_a_full_disk_leaves_the_last_state(
 
 def test_a_file_that_may_not_grow_is_a_full_disk(store: TokenStore, tmp_path: Path) -> None:
     """The system's own refusal, in the middle of a write."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))  # Python ignores the signal that comes with it
-    try:
-        with pytest.raises(SaveError, match="step-0000000: cannot be written: File too large"):
-            train(model(), store, SHORT, tmp_path / "run")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused = pytest.raises(SaveError, match="step-0000000: cannot be written: File too large")
+    with files_of_at_most(30_000), refused:
+        train(model(), store, SHORT, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     train(model(), store, replace(SHORT, steps=1), tmp_path / "run")  # and there is no run in the way
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dsmr.corpus import download
 from tests.dsmr.cli.commands import ENVIRONMENT, fails, here
+from tests.full_disk import files_of_at_most
 
 Arguments = list[object]
 WRITERS: dict[str, Callable[[Path], Arguments]] = {
@@ -61,15 +61,6 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         "dsmr.demo.train",
     ):
         monkeypatch.setattr(name, begun)
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file of more than 16 bytes can be written."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @ALL
@@ -130,13 +121,12 @@ def test_full_disk_leaves_what_was_there(
     writer: str,
     command: Callable[[str, Path], Arguments],
     tmp_path: Path,
-    request: pytest.FixtureRequest,
 ) -> None:
     arguments = command(writer, tmp_path)
     path = Path(str(arguments[-1]))
     path.write_bytes(b"old")
-    request.getfixturevalue("full_disk")
-    _, error = here(*arguments, "--force", exits=1)
+    with files_of_at_most(16):
+        _, error = here(*arguments, "--force", exits=1)
     assert error.splitlines()[-1] == f"dsmr: {path}: cannot be written: File too large"
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -145,13 +135,9 @@ def test_full_disk_leaves_what_was_there(
 def test_full_disk_costs_neither_the_other_files_nor_the_report(
     command: Callable[[str, Path], Arguments], tmp_path: Path
 ) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-    try:
+    with files_of_at_most(5000):
         _, error = here(*command("generate", tmp_path), "--wav", "--takes", 2, exits=1)
         out, _ = here(*command("evaluate --png", tmp_path), exits=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert error.splitlines()[-1] == f"dsmr: {tmp_path / 'x-1.wav'}: cannot be written: File too large"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-1.mid", "x-2.mid"]
     assert "tokens scored in" in out
