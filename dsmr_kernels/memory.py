@@ -401,7 +401,7 @@ class MemoryStack:
                 for name, tensor in ring.tensors().items():
                     tensor.copy_(state[f"layers.{i}.{name}"])
                 loaded[ring.k.data_ptr()] = autograd.now()
-        self._move(state["clock"].to(self.device, copy=True))
+        self._move(state["clock"].to(self.device).clone(memory_format=torch.contiguous_format))
 
     def _layout(self) -> Tensor:
         """What the shapes of the tensors do not tell of how rings are used: a row per layer."""

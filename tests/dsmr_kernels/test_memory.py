@@ -239,3 +239,17 @@ def test_quantisation_errs_by_at_most_half_a_step(rows: list[list[float]], stora
     half = step / 2 if storage == "int8" else torch.maximum(x.double().abs() * 2**-4, step * 2**-10)
     slack = x.double().abs() * 2**-22 + 2**-149  # the scale and the division are rounded to float32
     assert (error <= half + slack).all()
+
+
+def test_a_saved_state_may_lie_in_memory_in_any_way() -> None:
+    """As it does where lanes of several processes are put together."""
+    saved, stack = stack_of_two(), stack_of_two()
+    saved.advance(3)
+    permuted = {name: x.mT.contiguous().mT if x.dim() > 1 else x for name, x in saved.state_dict().items()}
+    with torch.enable_grad():
+        stack.load_state_dict(permuted)
+    assert torch.equal(stack.clock.state, saved.clock.state)
+
+
+def stack_of_two() -> MemoryStack:
+    return MemoryStack([8], 2, 1, 16, 4)
