@@ -33,8 +33,15 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
             launches = [launch_forward(call, o, lse, lookup("forward", call))]
         if tokens > 1:
             launches.append(mend_forward(call, o, lse))
+        # Kernels write where this segment ends. A longer one may have been tried at this clock before, and a graph that
+        # is older must still learn that it wrote over its memory. A call as the ring's last one, without any graph, has
+        # nobody to tell.
+        memory = call.memory
+        newest = memory.written.clone() if call.append and (call.signature is None or memory.clock.in_graph) else None
         for launch in launches:
             launch.run()
+        if newest is not None:
+            torch.maximum(memory.written, newest, out=memory.written)
     return o, lse
 
 

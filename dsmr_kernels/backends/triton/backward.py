@@ -300,7 +300,7 @@ def dq_kernel(
         ring_v_ptr += ring_head * (archive + recent) * D
         k_scale_ptr += ring_head * (archive + recent)
         v_scale_ptr += ring_head * (archive + recent)
-        count, slot, first_group = archive_span(position, length, phase, real, horizon, archive, stride, TOKEN, KEEP)
+        count, slot, first_group = archive_span(position, length, phase, horizon, archive, stride, TOKEN, KEEP)
         skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
         dq = dq_part(
             *(dq, q, do, lse, delta, ring_v_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),
@@ -309,7 +309,7 @@ def dq_kernel(
             *(DESCRIPTOR, PRECISION),
         )
         if KEEP != ALL:
-            count, slot = recent_span(position, length, phase, real, recent)
+            count, slot = recent_span(position, length, phase, recent)
             skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
             dq = dq_part(
                 *(dq, q, do, lse, delta, ring_v_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane),

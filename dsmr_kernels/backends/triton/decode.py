@@ -21,7 +21,6 @@ from dsmr_kernels.backends.triton.tile import (
     EXACT,
     LN2,
     LOG2E,
-    LOWEST,
     base2_logits,
     dot,
     load_rows,
@@ -161,7 +160,7 @@ def decode_kernel(
         steep = tl.load(slopes_ptr + head, mask=rows < real, other=0.0).to(tl.float32)[:, None] * LOG2E
 
     acc = tl.zeros([BM, BD], tl.float32)
-    peak = tl.full([BM], LOWEST, tl.float32)
+    peak = tl.full([BM], -1.0e30, tl.float32)
     total = tl.zeros([BM], tl.float32)
     horizon = tl.load(horizon_ptr)
     _, low_first, low_last = row_bounds(0, real, start_ptr, T, horizon, TOKENS, TOKEN, STARTS)
@@ -174,7 +173,7 @@ def decode_kernel(
         ring_v_ptr += ring_head * (archive + recent) * D
         k_scale_ptr += ring_head * (archive + recent)
         v_scale_ptr += ring_head * (archive + recent)
-        count, slot, first_group = archive_span(position, length, phase, real, horizon, archive, stride, TOKEN, KEEP)
+        count, slot, first_group = archive_span(position, length, phase, horizon, archive, stride, TOKEN, KEEP)
         skipped = tl.where(real > 0, tl.minimum(tl.maximum(low_first + count, 0), count), count)
         skipped, stop = share(skipped, count, split, SPLITS, BN)
         acc, peak, total = attend_part(
@@ -184,7 +183,7 @@ def decode_kernel(
             *(False, PRECISION),
         )
         if KEEP != ALL:
-            count, slot = recent_span(position, length, phase, real, recent)
+            count, slot = recent_span(position, length, phase, recent)
             skipped = tl.where(real > 0, tl.minimum(tl.maximum(low_first + count, 0), count), count)
             skipped, stop = share(skipped, count, split, SPLITS, BN)
             acc, peak, total = attend_part(
@@ -214,8 +213,7 @@ def decode_kernel(
                 *(start_ptr, 0, real, position, length, archive, recent, stride, D, BD, TOKENS, STORAGE, KEEP, STARTS),
             )
             if kv_head == 0:
-                newest = tl.load(written_ptr + lane)  # a longer segment may have been tried at this clock
-                tl.store(written_ptr + lane, tl.maximum(newest, position + real))
+                tl.store(written_ptr + lane, position + real)
 
     acc = tl.where((rows < real)[:, None], acc, 0.0)
     total = tl.where(rows < real, total, 0.0)
@@ -261,12 +259,12 @@ def join_kernel(
     row, head = packed // group, kv_head * group + packed % group
     parts = lanes.to(tl.int64) * kv_heads * SPLITS * BM
     acc = tl.zeros([BD], tl.float32)
-    highest, total = -3.4028234663852886e38, 0.0  # LOWEST, as a number that a loop may change
+    highest, total = -1.0e30, 0.0
     for first in range(0, SPLITS, JOINED):
         splits = first + tl.arange(0, JOINED)
         valid = splits < SPLITS
         part = ((lane * kv_heads + kv_head) * SPLITS + splits) * BM + packed
-        peaks = tl.load(part_ptr + parts * BD + part, mask=valid, other=float("-inf"))  # [JOINED]
+        peaks = tl.load(part_ptr + parts * BD + part, mask=valid, other=-1.0e30)  # [JOINED]
         totals = tl.load(part_ptr + parts * (BD + 1) + part, mask=valid, other=0.0)  # [JOINED]
         accs = tl.load(part_ptr + part[:, None] * BD + dims[None, :], mask=valid[:, None], other=0.0)  # [JOINED, BD]
         new_highest = tl.maximum(highest, tl.max(peaks, 0))

@@ -27,7 +27,6 @@ from dsmr_kernels.backends.triton.tile import (
     EXACT,
     LN2,
     LOG2E,
-    LOWEST,
     base2_logits,
     decoded,
     dot,
@@ -209,7 +208,7 @@ def forward_kernel(
     steep = tl.load(slopes_ptr + head).to(tl.float32) * LOG2E if ALIBI else 0.0
 
     acc = tl.zeros([BM, BD], tl.float32)
-    peak = tl.full([BM], LOWEST, tl.float32)  # a row that sees nothing must not meet inf - inf
+    peak = tl.full([BM], -1.0e30, tl.float32)  # finite: a row that sees nothing must not meet inf - inf
     total = tl.zeros([BM], tl.float32)
     horizon = tl.load(horizon_ptr)
     low, low_first, low_last = row_bounds(m0, real, start_ptr, T, horizon, BM, TOKEN, STARTS)
@@ -221,7 +220,7 @@ def forward_kernel(
         ring_v_ptr += ring_head * (archive + recent) * D
         k_scale_ptr += ring_head * (archive + recent)
         v_scale_ptr += ring_head * (archive + recent)
-        count, slot, first_group = archive_span(position, length, phase, real, horizon, archive, stride, TOKEN, KEEP)
+        count, slot, first_group = archive_span(position, length, phase, horizon, archive, stride, TOKEN, KEEP)
         skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
         acc, peak, total = attend_part(
             *(acc, peak, total, q, ring_k_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),
@@ -230,7 +229,7 @@ def forward_kernel(
             *(DESCRIPTOR, PRECISION),
         )
         if KEEP != ALL:
-            count, slot = recent_span(position, length, phase, real, recent)
+            count, slot = recent_span(position, length, phase, recent)
             skipped = tl.where(m0 < real, tl.minimum(tl.maximum(low_first + count, 0), count), count)
             acc, peak, total = attend_part(
                 *(acc, peak, total, q, ring_k_source, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane, kv_head),
@@ -271,5 +270,4 @@ def forward_kernel(
                 *(start_ptr, m0, real, position, length, archive, recent, stride, D, BD, BM, STORAGE, KEEP, STARTS),
             )
             if (head == 0) & (m0 == 0):
-                newest = tl.load(written_ptr + lane)  # a longer segment may have been tried at this clock
-                tl.store(written_ptr + lane, tl.maximum(newest, position + real))
+                tl.store(written_ptr + lane, position + real)

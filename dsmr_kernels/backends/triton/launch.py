@@ -97,7 +97,7 @@ def common_arguments(call: Call, config: Config) -> dict[str, Any]:
     return {
         **{"q_ptr": q, "k_ptr": k, "v_ptr": v, "ring_k_ptr": ring_k, "ring_v_ptr": ring_v},
         **{"k_scale_ptr": _or(memory.k_scale, q), "v_scale_ptr": _or(memory.v_scale, q)},
-        **{"clock_ptr": memory.clock.state, "horizon_ptr": memory.horizon},
+        **{"clock_ptr": _clock(call), "horizon_ptr": memory.horizon},
         **{"start_ptr": _or(call.segment_start, q), "len_ptr": _or(call.segment_len, q)},
         **{"slopes_ptr": _or(call.alibi_slopes, q), "scale": call.scale, "softcap": call.softcap},
         **{"T": q.shape[1], "group": q.shape[2] // k.shape[2]},
@@ -113,6 +113,25 @@ def common_arguments(call: Call, config: Config) -> dict[str, Any]:
         **{"DESCRIPTOR": by_descriptor, "PRECISION": _precision(q.dtype)},
         **config.options,
     }
+
+
+def _clock(call: Call) -> Tensor:
+    """The clock as kernels read it: no lane's phase leaves less than this call's tokens to the end of the segment.
+
+    A segment that goes beyond its end is an error that a device cannot raise. Its tokens would take the slots of
+    entries that only so late a phase shows; so those are not shown: what a launch writes, it does not read. One token
+    always fits.
+    """
+    state, tokens = call.memory.clock.state, call.q.shape[1]
+    if tokens == 1 or (call.window == "token" and call.memory.geometry.retention.stride == 1):
+        return state
+    room = call.memory.geometry.max_segment - (tokens if call.segment_len is None else call.segment_len)
+    limited = state.clone()
+    if isinstance(room, Tensor):
+        limited[2] = torch.minimum(state[2], room)
+    else:
+        limited[2].clamp_(max=room)
+    return limited
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:

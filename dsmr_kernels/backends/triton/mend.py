@@ -21,7 +21,6 @@ from dsmr_kernels.backends.triton.ring import ALL, archive_span, read_clock, rec
 from dsmr_kernels.backends.triton.tile import (
     EXACT,
     LOG2E,
-    LOWEST,
     base2_logits,
     dot,
     load_rows,
@@ -159,13 +158,11 @@ def mend_forward_kernel(
                 same = rows * 0 + row
                 low = lower_bound(row, start_ptr, T - 1, reach, TOKEN, STARTS)
                 acc = tl.zeros([BM, BD], tl.float32)
-                peak = tl.full([BM], LOWEST, tl.float32)
+                peak = tl.full([BM], -1.0e30, tl.float32)
                 total = tl.zeros([BM], tl.float32)
                 if MEMORY:
                     position, length, phase = read_clock(clock_ptr, lane, lanes)
-                    count, slot, group0 = archive_span(
-                        position, length, phase, real, horizon, archive, stride, TOKEN, KEEP
-                    )
+                    count, slot, group0 = archive_span(position, length, phase, horizon, archive, stride, TOKEN, KEEP)
                     skipped = tl.minimum(tl.maximum(low + count, 0), count)
                     acc, peak, total = attend_part(
                         *(acc, peak, total, q, ring_k_ptr, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane),
@@ -174,7 +171,7 @@ def mend_forward_kernel(
                         *(FACTORED, STORAGE, KEEP, False, PRECISION),
                     )
                     if KEEP != ALL:
-                        count, slot = recent_span(position, length, phase, real, recent)
+                        count, slot = recent_span(position, length, phase, recent)
                         skipped = tl.minimum(tl.maximum(low + count, 0), count)
                         acc, peak, total = attend_part(
                             *(acc, peak, total, q, ring_k_ptr, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane),
@@ -290,9 +287,7 @@ def mend_dq_kernel(
                 dq = tl.zeros([BM, BD], tl.float32)
                 if MEMORY:
                     position, length, phase = read_clock(clock_ptr, lane, lanes)
-                    count, slot, group0 = archive_span(
-                        position, length, phase, real, horizon, archive, stride, TOKEN, KEEP
-                    )
+                    count, slot, group0 = archive_span(position, length, phase, horizon, archive, stride, TOKEN, KEEP)
                     skipped = tl.minimum(tl.maximum(low + count, 0), count)
                     dq = dq_part(
                         *(dq, q, do, lse, delta, ring_v_ptr, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr, lane),
@@ -301,7 +296,7 @@ def mend_dq_kernel(
                         *(STORAGE, KEEP, False, PRECISION),
                     )
                     if KEEP != ALL:
-                        count, slot = recent_span(position, length, phase, real, recent)
+                        count, slot = recent_span(position, length, phase, recent)
                         skipped = tl.minimum(tl.maximum(low + count, 0), count)
                         dq = dq_part(
                             *(dq, q, do, lse, delta, ring_v_ptr, ring_k_ptr, ring_v_ptr, k_scale_ptr, v_scale_ptr),

@@ -27,29 +27,24 @@ def read_clock(clock_ptr, lane, lanes):
 
 
 @triton.jit
-def archive_span(position, length, phase, real, horizon, slots, stride, TOKEN: tl.constexpr, KEEP: tl.constexpr):
-    """The archive's visible entries: their number, the slot of the oldest and its group (0 if all tokens are kept).
-
-    A segment that goes beyond its end is an error that no device can raise. Its `real` tokens take the slots of the
-    oldest entries, which are left out: what a launch writes, it does not read.
-    """
+def archive_span(position, length, phase, horizon, slots, stride, TOKEN: tl.constexpr, KEEP: tl.constexpr):
+    """The archive's visible entries: their number, the slot of the oldest and its group (0 if all tokens are kept)."""
     if KEEP == ALL:
         reach = tl.maximum(horizon - 1, 0) if TOKEN else horizon + phase
-        count = tl.minimum(tl.minimum(length, reach), tl.maximum(slots - real, 0))
+        count = tl.minimum(tl.minimum(length, reach), slots)
         slot, first_group = ((position - count) % slots).to(tl.int32), position * 0
     else:
         complete = tl.maximum(length - phase, 0) // stride
-        written = (phase + real + stride - 3) // stride + 2  # groups that the open segment completes, at most
-        count = tl.minimum(tl.minimum(complete, horizon), tl.maximum(slots - written, 0))
+        count = tl.minimum(tl.minimum(complete, horizon), slots)
         first_group = complete - count
         slot = (group_slot(position - length, first_group, stride) % slots).to(tl.int32)
     return count.to(tl.int32), slot, first_group
 
 
 @triton.jit
-def recent_span(position, length, phase, real, slots):
-    """The recent part's visible entries: their number and the slot of the oldest. See `archive_span`."""
-    count = tl.minimum(tl.minimum(length, phase), tl.maximum(slots - real, 0))
+def recent_span(position, length, phase, slots):
+    """The recent part's visible entries: their number and the slot of the oldest."""
+    count = tl.minimum(tl.minimum(length, phase), slots)
     return count.to(tl.int32), ((position - count) % slots).to(tl.int32)
 
 

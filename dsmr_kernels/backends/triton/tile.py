@@ -14,7 +14,6 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-LOWEST = tl.constexpr(-3.4028234663852886e38)  # what a running maximum starts from: the lowest logit there is, finite
 BEFORE_ALL = tl.constexpr(-(2**30))  # a lower bound below every position: the query sees all that is older
 
 # How the ring holds numbers (STORAGE).
