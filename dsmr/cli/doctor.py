@@ -27,6 +27,7 @@ PACKAGES = {
     "mido": "writing MIDI",
     "pretty_midi": "sound",
     "safetensors": "checkpoints",
+    "filelock": "train, demo: one writer a folder",
     "huggingface_hub": "checkpoints from the hub",
     "typer": "the commands",
     "rich": "the commands",

@@ -174,7 +174,7 @@ def _run(
         loss = trainer.watch.losses[-1] if unvalidated else trainer.step()
         val_loss = trainer.validate(lambda: stop.waiting > PATIENCE) if trainer.validation_due else None
         if not (unvalidated := trainer.validation_due):  # else its row is written when it is done
-            report.step(run, loss, val_loss, trainer.learning_rate)
+            report.step(run, loss, val_loss)
         if report.audience.terminal_gone:
             stop.hang_up()
         # Whichever process was told to stop, all do; and the first one's clock tells all of them when to save.

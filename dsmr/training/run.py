@@ -16,9 +16,10 @@ from dsmr.fields import check_names, check_types
 class Run:
     """How far a run has come; every field but `interrupted` is saved and restored.
 
-    `progress` is the fraction of the budget used up. `training_seconds` leaves validation and saving out.
-    `validations` is how many have been made or passed over, `validation_seconds` what they took together and
-    `last_validation_seconds` the last of them. PPL is exp of the validation loss; None before the first validation.
+    `progress` is the fraction of the budget used up, `learning_rate` that of the last step. `training_seconds` leaves
+    validation and saving out. `validations` is how many have been made or passed over, `validation_seconds` what they
+    took together and `last_validation_seconds` the last of them. PPL is exp of the validation loss; None before the
+    first validation.
     `peak_memory` is in bytes: of the GPU, or else of the whole process (None where the system does not tell).
     `interrupted`: the number of the signal that ended the run before its time.
     """
@@ -26,6 +27,7 @@ class Run:
     step: int = 0
     tokens: int = 0
     progress: float = 0.0
+    learning_rate: float = 0.0
     seconds: float = 0.0
     training_seconds: float = 0.0
     validations: int = 0

@@ -136,7 +136,7 @@ def an_outcome(ppl: float, bigram: float, silence: float, beats_bigram: bool = T
         return Evaluation((0,), (np.full(10, np.log(value), np.float32),))
 
     return Outcome(
-        corpus=PrepareReport(Path("corpus"), {}, {}, 0.0, 0, ()),
+        corpus=PrepareReport(Path("corpus"), {}, {}, 0.0, 0, (), ()),
         run=Run(),
         probed=Probed(
             "model", "run/best", "digest", Span((8,), 16), Assessment("validation", score(ppl), None, score(bigram))

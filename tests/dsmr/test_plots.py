@@ -189,8 +189,9 @@ def test_differences_are_drawn_with_their_intervals_and_marks_within_the_axis(tm
     assert columns.min() < middle < columns.max()  # a line in each panel
     np.testing.assert_array_equal(plain, outside)
     # The right panel has nothing of the second curve.
-    _, second = np.nonzero(is_colour(plain, COLOURS[1]))
-    assert second.max() < plain.shape[1] / 2
+    first, second = (np.unique(np.nonzero(is_colour(plain, colour))[1]) for colour in COLOURS[:2])
+    right = first[np.argmax(np.diff(first)) + 1]  # where the first curve begins anew
+    assert second.max() < right
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dsmr.checkpoint import load_checkpoint, save_checkpoint
 from dsmr.cli import app, evaluate, generate, prepare
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import TokenStore
@@ -263,8 +265,12 @@ class TestGenerate:
         assert named["decoding"].memory == "int8"
 
     def test_checkpoint(self, trained: tuple[Path, str], tmp_path: Path) -> None:
-        models = [trained[0] / name for name in ("checkpoints/step-0000002", "last")]
-        first, second = (self.outcome(model, tmp_path / model.name, "--tokens", 200)[1] for model in models)
+        other, _ = load_checkpoint(trained[0] / "last")
+        with torch.no_grad():
+            other.embedding.weight.copy_(other.embedding.weight.flip(0))
+        save_checkpoint(tmp_path / "other", other)
+        models = [trained[0] / "last", tmp_path / "other"]
+        first, second = (self.outcome(model, tmp_path / f"of-{model.name}", "--tokens", 200)[1] for model in models)
         assert first != second
 
     def test_soundfont(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
