@@ -193,7 +193,7 @@ private:
         for (int i = 0; i < odd_rows_; ++i) add_odd_row(block, odd_row_[i]);
     }
 
-    __attribute__((cold, noinline)) void add_odd_row(const Block& block, int64_t r) {
+    void add_odd_row(const Block& block, int64_t r) {
         float *const query = row_, *const grad = row_ + padded(dim_);
         const void* const q = at(call_.q.data, call_.type, row_offset(tile_, call_.q, r));
         const void* const g = at(call_.grad_o.data, call_.type, row_offset(tile_, call_.grad_o, r));

@@ -307,7 +307,7 @@ struct WeighValues {
 // The same, pair by pair, for a block that not every row sees and that holds what is not finite. In a product, a weight
 // of 0 would not hide it: 0 x NaN is NaN.
 template <class T, int ROWS>
-static __attribute__((cold, noinline)) void weigh_seen(const KeyBlock<T>& block, const float* w, const float* shrink,
+static __attribute__((noinline)) void weigh_seen(const KeyBlock<T>& block, const float* w, const float* shrink,
                                                  int64_t dim, float* out) {
     const int64_t pitch = padded(dim);
     alignas(ALIGNMENT) float value[padded(LARGEST_DIM)];

@@ -15,7 +15,7 @@ DSMR_INLINE bool is_mixed(const Block& block, const Rows& rows, const float* sca
 // table[d][lane] += sum over keys of weight[key][lane] scale[key] row[key][d], without pairs whose weight is 0. What it
 // sums, it sums as gemm does. Weights are an operand along the keys, not yet scaled; `scales` may be null.
 template <class Math, int LANES>
-static __attribute__((cold, noinline)) void add_seen(const Rows& rows, const float* scales, int64_t count, int64_t dim,
+static __attribute__((noinline)) void add_seen(const Rows& rows, const float* scales, int64_t count, int64_t dim,
                                                const typename Math::Word* weights, float* table) {
     alignas(ALIGNMENT) float row[padded(LARGEST_DIM)], weight[LANES], seen[LANES];
     const Vec zero = broadcast(0.0f);
