@@ -13,6 +13,7 @@ from torch import Tensor
 from dsmr_kernels import autograd
 from dsmr_kernels.checks import check_ring, check_saved_numbers, chosen_lanes, integers, is_integer
 from dsmr_kernels.clock import Clock, loaded
+from dsmr_kernels.execution import values_are_real
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.pages import Pages
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
@@ -438,7 +439,7 @@ class MemoryStack:
     def _start_clock(self, state: Tensor, horizons: Sequence[Tensor]) -> None:
         """Leave the clock and the horizons to those who have them, and go on with others."""
         self.clock.superseded = True
-        if not torch.compiler.is_compiling():
+        if values_are_real():
             self.clock.left = {ring.k.data_ptr(): autograd.writes(ring.k) for ring in self._rings}
         self.clock = Clock.of_stack(state)
         self._rings = [ring.at(self.clock, horizon) for ring, horizon in zip(self._rings, horizons, strict=True)]
