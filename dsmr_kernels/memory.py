@@ -13,6 +13,7 @@ from torch import Tensor
 from dsmr_kernels import autograd
 from dsmr_kernels.checks import check_ring, check_saved_numbers, chosen_lanes, integers, is_integer
 from dsmr_kernels.clock import Clock, loaded
+from dsmr_kernels.execution import values_are_real
 from dsmr_kernels.geometry import Geometry, Retention, Window
 from dsmr_kernels.pages import Pages
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
@@ -97,9 +98,18 @@ class RingMemory:
 
     def at(self, clock: Clock, horizon: Tensor) -> RingMemory:
         """The same ring, seen through another clock and with another horizon."""
-        ring = replace(self, clock=clock, horizon=horizon)
-        if not torch.compiler.is_compiling():
-            vars(ring)["remembered"] = self.remembered  # no call that it serves can tell the two apart
+        if torch.compiler.is_compiling():
+            return replace(self, clock=clock, horizon=horizon)
+        ring = object.__new__(RingMemory)  # nothing new is to be checked, and no call can tell the two apart
+        addressed = (*self.addressed[:5], clock.state, horizon)
+        vars(ring).update(vars(self), clock=clock, horizon=horizon, addressed=addressed, remembered=self.remembered)
+        return ring
+
+    @classmethod
+    def unchecked(cls, *values: Any) -> RingMemory:
+        """A ring of fields that were checked before: a small call has no time to do it again."""
+        ring = object.__new__(cls)
+        vars(ring).update(zip(_FIELDS, values, strict=True))
         return ring
 
     @cached_property
@@ -114,7 +124,7 @@ class RingMemory:
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: the fields. What this ring remembers has addresses in it."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in _FIELDS}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that make up this layer's state, by name."""
@@ -146,6 +156,9 @@ class RingMemory:
             k = k.double() * self.k_scale[lane][:, slots, None]
             v = v.double() * self.v_scale[lane][:, slots, None]
         return k, v, positions
+
+
+_FIELDS = tuple(field.name for field in fields(RingMemory))
 
 
 class MemoryStack:
@@ -426,7 +439,7 @@ class MemoryStack:
     def _start_clock(self, state: Tensor, horizons: Sequence[Tensor]) -> None:
         """Leave the clock and the horizons to those who have them, and go on with others."""
         self.clock.superseded = True
-        if not torch.compiler.is_compiling():
+        if values_are_real():
             self.clock.left = {ring.k.data_ptr(): autograd.writes(ring.k) for ring in self._rings}
         self.clock = Clock.of_stack(state)
         self._rings = [ring.at(self.clock, horizon) for ring, horizon in zip(self._rings, horizons, strict=True)]

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dsmr_kernels import autograd, backends
 from dsmr_kernels.arguments import check_arguments, check_slopes
@@ -57,7 +57,7 @@ def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     plain = is_plain(q, k, v)
     if wants_grad(q, k, v):
         call.memory.clock.in_graph = True
-    elif plain:
+    elif plain and not q.is_meta:  # of which there is nothing but the operator's fake
         return _run_forward(call, call.memory.clock, impl)
     with _examined if plain else nullcontext():
         o, lse = torch.ops.dsmr_kernels.attend_(*_flatten(call, impl))
@@ -144,12 +144,18 @@ def _flatten(call: Call, impl: str | None) -> tuple[Any, ...]:
 
 
 def _unflatten(*arguments: Any) -> tuple[Call, str | None]:
-    """The inverse of `_flatten`."""
+    """The inverse of `_flatten`. Its ring and clock are checked unless the call was examined."""
     q, k, v, ring_k, ring_v, k_scale, v_scale, written, clock, horizon, start, length, slopes = arguments[:13]
     scale, softcap, window, archive, recent, max_segment, stride, keep, append, impl = arguments[13:]
-    geometry = Geometry(archive, recent, max_segment, Retention(stride, keep))
-    memory = RingMemory(ring_k, ring_v, k_scale, v_scale, written, horizon, Clock(clock), geometry)
+    geometry = _geometry(archive, recent, max_segment, stride, keep)
+    make_ring, make_clock = (RingMemory.unchecked, Clock.unchecked) if _examined.already else (RingMemory, Clock)
+    memory = make_ring(ring_k, ring_v, k_scale, v_scale, written, horizon, make_clock(clock), geometry)
     return Call(q, k, v, memory, window, start, length, slopes, scale, softcap, append), impl or None
+
+
+@lru_cache(maxsize=1024)
+def _geometry(archive: int, recent: int, max_segment: int, stride: int, keep: Literal["last", "random"]) -> Geometry:
+    return Geometry(archive, recent, max_segment, Retention(stride, keep))
 
 
 def _checked(*arguments: Any) -> tuple[Call, str | None]:
@@ -223,37 +229,64 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
-        q, k, v = arguments[:3]
-        call, _ = _unflatten(*arguments)
+        q, k, v, ring_k, ring_v, k_scale, v_scale, written, clock, horizon, *ragged = arguments[:13]
         # Not among the saved tensors. Autograd's version check would refuse every segment that is appended before this
         # one's backward pass, while the ring may have room for several: `_check_not_overwritten` is the exact check.
         # And what a replay saves instead must not take the place of the first pass's clock.
-        ctx.ring, ctx.time = call.memory.state, (call.memory.clock.state, call.memory.horizon)
-        ctx.save_for_backward(q, k, v, o, lse, call.segment_start, call.segment_len, call.alibi_slopes)
-        ctx.quantised = call.memory.k_scale is not None
+        ctx.ring, ctx.time = (ring_k, ring_v, k_scale, v_scale, written), (clock, horizon)
+        ctx.save_for_backward(q, k, v, o, lse, *ragged)
+        ctx.kinds = _kinds(q, k, v, o, lse, *ragged)
         ctx.scalars = arguments[13:]
         ctx.version = autograd.writes(ctx.ring[0])
         ctx.time_versions = [*map(autograd.writes, ctx.time)]
         return o, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, o, lse, start, length, slopes = ctx.saved_tensors
+        q, k, v, o, lse, *ragged = ctx.saved_tensors
         if [*map(autograd.writes, ctx.time)] != ctx.time_versions:
             raise RuntimeError("memory: the clock or a horizon was written in place between forward and backward")
-        ring = ctx.ring
-        k_scale, v_scale = ring[2:4] if ctx.quantised else (None, None)
-        state = (ring[0], ring[1], k_scale, v_scale, ring[-1], *ctx.time, start, length, slopes)
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
         wanted = (need_dq, any(need_dkv))
         # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
         # that is being compiled is not the run, so it always looks.
-        untouched = _untouched(ring[0], ctx.version)
-        with nullcontext() if torch.compiler.is_compiling() else _examined:
-            grads = torch.ops.dsmr_kernels.backward(do, dlse, o, lse, q, k, v, *state, *ctx.scalars, untouched, *wanted)
+        untouched = _untouched(ctx.ring[0], ctx.version)
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            _check_unpacked(ctx.kinds, q, k, v, o, lse, *ragged)
+        inputs = (do, dlse, o, lse, q, k, v, *ctx.ring, *ctx.time, *ragged, *ctx.scalars, untouched, *wanted)
+        with torch.no_grad(), nullcontext() if compiling else _examined:
+            grads = torch.ops.dsmr_kernels.backward(*inputs)
+        if torch.is_grad_enabled() and not compiling:
+            grads = _Once.apply(*grads, q, k, v)  # type: ignore[no-untyped-call]  # torch ships no types for it
         dq, dk, dv = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[:3], strict=True))
         return dq, dk, dv, *[None] * (len(ctx.needs_input_grad) - 3)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that depend on q, k and v, and say so: a second derivative would take them for constants."""
+
+    @staticmethod
+    def forward(_ctx: Any, *gradients_and_inputs: Tensor) -> tuple[Tensor, ...]:
+        return gradients_and_inputs[:3]
+
+    @staticmethod
+    def backward(_ctx: Any, *_: Tensor) -> NoReturn:
+        raise RuntimeError("recurrent_attention: expected to be differentiated once, got a second derivative")
+
+
+def _kinds(*tensors: Tensor | None) -> list[tuple[object, ...] | None]:
+    return [None if x is None else (x.shape, x.dtype, x.device) for x in tensors]
+
+
+def _check_unpacked(kinds: list[tuple[object, ...] | None], *unpacked: Tensor | None) -> None:
+    """What hooks for saved tensors give back is checked like arguments: native code relies on it."""
+    for saved, found in zip(kinds, _kinds(*unpacked), strict=True):
+        if saved != found:
+            raise RuntimeError(f"saved tensors: expected {saved}, as was saved, got {found} from a hook")
+    for name, x in zip("qkv", unpacked, strict=False):
+        if x is not None and x.stride(3) != 1 and x.shape[3] != 1:
+            raise RuntimeError(f"saved tensors: expected {name} with a contiguous last dimension, got {x.stride()}")
 
 
 def _attend_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
