@@ -97,6 +97,8 @@ class PieceSums:
     def intervals(self, *, confidence: float = CONFIDENCE) -> list[Interval | None]:
         """The interval of each bin's mean; None for bins that too few pieces reach: fewer than six at 95 %.
 
+        There is none, either, for a bin where the sum of a piece is infinite or NaN.
+
         Raises:
             ValueError: a confidence that is not between 0 and 1.
         """
@@ -120,8 +122,8 @@ class Difference:
 
     Args:
         value: the difference of the means.
-        interval: its 95 % interval; None for fewer than six pieces.
-        p: two-sided, of the sign-flip test; None for fewer than six pieces.
+        interval: its 95 % interval; None for fewer than six pieces, or if one of them has no finite sum.
+        p: two-sided, of the sign-flip test; None where there is no interval.
     """
 
     value: float
@@ -200,6 +202,8 @@ def _splits(total: NDArray[np.float64], weight: NDArray[np.float64] | NDArray[np
     """Split the pieces that have a weight in a bin: of each bin of sums and weights `[P, B]`."""
     for begin in range(0, total.shape[1], BINS):
         z, w = (values[:, begin : begin + BINS].astype(np.float64) for values in (total, weight))
+        known = np.isfinite(z).all(0)  # what is infinite or NaN in one piece has no order among the splits
+        w = np.where(known, w, 0.0)
         many = (w > 0).sum(0) > EXACT_PIECES
         drawn: Iterator[NDArray[np.float64]] = iter(_random_splits(z[:, many], w[:, many]) if many.any() else ())
         for column, in_bin in enumerate((w > 0).T):
@@ -249,7 +253,8 @@ def _random_splits(total: NDArray[np.float64], weight: NDArray[np.float64]) -> N
 def _paired(ours: PieceSums, theirs: PieceSums) -> PieceSums:
     if not np.array_equal(ours.count, theirs.count):
         raise ValueError("theirs: expected the same tokens of the same pieces as in ours")
-    return PieceSums(ours.total - theirs.total, ours.count).without_rounding
+    with np.errstate(invalid="ignore"):  # where both are infinite, the difference is unknown: NaN
+        return PieceSums(ours.total - theirs.total, ours.count).without_rounding
 
 
 def _ratio(total: NDArray[np.float64], count: NDArray[np.floating | np.integer]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from dsmr.similarity import (
     self_similarity,
     usual_self_similarity,
 )
-from dsmr.statistics import Comparison, Statistics, compare, excerpts, measure, usual
+from dsmr.statistics import Comparison, Range, Statistics, compare, excerpts, measure, usual
 from dsmr.tokens import Ids, Performance, decode, encode
 
 NUMBERS = (
@@ -37,6 +37,8 @@ NUMBERS = (
 """Of `Statistics`, those that are set beside the corpus's."""
 LENGTHS_ALIKE = 1.1
 """Music at most so many times as long as other music is compared with the same excerpts."""
+FEWEST_HELD_OUT = 19
+"""One more excerpt quotes more than n others do by chance once in n + 1 times: of fewer, more often than 1 in 20."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +48,9 @@ class Reference:
     Args:
         split: whose pieces they are from.
         seconds, tokens: the excerpts' length, for what is measured by time and by tokens.
-        ranges: for each of `NUMBERS` the 1st and 99th percentile.
+        ranges: what is usual for each number of `Statistics`.
         profile: the histograms, and how far excerpts are from them.
-        self_similarity: for each of `DISTANCES` and of `MEASURES` the 1st and 99th percentile.
+        self_similarity: for each of `DISTANCES` what is usual for each of `MEASURES`.
         held_out: how many excerpts of other splits there are.
         quoted: the median and the greatest length of what these have in common with the split; None if there are none.
     """
@@ -56,11 +58,17 @@ class Reference:
     split: str
     seconds: float
     tokens: int
-    ranges: dict[str, tuple[float, float]]
+    ranges: dict[str, Range]
     profile: Profile
-    self_similarity: list[dict[str, tuple[float, float]]]
+    self_similarity: list[dict[str, Range]]
     held_out: int
     quoted: dict[Equality, tuple[float, int]] | None
+
+    def quotes_as_usual(self, quotation: Quotation) -> bool | None:
+        """Whether music quotes no more than held-out excerpts do; None: fewer than `FEWEST_HELD_OUT` cannot tell."""
+        if self.quoted is None or self.held_out < FEWEST_HELD_OUT:
+            return None
+        return quotation.length <= self.quoted[quotation.equality][1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +91,7 @@ class Compared:
             "statistics": self.statistics.to_dict(),
             "numbers": [{**_plain(asdict(each)), "within": each.within} for each in self.numbers],
             "histograms": {name: counts.tolist() for name, counts in self.histograms.items()},
-            "distances": [_plain(asdict(each)) for each in self.distances],
+            "distances": [{**_plain(asdict(each)), "far": each.far} for each in self.distances],
             "self_similarity": [
                 {"distance": own.distance, **{c.name: {**_plain(asdict(c)), "within": c.within} for c in compared}}
                 for own, compared in zip(self.self_similarity, self.similar, strict=True)

@@ -39,7 +39,7 @@ from dsmr.probes import comparison as probes
 from dsmr.probes import figures
 from dsmr.probes.krcu import Resets
 from dsmr.process import own_random_numbers
-from dsmr.statistics import ESSENTIAL, Comparison, Statistics, compare, measure, usual
+from dsmr.statistics import ESSENTIAL, Comparison, Range, Statistics, compare, measure, usual
 from dsmr.training import BEST, METRICS_FILE, Run, RunFolder, TrainingConfig, train
 from dsmr.version import __version__
 
@@ -113,7 +113,7 @@ class Outcome:
         probed: the best checkpoint on the validation split: its scores, and what its memory does.
         takes: numbers of every take, in order.
         music: the numbers of `ESSENTIAL` of every take, beside what is usual in excerpts of the corpus that are as
-            long: between the 1st and the 99th percentile.
+            long.
         group: the takes beside the corpus in more numbers, histograms, self-similarity and quotations.
         chosen: the take that was kept: the most typical one.
         beats_bigram: see `Plan`.
@@ -146,7 +146,7 @@ class Outcome:
         if self.beats_bigram and not ppl < bigram:
             yield f"validation PPL {ppl:.2f} is not below the bigram's {bigram:.2f}"
         for each in self.music[self.chosen]:
-            if not each.within:
+            if each.within is False:
                 yield f"{each.name} {each.value:.3g} is not within {each.low:.3g} .. {each.high:.3g}, as in the corpus"
 
     def to_dict(self) -> dict[str, Any]:
@@ -309,12 +309,12 @@ def _losses(metrics: Path) -> list[Curve]:
     ]
 
 
-def _strangeness(take: Statistics, ranges: dict[str, tuple[float, float]]) -> tuple[int, float]:
+def _strangeness(take: Statistics, ranges: dict[str, Range]) -> tuple[int, float]:
     """How far a take is from the middle of what is usual: first by what must be usual, then by all numbers.
 
     A number counts by its distance from the middle of the usual range, in halves of that range.
     """
-    outside = sum(not each.within for each in compare(take, ranges, ESSENTIAL))
+    outside = sum(each.within is False for each in compare(take, ranges, ESSENTIAL))
     distances = [
         abs(each.value - (each.low + each.high) / 2) / ((each.high - each.low) / 2)
         for each in compare(take, ranges, tuple(ranges))

@@ -79,7 +79,8 @@ def demo_page(outcome: Outcome, music: Performance, seconds: float, losses: Sequ
         rows=list(_rows(outcome.group, kept)),
         rows_caption=(
             f"Beside {outcome.group.reference.profile.excerpts:,} excerpts of the training pieces that are as long. "
-            "What 98 of 100 of them keep within is usual; of distances, what 95 of 100 stay below."
+            "What 98 of 100 of them keep within is usual, or all of them where there are fewer; of distances, what 95 "
+            "of 100 stay below. Where there are too few to tell, nothing is said."
         ),
         footer=list(_footer(outcome)),
     )
@@ -193,7 +194,8 @@ def _rows(group: Group, kept: Compared) -> Iterator[Row]:
     for far in kept.distances:
         if math.isfinite(far.value):
             name, usual = f"{_name(far.feature)}, distance", f"up to {far.high:.2f}"
-            yield Row(name, f"{far.value:.2f} bits", usual, far.value <= far.high, FEATURE_SENTENCES[far.feature])
+            within = None if far.far is None else not far.far
+            yield Row(name, f"{far.value:.2f} bits", usual, within, FEATURE_SENTENCES[far.feature])
     for own, (harmony, recurrence) in zip(kept.self_similarity, kept.similar, strict=True):
         if math.isfinite(own.harmony) and math.isfinite(harmony.low):
             sentence = "How alike the notes in use are to those so long before: 1 is the same key."
@@ -205,10 +207,10 @@ def _rows(group: Group, kept: Compared) -> Iterator[Row]:
             yield Row(name, f"{own.recurrence:.2f}", _range(recurrence), recurrence.within, sentence)
     for found in kept.quotations:
         unit = "tokens" if found.equality == "tokens" else "notes"
-        usual, within = "", None
+        usual, within = "", group.reference.quotes_as_usual(found)
         if group.reference.quoted:
             median, most = group.reference.quoted[found.equality]
-            usual, within = f"{median:.0f}, at most {most}", found.length <= most
+            usual = f"{median:.0f}, at most {most}"
         where = f" This one is in “{found.title}”, too." if found.title else ""
         sentence = f"{EQUAL[found.equality]}{where} Beside it, what held-out pieces share with those trained on."
         yield Row(f"Longest quotation, {found.equality}", f"{found.length} {unit}", usual, within, sentence)

@@ -7,6 +7,7 @@ little: it is set beside those of excerpts of the corpus that are as long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,10 @@ Counts = NDArray[np.float64]
 
 WIDEST = 24
 """Semitones: intervals beyond share the outermost bins."""
+FAR = 0.05
+"""Music is far from a corpus if no more than this share of excerpts is."""
+FEWEST_DISTANCES = 19
+"""So many excerpts must be nearer for `further` to come down to `FAR`."""
 FULLEST = 12
 """Notes sounding at once: more share the last bin."""
 DENSITY_BIN, DENSEST = 2, 30
@@ -128,8 +133,9 @@ class Profile:
 class Distance:
     """How far music is from a corpus in one feature, and how far excerpts of the corpus are from the rest of it.
 
-    `value`, `median` and `high`, the excerpts' 95th percentile, are divergences in bits; `further` is the share of the
-    excerpts that are as far from the rest or further: below 0.05, the music is unlike the corpus in this feature.
+    `value`, `median` and `high`, the excerpts' 95th percentile (the greatest of fewer than 19), are divergences in
+    bits; NaN where there is nothing to count. `further` is the share, of the music and the excerpts together, that is
+    as far from the rest or further: the p-value of the music being an excerpt like the others.
     """
 
     feature: str
@@ -137,6 +143,14 @@ class Distance:
     median: float
     high: float
     further: float
+    excerpts: int
+
+    @property
+    def far(self) -> bool | None:
+        """Whether the music is unlike the corpus in this feature; None: unknown, or too few excerpts to tell."""
+        if not math.isfinite(self.further) or self.excerpts < FEWEST_DISTANCES:
+            return None
+        return self.further <= FAR
 
 
 def histograms(performance: Performance, seconds: float | None = None) -> dict[str, Counts]:
@@ -199,9 +213,10 @@ def distances(counts: dict[str, Counts], corpus: Profile) -> list[Distance]:
     for name, usual in corpus.distances.items():
         value = divergence(counts[name], corpus.counts[name])
         usual = usual[np.isfinite(usual)]
-        median, high = np.quantile(usual, [0.5, 0.95]) if len(usual) else (np.nan, np.nan)
-        further = float((usual >= value).mean()) if np.isfinite(value) and len(usual) else float("nan")
-        found.append(Distance(name, value, float(median), float(high), further))
+        median, high = np.quantile(usual, [0.5, 1 - FAR], method="weibull") if len(usual) else (np.nan, np.nan)
+        as_far = 1 + int(np.count_nonzero(usual >= value))
+        further = as_far / (1 + len(usual)) if np.isfinite(value) and len(usual) else float("nan")
+        found.append(Distance(name, value, float(median), float(high), further, len(usual)))
     return found
 
 

@@ -286,15 +286,20 @@ def _pedal(moves: MidiEvents) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 def _merge_pedals(pedals: list[NDArray[np.void]]) -> NDArray[np.void]:
-    """One piano's pedal: at any time as deep as the deepest of these."""
+    """One piano's pedal: at any time as deep as the deepest of these.
+
+    A pedal may move more than once at one time, as it does when it lifts only for a new chord. The first moves of a
+    time count together, then the second ones, so that pedals that move alike are merged into one that moves like them.
+    """
     pedals = [pedal for pedal in pedals if len(pedal)]
     if len(pedals) < 2:
         return pedals[0] if pedals else np.empty(0, PEDAL_DTYPE)
     messages = np.concatenate(pedals)
     before = np.concatenate([np.append(np.uint8(0), pedal["value"][:-1]) for pedal in pedals])
-    order = np.argsort(messages["time"], kind="stable")
-    time, depth, before = messages["time"][order], messages["value"][order], before[order]
-    last = np.append(time[1:] != time[:-1], True)  # messages of one time count together
+    nth = np.concatenate([np.arange(len(pedal)) - np.searchsorted(pedal["time"], pedal["time"]) for pedal in pedals])
+    order = np.lexsort((nth, messages["time"]))
+    time, nth, depth, before = messages["time"][order], nth[order], messages["value"][order], before[order]
+    last = np.append((time[1:] != time[:-1]) | (nth[1:] != nth[:-1]), True)
     merged = np.zeros(np.count_nonzero(last), PEDAL_DTYPE)
     merged["time"] = time[last]
     for level in np.unique(depth):  # 128 at most, however many pedals there are

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dsmr.corpus.store import TokenStore
 from dsmr.quotation import reading_order
-from dsmr.statistics import Comparison
+from dsmr.statistics import Comparison, Range, usual_range
 from dsmr.tokens import NOTE_OFF, TIME_SHIFT, VELOCITY
 
 DISTANCES = (1_000, 4_000, 16_000)
@@ -64,10 +64,8 @@ def usual_self_similarity(
     indices: Sequence[int],
     tokens: int,
     distances: Sequence[int] = DISTANCES,
-    *,
-    percentiles: tuple[float, float] = (1, 99),
-) -> list[dict[str, tuple[float, float]]]:
-    """What is usual in a corpus: for each distance the two percentiles of each of `MEASURES`.
+) -> list[dict[str, Range]]:
+    """What is usual in a corpus: for each distance the range of each of `MEASURES`.
 
     Pieces are cut into excerpts, end to end; what remains counts if it is at least half as long, or all there is.
 
@@ -75,10 +73,9 @@ def usual_self_similarity(
         store, indices: the pieces.
         tokens: the excerpts' length: that of the music to compare.
         distances: as for `self_similarity`.
-        percentiles: the lower and the upper one, of 100.
 
     Returns:
-        For each distance and measure the two borders; NaN where no excerpt is long enough.
+        For each distance and measure its range; of NaN where no excerpt is long enough.
     """
     if tokens < 1:
         raise ValueError(f"tokens: expected at least 1, got {tokens}")
@@ -88,20 +85,14 @@ def usual_self_similarity(
         for start in range(0, len(piece), tokens)
         if start == 0 or len(piece) - start >= tokens / 2
     ]
-    usual = []
-    for at in range(len(distances)):
-        borders = {}
-        for measure in MEASURES:
-            values = np.array([getattr(each[at], measure) for each in found])
-            values = values[np.isfinite(values)]
-            low, high = np.percentile(values, percentiles) if len(values) else (np.nan, np.nan)
-            borders[measure] = (float(low), float(high))
-        usual.append(borders)
-    return usual
+    return [
+        {measure: usual_range(np.array([getattr(each[at], measure) for each in found])) for measure in MEASURES}
+        for at in range(len(distances))
+    ]
 
 
 def compare_self_similarity(
-    music: Sequence[SelfSimilarity], usual: Sequence[dict[str, tuple[float, float]]]
+    music: Sequence[SelfSimilarity], usual: Sequence[dict[str, Range]]
 ) -> list[list[Comparison]]:
     """Set music beside what `usual_self_similarity` found: for each distance one comparison for each of `MEASURES`."""
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,20 @@ WINDOW_SECONDS = 5.0
 
 ESSENTIAL = ("notes_per_second", "pitch_range", "silence")
 """What must be as in a corpus for a performance to pass for music: its density, its range, its share of silence."""
+
+PERCENTILES = (1, 99)
+"""Between these percentiles of excerpts a number is usual. Fewer than 99 excerpts have neither: then it is between the
+least and the greatest."""
+FEWEST_EXCERPTS = 39
+"""One more excerpt lies outside all of n others by chance twice in n + 1 times: of fewer, more often than 1 in 20."""
+
+
+class Range(NamedTuple):
+    """Between which numbers all but about 2 % of a corpus's excerpts lie, or all of them; and how many there are."""
+
+    low: float
+    high: float
+    excerpts: int
 
 
 @dataclass(frozen=True)
@@ -65,17 +79,18 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A number of a performance beside what is usual in a corpus: between `low` and `high`."""
+    """A number of a performance beside what is usual in a corpus's excerpts: between `low` and `high`."""
 
     name: str
     value: float
     low: float
     high: float
+    excerpts: int
 
     @property
-    def within(self) -> bool:
-        """Whether the number is a usual one; NaN never is."""
-        return self.low <= self.value <= self.high
+    def within(self) -> bool | None:
+        """Whether the number is a usual one; NaN never is. None: fewer than `FEWEST_EXCERPTS` cannot tell."""
+        return self.low <= self.value <= self.high if self.excerpts >= FEWEST_EXCERPTS else None
 
 
 def measure(performance: Performance, seconds: float | None = None) -> Statistics:
@@ -95,17 +110,14 @@ def measure(performance: Performance, seconds: float | None = None) -> Statistic
     return _count(notes[notes["onset"] < seconds], seconds)
 
 
-def usual(
-    store: TokenStore, indices: Sequence[int], seconds: float, *, percentiles: tuple[float, float] = (1, 99)
-) -> dict[str, tuple[float, float]]:
-    """What is usual in excerpts of a corpus: the two percentiles of every single number of `Statistics`.
+def usual(store: TokenStore, indices: Sequence[int], seconds: float) -> dict[str, Range]:
+    """What is usual in excerpts of a corpus, for every single number of `Statistics`.
 
     Numbers such as the range grow with the length of what is looked at, so pieces are cut into `excerpts`.
 
     Args:
         store, indices: the pieces, e.g. `store.indices("train")`.
         seconds: the excerpts' length: that of the performance to compare.
-        percentiles: the lower and the upper one, of 100.
 
     Raises:
         ValueError: a length that is not above 0, or no pieces with notes.
@@ -120,13 +132,22 @@ def usual(
         raise ValueError("indices: expected pieces with notes, got none")
     names = [name for name in Statistics.__dataclass_fields__ if name != "pitch_classes"]
     table = np.array([[getattr(excerpt, name) for name in names] for excerpt in counted], dtype=np.float64)
-    low, high = np.nanpercentile(table, percentiles, axis=0)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+    return {name: usual_range(values) for name, values in zip(names, table.T, strict=True)}
 
 
-def compare(
-    statistics: Statistics, ranges: Mapping[str, tuple[float, float]], names: Sequence[str] = ESSENTIAL
-) -> list[Comparison]:
+def usual_range(values: NDArray[np.float64]) -> Range:
+    """What is usual of numbers `[n]` of excerpts; NaN, where music was too short to have one, does not count.
+
+    The percentiles are those that one more number falls below so often, if it is as likely to be anywhere among these.
+    """
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return Range(math.nan, math.nan, 0)
+    low, high = np.percentile(values, PERCENTILES, method="weibull")
+    return Range(float(low), float(high), len(values))
+
+
+def compare(statistics: Statistics, ranges: Mapping[str, Range], names: Sequence[str] = ESSENTIAL) -> list[Comparison]:
     """Set numbers of a performance beside the ranges that `usual` found."""
     return [Comparison(name, getattr(statistics, name), *ranges[name]) for name in names]
 

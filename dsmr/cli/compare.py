@@ -70,19 +70,23 @@ def _draw(groups: Sequence[Group], png: Path) -> None:
 
 def print_group(group: Group) -> None:
     """Four tables: single numbers, distances of histograms, self-similarity, quotations."""
+    from dsmr.distributions import FEWEST_DISTANCES
+
     reference = group.reference
     corpus = f"{reference.profile.excerpts:,} excerpts of {reference.seconds:.0f} s, {reference.split} split"
     table = _table(f"numbers, beside {corpus}", *(each.name.replace("_", " ") for each in group.music[0].numbers))
-    table.add_row("corpus, 1st to 99th percentile", *map(_range, group.music[0].numbers))
+    table.add_row(f"corpus, {what_is_usual(group.music[0].numbers)}", *map(_range, group.music[0].numbers))
     for each in group.music:
         table.add_row(each.name, *map(_value, each.numbers))
     stdout.print(table)
 
     first = group.music[0].distances
     table = _table("histograms: distance from the corpus, in bits", *(d.feature.replace("_", " ") for d in first))
-    table.add_row("corpus, median and 95th percentile", *(f"{d.median:.3f}, {d.high:.3f}" for d in first))
+    fewest = min(d.excerpts for d in first)
+    high = "95th percentile" if fewest >= FEWEST_DISTANCES else f"greatest: {_too_few(fewest, FEWEST_DISTANCES)}"
+    table.add_row(f"corpus, median and {high}", *(f"{d.median:.3f}, {d.high:.3f}" for d in first))
     for each in group.music:
-        table.add_row(each.name, *(f"{d.value:.3f}" + " (far)" * (d.further < 0.05) for d in each.distances))
+        table.add_row(each.name, *(f"{d.value:.3f}" + " (far)" * bool(d.far) for d in each.distances))
     stdout.print(table)
 
     similar = [
@@ -91,7 +95,8 @@ def print_group(group: Group) -> None:
         for c in cs
     ]
     table = _table("self-similarity, at so many tokens", *(f"{c.name} {d:,}" for d, c in similar))
-    table.add_row(f"corpus, {reference.tokens:,} tokens, 1st to 99th", *(_range(c) for _, c in similar))
+    usual = what_is_usual([c for _, c in similar])
+    table.add_row(f"corpus, {reference.tokens:,} tokens, {usual}", *(_range(c) for _, c in similar))
     for each in group.music:
         table.add_row(each.name, *(_value(c) for compared in each.similar for c in compared))
     stdout.print(table)
@@ -105,6 +110,20 @@ def print_group(group: Group) -> None:
             where = "" if q.piece is None else f"{q.title}, {_clock(q.piece_seconds)}, {q.semitones:+d}"
             table.add_row(each.name, q.equality, f"{q.length} {unit}", _clock(q.seconds[0]), where)
     stdout.print(table)
+
+
+def what_is_usual(compared: Sequence[Comparison]) -> str:
+    """Say what the ranges are that numbers are set beside, and whether they allow a verdict."""
+    from dsmr.statistics import FEWEST_EXCERPTS, PERCENTILES
+
+    fewest = min((each.excerpts for each in compared if each.excerpts), default=0)
+    if fewest >= 99:
+        return f"{PERCENTILES[0]}st to {PERCENTILES[1]}th percentile"
+    return "least to greatest" + (f": {_too_few(fewest, FEWEST_EXCERPTS)}" if fewest < FEWEST_EXCERPTS else "")
+
+
+def _too_few(excerpts: int, enough: int) -> str:
+    return f"{excerpts} excerpts, too few to call music unusual, {enough} would do"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -121,7 +140,7 @@ def _range(each: Comparison) -> str:
 def _value(each: Comparison) -> str:
     if each.value != each.value or each.low != each.low:
         return "too short"
-    return f"{each.value:.3g}" + ("" if each.within else " (outside)")
+    return f"{each.value:.3g}" + (" (outside)" if each.within is False else "")
 
 
 def _clock(seconds: float) -> str:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from dsmr.cli.compare import what_is_usual
 from dsmr.cli.scores import print_probed
 from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, check_folder, stderr, stdout
 
@@ -60,10 +61,11 @@ def _print(outcome: Outcome, out: Path) -> None:
 
     usual = [f"{each.low:.3g} .. {each.high:.3g}" for each in outcome.music[0]]
     table = Table("", *(each.name.replace("_", " ") for each in outcome.music[0]), title="music by numbers")
-    table.add_row("corpus, 1st to 99th percentile", *usual)
+    table.add_row(f"corpus, {what_is_usual(outcome.music[0])}", *usual)
     for number, compared in enumerate(outcome.music):
         numbers = [
-            Text.assemble(f"{each.value:.3g}", ("" if each.within else " (outside)", "red")) for each in compared
+            Text.assemble(f"{each.value:.3g}", (" (outside)" if each.within is False else "", "red"))
+            for each in compared
         ]
         table.add_row(f"take {number + 1}" + (" (kept)" if number == outcome.chosen else ""), *numbers)
     stdout.print(table)

@@ -204,6 +204,9 @@ def _print(report: PrepareReport, beside: Path, seconds: float) -> None:
     )
     for split, pieces in report.pieces.items():
         stdout.print(f"  {split:<10} {pieces:>6,} pieces {report.tokens[split]:>12,} tokens")
+    for split, pieces in report.pieces.items():
+        if not pieces:
+            stdout.print(f"the {split} split is empty")
     if report.straddling:
         (one, other), pairs = report.straddling[0], len(report.straddling)
         stdout.print(

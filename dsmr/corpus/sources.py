@@ -104,13 +104,15 @@ def groups_in_table(files: Sequence[MidiFile], table: str | os.PathLike[str]) ->
 
     Raises:
         OSError: the table cannot be read.
-        ValueError: it lacks a column or a file, is damaged, or puts a file into two groups.
+        ValueError: it lacks a column, a file or its group, is damaged, or puts a file into two groups.
     """
     with open(table, "rb") as file:
         content = file.read(MAX_TABLE_BYTES + 1)
     group: dict[str, str] = {}
     try:
         for number, row in _rows(content, GROUP_COLUMNS):
+            if not row["group"].strip():
+                raise ValueError(f"row {number}: expected a group for {row['path']}, got none")
             if group.setdefault(path := row["path"].removeprefix("./"), row["group"]) != row["group"]:
                 raise ValueError(f"row {number}: expected one group for {path}, got {group[path]} before")
     except ValueError as error:

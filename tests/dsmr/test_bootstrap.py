@@ -182,6 +182,22 @@ def test_fewer_pieces_have_an_interval_of_less_confidence() -> None:
     assert found.intervals(confidence=0.9) == [(0.0, 4.0)]  # 2 / 2^5 outside: from the least to the largest
 
 
+@pytest.mark.parametrize("pieces", [7, 40])
+@pytest.mark.parametrize(("ours", "theirs"), [(np.nan, 0), (np.inf, 0), (0, np.inf), (np.inf, np.inf)])
+def test_a_loss_that_is_no_number_shows_nothing(pieces: int, ours: float, theirs: float) -> None:
+    count = np.full((pieces, 2), 100)
+    first, second = (PieceSums(count * level, count) for level in (0.5, 0.25))
+    first.total[3, 1], second.total[3, 1] = ours, theirs
+    sound, spoilt = compare(first, second)
+    assert sound.p is not None
+    assert sound.p < 0.05
+    assert not np.isfinite(spoilt.value)
+    assert (spoilt.interval, spoilt.p) == (None, None)
+    assert compare_mean_of_bins(first, second).p is None
+    if not np.isfinite(ours):
+        assert first.intervals()[1] is None
+
+
 def test_holms_correction() -> None:
     # Holm (1979), by hand: 3 * 0.01, then 2 * 0.02, then 0.5, in the order of the arguments.
     assert holm([0.02, 0.5, 0.01]) == pytest.approx([0.04, 0.5, 0.03])

@@ -25,7 +25,7 @@ from dsmr.evaluation import Evaluation
 from dsmr.midi import read_midi
 from dsmr.probes.comparison import Probed, Span
 from dsmr.probes.krcu import Resets
-from dsmr.statistics import ESSENTIAL, Comparison, Statistics, measure
+from dsmr.statistics import ESSENTIAL, Comparison, Range, Statistics, measure
 from dsmr.tokens import NOTE_DTYPE, Performance
 from dsmr.training import Run, RunFolder, TrainingConfig
 
@@ -142,7 +142,7 @@ def an_outcome(ppl: float, bigram: float, silence: float, beats_bigram: bool = T
             "model", "run/best", "digest", Span((8,), 16), Assessment("validation", score(ppl), None, score(bigram))
         ),
         takes=(),
-        music=((Comparison("silence", 0.9, 0.0, 0.1),), (Comparison("silence", silence, 0.0, 0.1),)),
+        music=((Comparison("silence", 0.9, 0.0, 0.1, 99),), (Comparison("silence", silence, 0.0, 0.1, 99),)),
         group=Group(Reference("train", 1.0, 1, {}, Profile(1.0, 1, {}, {}), [], 0, None), []),
         chosen=1,
         beats_bigram=beats_bigram,
@@ -171,7 +171,11 @@ def test_prefers_what_is_usual_and_then_what_is_in_the_middle() -> None:
         notes["velocity"] = 64
         return measure(Performance(notes), 20.0)
 
-    ranges = {"notes_per_second": (2.0, 10.0), "pitch_range": (10.0, 30.0), "silence": (0.0, 0.2)}
+    ranges = {
+        "notes_per_second": Range(2.0, 10.0, 99),
+        "pitch_range": Range(10.0, 30.0, 99),
+        "silence": Range(0.0, 0.2, 99),
+    }
     middle, edge, sparse = take(21, 0.16), take(12, 0.11), take(21, 1.0)
     ordered = sorted([sparse, edge, middle], key=lambda each: demo._strangeness(each, ranges))
     assert ordered == [middle, edge, sparse]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.distributions import FEATURES, WIDEST, distances, divergence, histograms, profile
+from dsmr.distributions import FEATURES, WIDEST, Profile, distances, divergence, histograms, profile
 from dsmr.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, Performance, decode, encode
 
 COUNTS = arrays(np.float64, 5, elements=st.integers(0, 9).map(float))
@@ -99,8 +99,28 @@ def test_unlike_music_is_further_than_the_corpus_is_from_itself(tmp_path: Path) 
     unlike = histograms(performance(*((i / 10, i / 10 + 3, 20 + i, 127) for i in range(90))), 10)
     for each in distances(unlike, corpus):
         assert each.value > each.high
-        assert each.further == 0
+        assert each.further == 1 / 7
+        assert each.far is None
     assert len(found) == len(FEATURES)
+
+
+@pytest.mark.parametrize("excerpts", [1, 5, 18, 19, 20, 100, 399])
+def test_a_verdict_from_few_excerpts_is_none_and_else_seldom_wrong(excerpts: int) -> None:
+    def skewed(share: float) -> dict[str, np.ndarray]:
+        return {"velocity": np.array([1.0, share])}
+
+    # One of excerpts + 1 that are equally likely to be the furthest: by the rank of its share of the second bin.
+    corpus = skewed(0.0)
+    every = np.array([divergence(skewed(1 + i)["velocity"], corpus["velocity"]) for i in range(excerpts + 1)])
+    far = []
+    for i in range(excerpts + 1):
+        (found,) = distances(skewed(1 + i), Profile(1.0, excerpts, corpus, {"velocity": np.delete(every, i)}))
+        assert found.further == (excerpts + 1 - i) / (excerpts + 1)
+        far.append(found.far)
+    if excerpts < 19:
+        assert far == [None] * (excerpts + 1)
+    else:
+        assert 0 < far.count(True) / len(far) <= 0.05
 
 
 def test_one_note_has_no_intervals(tmp_path: Path) -> None:

@@ -133,11 +133,26 @@ class TestRead:
     def test_merged_pedal_is_as_deep_as_the_deepest(self, tracks: list[list[tuple[int, int]]]) -> None:
         tracks = [sorted(track, key=lambda message: message[0]) for track in tracks]
         merged = midi._merge_pedals([np.array(track, PEDAL_DTYPE) for track in tracks]).tolist()
-        times = sorted({time for track in tracks for time, _ in track})
-        depths = [[0, *(value for at, value in track if at <= time)][-1] for time in times for track in tracks]
-        assert merged == [
-            (time, max(depths[index * len(tracks) : (index + 1) * len(tracks)])) for index, time in enumerate(times)
+        # A moment is a time and how many moves of the same pedal at that time came before.
+        moments = [
+            [((time, sum(at == time for at, _ in track[:i])), value) for i, (time, value) in enumerate(track)]
+            for track in tracks
         ]
+        expected = []
+        for now in sorted({at for track in moments for at, _ in track}):
+            depths = [[0, *(value for at, value in track if at <= now)][-1] for track in moments]
+            expected.append((now[0], max(depths)))
+        assert merged == expected
+
+    @pytest.mark.parametrize("channels", [1, 2, 15])
+    def test_pedals_that_move_alike_are_one_that_moves_like_them(self, channels: int, tmp_path: Path) -> None:
+        # Lifted for no time at all, on one tick: it ends what it held, and holds what comes.
+        pedal = np.array([(0.0, 127), (1.0, 0), (1.0, 127), (2.0, 64), (2.0, 64), (3.0, 0)], PEDAL_DTYPE)
+        notes = np.array([(0.0, 0.5, 60, 64)] + [(1.0 + i / 10, 4.0, 72, 64) for i in range(channels)], NOTE_DTYPE)
+        write_midi(Performance(notes, pedal), tmp_path / "x.mid")
+        found = read_midi(tmp_path / "x.mid")
+        assert found.pedal.tolist() == pedal.tolist()
+        assert fold_pedal(found).notes["offset"].tolist()[0] == 1.0
 
     def test_pedal_left_down_lifts_after_the_last_event_of_its_channel(self) -> None:
         data = midi_file(

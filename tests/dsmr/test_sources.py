@@ -257,6 +257,7 @@ class TestGroups:
             ("path\na.mid\n", "row 1 lacks group"),
             ("path,group\na.mid,x\n", "expected every file, got none for b.mid, 1 in all"),
             ("path,group\na.mid,x\nb.mid,x\na.mid,y\n", "row 4: expected one group for a.mid, got x before"),
+            ("path,group\na.mid,x\nb.mid,\n", "row 3: expected a group for b.mid, got none"),
             ("path,group\na.mid\n", "row 2: expected 2 fields as in row 1, got 1"),
             ("", "row 1 lacks path, group"),
         ],

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.statistics import ESSENTIAL, Comparison, compare, measure, usual
+from dsmr.statistics import ESSENTIAL, FEWEST_EXCERPTS, Comparison, Range, compare, measure, usual, usual_range
 from dsmr.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, STEPS_PER_SECOND, Performance, decode, encode
 
 NO_NOTES = Performance(np.empty(0, NOTE_DTYPE))
@@ -137,31 +137,48 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def test_ranges_are_those_of_excerpts_as_long(corpus: TokenStore) -> None:
-    everything = usual(corpus, [0, 1, 2, 3], 10, percentiles=(0, 100))
-    assert everything["notes_per_second"] == (approx(2), approx(8))
-    assert everything["seconds"] == (approx(4), approx(10))
-    assert everything["notes"] == (20, 40)
+    everything = usual(corpus, [0, 1, 2, 3], 10)
+    assert everything["notes_per_second"] == (approx(2), approx(8), 10)
+    assert everything["seconds"] == (approx(4), approx(10), 10)
+    assert everything["notes"] == (20, 40, 10)
     # The first piece's excerpts have 20 notes of a scale over 40 pitches.
-    assert usual(corpus, [0], 10, percentiles=(0, 100))["pitch_range"] == (19, 19)
-    assert usual(corpus, [0], 30, percentiles=(0, 100))["pitch_range"] == (39, 39)
+    assert usual(corpus, [0], 10)["pitch_range"] == (19, 19, 6)
+    assert usual(corpus, [0], 30)["pitch_range"] == (39, 39, 2)
 
 
 def test_what_remains_of_a_piece_counts_if_it_is_long_enough(corpus: TokenStore) -> None:
-    half, less = (usual(corpus, [1], seconds, percentiles=(0, 100))["seconds"] for seconds in (10, 11))
-    assert half == (approx(5), approx(10))
-    assert less == (approx(11), approx(11))
-    assert usual(corpus, [2], 100, percentiles=(0, 100))["seconds"] == (approx(4), approx(4))
+    half, less = (usual(corpus, [1], seconds)["seconds"] for seconds in (10, 11))
+    assert half == (approx(5), approx(10), 3)
+    assert less == (approx(11), approx(11), 2)
+    assert usual(corpus, [2], 100)["seconds"] == (approx(4), approx(4), 1)
 
 
-def test_percentiles_leave_out_the_extremes(corpus: TokenStore) -> None:
-    low, high = usual(corpus, [0, 1, 2], 10)["notes_per_second"]
-    # Six excerpts of 2 notes a second, three of 4, one of 8: the percentiles interpolate between neighbours.
-    assert (low, high) == (approx(2), approx(4 + 4 * (0.99 * 9 - 8)))
+@pytest.mark.parametrize("excerpts", [1, 2, 5, 20, 38, 39, 98, 99, 250, 400])
+def test_a_verdict_from_few_excerpts_is_none_and_else_seldom_wrong(excerpts: int) -> None:
+    # Of equally likely orders, so many put one more excerpt outside the others' range.
+    inside = []
+    for left_out in range(excerpts + 1):
+        found = usual_range(np.delete(np.arange(excerpts + 1.0), left_out))
+        assert found.excerpts == excerpts
+        inside.append(Comparison("notes", left_out, *found).within)
+    if excerpts < FEWEST_EXCERPTS:
+        assert inside == [None] * (excerpts + 1)
+    else:
+        wrong = inside.count(False) / len(inside)
+        assert 0 < wrong <= (0.05 if excerpts < 99 else 0.02 + 2 / excerpts)  # where a percentile lies between two
+
+
+def test_numbers_that_no_excerpt_has_have_no_range() -> None:
+    assert usual_range(np.array([2.0, np.nan, 1.0])) == (1.0, 2.0, 2)
+    low, high, excerpts = usual_range(np.array([np.nan]))
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert excerpts == 0
 
 
 def test_usual_music_is_within_and_odd_music_is_not(corpus: TokenStore) -> None:
-    ranges = usual(corpus, [0, 1, 2], 10)
-    excerpt = measure(decode(corpus.piece(1)), 10)
+    ranges = usual(corpus, [0, 1, 2], 1.5)
+    excerpt = measure(decode(corpus.piece(1)), 1.5)
     assert [each.name for each in compare(excerpt, ranges)] == list(ESSENTIAL)
     assert all(each.within for each in compare(excerpt, ranges))
     cluster = measure(performance(*((i / 100, (i + 1) / 100, i % 128, 64) for i in range(500))), 10)
@@ -171,8 +188,8 @@ def test_usual_music_is_within_and_odd_music_is_not(corpus: TokenStore) -> None:
 
 def test_a_comparison_names_the_number_and_its_range() -> None:
     found = measure(performance((0, 1, 60, 64)))
-    assert compare(found, {"velocity_mean": (10.0, 64.0)}, ["velocity_mean"]) == [
-        Comparison("velocity_mean", 64.0, 10.0, 64.0)
+    assert compare(found, {"velocity_mean": Range(10.0, 64.0, 99)}, ["velocity_mean"]) == [
+        Comparison("velocity_mean", 64.0, 10.0, 64.0, 99)
     ]
 
 
