@@ -195,7 +195,7 @@ def open_tensors(file: Path) -> Iterator[Any]:
 
 
 def _utf8_name(file: Path, descriptor: int) -> str:
-    """A name for an open file that is UTF-8, which is all that safetensors takes; those of POSIX systems may be more."""
+    """A name for an open file that is UTF-8, all that safetensors takes; on POSIX systems its own may be any bytes."""
     try:
         os.fspath(file).encode()
     except UnicodeEncodeError:

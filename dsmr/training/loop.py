@@ -173,7 +173,7 @@ def _run(
         loss = trainer.watch.losses[-1] if unvalidated else trainer.step()
         val_loss = trainer.validate(lambda: stop.waiting > PATIENCE) if trainer.validation_due else None
         if not (unvalidated := trainer.validation_due):  # else its row is written when it is done
-            report.step(run, loss, val_loss, trainer.learning_rate)
+            report.step(run, loss, val_loss)
             if run.lengthened:
                 trainer.renew_budget()
         if report.audience.terminal_gone:

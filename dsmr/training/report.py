@@ -105,7 +105,7 @@ class Report:
         """For people, above the progress line."""
         self.audience.print(text)
 
-    def step(self, run: Run, loss: float, val_loss: float | None, learning_rate: float) -> None:
+    def step(self, run: Run, loss: float, val_loss: float | None) -> None:
         """Report a step that has been made, and its validation if there was one."""
         self._losses.append(loss)
         train_loss = sum(self._losses) / len(self._losses)
@@ -116,7 +116,7 @@ class Report:
             "tokens": run.tokens,
             "train_loss": train_loss,
             "val_loss": val_loss,
-            "learning_rate": learning_rate,
+            "learning_rate": run.learning_rate,
             "tokens_per_second": speed,
             "seconds": run.seconds,
         }
@@ -129,7 +129,7 @@ class Report:
         self.audience.show(
             run.progress,
             f"step {run.step:,}  loss {train_loss:.3f}  PPL {perplexity(train_loss):.2f}{self._val_ppl}  "
-            f"{speed:,.0f} tok/s  lr {learning_rate:.1e}  state {self._state_size}",
+            f"{speed:,.0f} tok/s  lr {run.learning_rate:.1e}  state {self._state_size}",
         )
         if run.step % self._log_every == 0 or val_loss is not None:
             self._write(row)
@@ -194,7 +194,7 @@ class NoReport:
     def print(self, text: str) -> None:
         """Does not."""
 
-    def step(self, run: Run, loss: float, val_loss: float | None, learning_rate: float) -> None:
+    def step(self, run: Run, loss: float, val_loss: float | None) -> None:
         """Does not report it."""
 
 

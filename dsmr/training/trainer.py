@@ -97,8 +97,6 @@ class Trainer:
         self._token_nll = compiled_token_nll() if config.compile else eager_token_nll
         self.watch = LossWatch(model.config.vocab_size)
         self.run = Run()
-        self.learning_rate = 0.0
-        """Of the last step."""
         self.began_on: dict[str, Any] | None = describe_ground(self.device, self.world.size)
         """Of the state that this trainer goes on from; None: it does not tell."""
         self._can_afford_validation = False
@@ -126,9 +124,9 @@ class Trainer:
             *(self.world.first * x for x in (after, (before + after) / 2, self._affordable(after, seconds))),
         )
         self._can_afford_validation = bool(can_afford)
-        self.learning_rate = config.learning_rate_at(middle)
+        run.learning_rate = config.learning_rate_at(middle)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = run.learning_rate
         self._check(loss, norm, nll, batches)
         self.optimizer.step()
         self.optimizer.zero_grad()
