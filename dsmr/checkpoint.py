@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -144,7 +146,9 @@ def load_checkpoint(
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file}: expected finite weights, got others in {name!r}")
     if (digest := digest_tensors(weights)) != info.digest:
-        raise CheckpointError(f"{file}: expected weights of SHA-256 {info.digest}, got {digest}: the file is damaged")
+        raise CheckpointError(
+            f"{file}: expected weights of SHA-256 {info.digest[:64]}, got {digest}: the file is damaged"
+        )
     with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
         model = Transformer(info.config)
     model.load_state_dict(weights, assign=True)
@@ -212,7 +216,9 @@ def parse_document(file: Path, document: str, version: int, what: str) -> dict[s
     try:
         if len(document) > LONGEST_DOCUMENT:
             raise ValueError(f"{len(document):,} characters, more than {LONGEST_DOCUMENT:,}")
-        values = json.loads(document, parse_constant=_refuse_constant)
+        values = json.loads(
+            document, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repetition
+        )
         _check_depth(values)
         got = values.pop("format_version")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -225,6 +231,21 @@ def parse_document(file: Path, document: str, version: int, what: str) -> dict[s
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"the number {text}, which JSON does not have")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {shown(text)}, which no float can hold")
+    return number
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields; whoever states one twice leaves it to the reader which of them counts."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {shown(twice)} twice")
+    return values
 
 
 def _check_depth(value: Any, depth: int = 0) -> None:

@@ -240,6 +240,27 @@ def test_document_with_a_field_missing(folder: Path) -> None:
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"format_version": 1', '"format_version": 2, "format_version": 1', "the field 'format_version' twice"),
+        ('"width": 16', '"width": 16, "width": 16', "the field 'width' twice"),
+        ('"step": 7', '"step": 1e999', "the number '1e999', which no float can hold"),
+        ('"step": 7', '"step": -Infinity', "the number -Infinity, which JSON does not have"),
+        ('"position": "sinusoidal"', f'"position": "{"x" * 100_000}"', r"'sinusoidal' or 'rotary', got 'x+\.\.\.x+'"),
+        ('"digest": "', f'"digest": "{"x" * 100_000}', "expected weights of SHA-256 x{64}, got"),
+    ],
+    ids=["twice", "twice-inside", "overflow", "infinity", "long-name", "long-digest"],
+)
+def test_documents_that_say_too_much(folder: Path, old: str, new: str, message: str) -> None:
+    document = json.dumps(json.loads((folder / CONFIG_FILE).read_text()))
+    assert old in document
+    save_file(load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE, {"dsmr": document.replace(old, new)})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(folder)
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("document", ["", "[]", "{}", '"x"'])
 def test_documents_that_are_none(folder: Path, document: str) -> None:
     save_file(load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE, {"dsmr": document})
