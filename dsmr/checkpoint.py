@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +40,8 @@ DEEPEST_DOCUMENT = 16
 _METADATA_KEY = "dsmr"
 _BLOCK = "blocks.0."
 _DTYPES = {"F32": "float32", "F64": "float64", "BF16": "bfloat16", "F16": "float16"}
+_PARTIAL = re.compile(r"\..+\.\d+\.partial")
+"""What `write_durably` leaves if it is killed."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -74,6 +78,9 @@ def save_checkpoint(
 ) -> CheckpointInfo:
     """Write a model into the folder `path`, made if missing; an older checkpoint there is replaced.
 
+    Whatever else lies in that checkpoint's folder stays. A folder that is neither empty nor a checkpoint's is somebody
+    else's: its `config.json` may be anything.
+
     A crash at any moment leaves the old weights or the new ones, each with its own document.
 
     Args:
@@ -83,6 +90,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: a model of another vocabulary than this version's codec, or training values that JSON cannot hold.
+        FileExistsError: the folder holds files, and no checkpoint that could be replaced.
         OSError: the folder cannot be written; an older checkpoint in it is as it was.
     """
     from safetensors.torch import save
@@ -94,9 +102,24 @@ def save_checkpoint(
     document = json.dumps(info.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    _check_own(folder)
     write_durably(folder / WEIGHTS_FILE, save(weights, {"format": "pt", _METADATA_KEY: document}))
     write_durably(folder / CONFIG_FILE, f"{document}\n".encode())
     return info
+
+
+def _check_own(folder: Path) -> None:
+    """FileExistsError unless a folder is empty, but for what a crash left, or holds a checkpoint of ours."""
+    there = sorted(path.name for path in folder.iterdir() if not _PARTIAL.fullmatch(path.name))
+    if not there:
+        return
+    try:
+        with open_tensors(folder / WEIGHTS_FILE) as opened:
+            own = _METADATA_KEY in (opened.metadata() or {})
+    except CheckpointError:
+        own = False
+    if not own:
+        raise FileExistsError(f"{folder}: expected an empty folder or that of a checkpoint, got one with {there[0]}")
 
 
 def load_checkpoint(
@@ -123,7 +146,9 @@ def load_checkpoint(
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file}: expected finite weights, got others in {name!r}")
     if (digest := digest_tensors(weights)) != info.digest:
-        raise CheckpointError(f"{file}: expected weights of SHA-256 {info.digest}, got {digest}: the file is damaged")
+        raise CheckpointError(
+            f"{file}: expected weights of SHA-256 {info.digest[:64]}, got {digest}: the file is damaged"
+        )
     with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
         model = Transformer(info.config)
     model.load_state_dict(weights, assign=True)
@@ -167,10 +192,19 @@ def open_tensors(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt") as opened:
+        with open(file, "rb") as held, safe_open(_utf8_name(file, held.fileno()), framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: expected a whole safetensors file, got: {error}") from error
+
+
+def _utf8_name(file: Path, descriptor: int) -> str:
+    """A name for an open file that is UTF-8, all that safetensors takes; on POSIX systems its own may be any bytes."""
+    try:
+        os.fspath(file).encode()
+    except UnicodeEncodeError:
+        return f"/dev/fd/{descriptor}"
+    return os.fspath(file)
 
 
 def parse_document(file: Path, document: str, version: int, what: str) -> dict[str, Any]:
@@ -182,7 +216,9 @@ def parse_document(file: Path, document: str, version: int, what: str) -> dict[s
     try:
         if len(document) > LONGEST_DOCUMENT:
             raise ValueError(f"{len(document):,} characters, more than {LONGEST_DOCUMENT:,}")
-        values = json.loads(document, parse_constant=_refuse_constant)
+        values = json.loads(
+            document, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repetition
+        )
         _check_depth(values)
         got = values.pop("format_version")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -195,6 +231,21 @@ def parse_document(file: Path, document: str, version: int, what: str) -> dict[s
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"the number {text}, which JSON does not have")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {shown(text)}, which no float can hold")
+    return number
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields; whoever states one twice leaves it to the reader which of them counts."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {shown(twice)} twice")
+    return values
 
 
 def _check_depth(value: Any, depth: int = 0) -> None:

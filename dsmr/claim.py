@@ -87,6 +87,11 @@ def is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
+def is_single_file(path: Path) -> bool:
+    """Whether `path` is a file itself and its only name: what is written into it appears nowhere else."""
+    return is_file(path) and path.stat().st_nlink == 1
+
+
 def is_folder(path: Path) -> bool:
     """Whether `path` is a folder itself, not a link to one."""
     return path.is_dir() and not path.is_symlink()
@@ -96,4 +101,6 @@ def kind(path: Path) -> str:
     """What lies at `path`, for messages."""
     if path.is_symlink():
         return "a link"
+    if path.is_file() and not is_single_file(path):
+        return "a file that has another name, too"
     return "a folder" if path.is_dir() else "a file" if path.is_file() else "something that is neither file nor folder"

@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from dsmr.comparison import Group, compare_music
 from dsmr.corpus.prepare import PrepareReport, prepare_pianist
 from dsmr.corpus.store import TokenStore
 from dsmr.demo_page import demo_page
+from dsmr.files import PARTIAL, filled, replaced
 from dsmr.generation import Sampling, Take, generate
 from dsmr.midi import write_midi, write_wav
 from dsmr.model import Transformer, preset
@@ -227,7 +228,8 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         if run.interrupted:
             raise KeyboardInterrupt
         losses = _losses(folder / RUN / METRICS_FILE)
-        training_curve(losses, folder / CURVE, "The model 'tiny' on the built-in pianist")
+        with replaced(folder / CURVE) as file:
+            training_curve(losses, file, "The model 'tiny' on the built-in pianist")
     with stage("evaluate", "whole validation pieces, the context reset, a bigram; what memory is worth"):
         model, info = load_checkpoint(folder / RUN / BEST)
         pieces = [store.pieces[index] for index in store.indices("validation")]
@@ -238,8 +240,8 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         probed = probes.probe(
             model, store, "validation", wanted, label="this model", checkpoint=f"{RUN}/{BEST}", digest=info.digest
         )
-        (folder / PROBES).mkdir()
-        figures.draw([probed], folder / PROBES, "The model 'tiny' on the built-in pianist")
+        with filled(folder / PROBES) as partial:
+            figures.draw([probed], partial, "The model 'tiny' on the built-in pianist")
     with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing"):
         made = generate(model, [None] * plan.takes, seconds=plan.seconds, at_end="forbid", sampling=SAMPLING, seed=seed)
     with stage("choose", f"the take that is most like {plan.seconds:.0f} s of the corpus"):
@@ -251,7 +253,8 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         named = {f"take {number + 1}": take.performance for number, take in enumerate(made)}
         (group,) = compare_music(named, store, seconds=plan.seconds)
         drawn = {each.name: each.histograms for each in group.music}
-        histograms(group.reference.profile.counts, drawn, folder / HISTOGRAMS)
+        with replaced(folder / HISTOGRAMS) as file:
+            histograms(group.reference.profile.counts, drawn, file)
     outcome = Outcome(
         corpus,
         run,
@@ -264,22 +267,31 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         seconds,
     )
     text = json.dumps(outcome.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)
-    (folder / METRICS).write_text(f"{text}\n", encoding="utf-8")
+    with replaced(folder / METRICS) as file:
+        file.write_text(f"{text}\n", encoding="utf-8")
     page = demo_page(outcome, made[chosen].performance, plan.seconds, losses)
-    write_page(page, folder / SOUND, folder / PAGE)
+    with replaced(folder / PAGE) as file:
+        write_page(page, folder / SOUND, file)
     return outcome
 
 
 def _strangers(folder: Path) -> list[str]:
     """Paths in the folder that no demonstration has written; the run sees to its own folder."""
-    if not folder.is_dir():
-        return []
-    kinds = dict.fromkeys((RUN, TAKES, PROBES), is_folder)
-    others = [path for path in folder.iterdir() if path.name not in FILES or not kinds.get(path.name, is_file)(path)]
-    inner = [(path, bool(_TAKE.fullmatch(path.name))) for path in folder.glob(f"{TAKES}/*")]
-    inner += [(path, path.name in figures.FILES) for path in folder.glob(f"{PROBES}/*")]
-    others += [path for path, known in inner if not (known and is_file(path))]
+    others = [
+        *_others(folder, FILES.__contains__, folders=(RUN, TAKES, PROBES)),
+        *_others(folder / TAKES, lambda name: _TAKE.fullmatch(name) is not None),
+        *_others(folder / PROBES, figures.FILES.__contains__),
+    ]
     return sorted(str(path.relative_to(folder)) for path in others)
+
+
+def _others(folder: Path, known: Callable[[str], bool], folders: tuple[str, ...] = ()) -> Iterator[Path]:
+    """What is not known by its name, or is not of its kind; partial files of a demonstration that was killed are."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if PARTIAL.fullmatch(path.name) and is_folder(path):
+            yield from _others(path, known)
+        elif not (known(path.name) and (is_folder if path.name in folders else is_file)(path)):
+            yield path
 
 
 def _make_room(folder: Path, force: bool) -> None:
@@ -290,7 +302,7 @@ def _make_room(folder: Path, force: bool) -> None:
     if (folder / RUN) in there:
         RunFolder(folder / RUN).remove()  # first, because it may be refused
     for path in there:
-        if path.name in (TAKES, PROBES):
+        if path.name in (TAKES, PROBES) or PARTIAL.fullmatch(path.name):
             shutil.rmtree(path)
         elif path.name != RUN:
             path.unlink()
@@ -324,10 +336,11 @@ def _strangeness(take: Statistics, ranges: dict[str, Range]) -> tuple[int, float
 
 
 def _write_music(folder: Path, takes: list[Take], chosen: int) -> None:
-    (folder / TAKES).mkdir()
-    for number, take in enumerate(takes):
-        write_midi(take.performance, folder / TAKES / f"take-{number + 1}.mid")
+    with filled(folder / TAKES) as partial:
+        for number, take in enumerate(takes):
+            write_midi(take.performance, partial / f"take-{number + 1}.mid")
     kept = takes[chosen].performance
-    write_midi(kept, folder / MUSIC)
-    write_wav(kept, folder / SOUND)
-    piano_roll(kept, folder / ROLL, f"Made by the model: take {chosen + 1}")
+    with filled(folder) as partial:
+        write_midi(kept, partial / MUSIC)
+        write_wav(kept, partial / SOUND)
+        piano_roll(kept, partial / ROLL, f"Made by the model: take {chosen + 1}")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PARTIAL = re.compile(r"\.partial-[a-z0-9_]{8}")
+"""The folders in which files wait until they are whole; one that nobody writes into is what a killed process left."""
 
 
 @contextmanager
@@ -19,15 +23,16 @@ def filled(folder: Path) -> Iterator[Path]:
         folder: made if missing, with the folders above it.
 
     Raises:
-        OSError: the files cannot be written.
+        OSError: the files cannot be written; the error names `folder`, wherever the disk was full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-        yield Path(partial)
-        for written in sorted(Path(partial).iterdir()):
-            with open(written, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(written, folder / written.name)
+    with _named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+            yield Path(partial)
+            for written in sorted(Path(partial).iterdir()):
+                with open(written, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(written, folder / written.name)
 
 
 @contextmanager
@@ -37,9 +42,15 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; the error names `path`, wherever the disk was full.
     """
+    with _named(path), filled(path.parent) as folder:
+        yield folder / path.name
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Within, what the system says of a file is said of `path`."""
     try:
-        with filled(path.parent) as folder:
-            yield folder / path.name
+        yield
     except OSError as error:
         if error.errno is None:
             raise

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsmr.fields import check_names, check_types
+from dsmr.fields import check_names, check_types, shown
 from dsmr.schedules import Schedule, make_schedule
 from dsmr.tokens import VOCAB_SIZE
 from dsmr_kernels import MemoryStack, RingMemory, recurrent_attention
@@ -62,9 +62,9 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}")
         if self.position not in ("sinusoidal", "rotary"):
-            raise ValueError(f"position: expected 'sinusoidal' or 'rotary', got {self.position!r}")
+            raise ValueError(f"position: expected 'sinusoidal' or 'rotary', got {shown(self.position)}")
         if self.window not in ("segment", "token"):
-            raise ValueError(f"window: expected 'segment' or 'token', got {self.window!r}")
+            raise ValueError(f"window: expected 'segment' or 'token', got {shown(self.window)}")
         if self.segment < 1:
             raise ValueError(f"segment: expected at least 1 token, got {self.segment}")
         if not 0 <= self.dropout < 1:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, train
-from dsmr.cli.terminal import CommandError, explained, stderr
+from dsmr.cli.terminal import CommandError, explained, stderr, stdout
 from dsmr.version import __version__
 
 
@@ -45,7 +45,7 @@ app.command("doctor", rich_help_panel=TOOLS)(doctor.doctor)
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"dsmr {__version__}")
+        stdout.print(f"dsmr {__version__}")
         raise typer.Exit
 
 

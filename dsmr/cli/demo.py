@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dsmr.cli.compare import what_is_usual
 from dsmr.cli.scores import print_probed
-from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, check_folder, stderr, stdout
+from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, check_folder, explained, stderr, stdout
 
 if TYPE_CHECKING:
     from dsmr.demo import Outcome
@@ -39,7 +39,7 @@ def demo(
     try:
         outcome = run_demo(out, QUICK if quick else FULL, seed=seed, force=force, console=stderr)
     except FileExistsError as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(explained(error)) from error
     _print(outcome, out)
     if outcome.failures:
         raise CommandError("; ".join(outcome.failures))

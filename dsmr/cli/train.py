@@ -15,6 +15,7 @@ from dsmr.cli.terminal import (
     DeviceOption,
     SeedOption,
     choose_device,
+    explained,
     open_store,
     reading_input,
     stderr,
@@ -199,12 +200,12 @@ def train(
                 tensorboard=tensorboard,
             )
     except FileExistsError as error:  # of all processes alike
-        raise BadInput(str(error)) if world.first else typer.Exit(BadInput.exit_code) from error
+        raise BadInput(explained(error)) if world.first else typer.Exit(BadInput.exit_code) from error
     except (CheckpointError, WorldError) as error:
         raise BadInput(str(error)) from error
     except DivergedError as error:  # of all processes alike
         raise CommandError(str(error)) if world.first else typer.Exit(CommandError.exit_code) from error
-    except (LostProcessError, OSError) as error:
+    except LostProcessError as error:
         raise CommandError(str(error)) from error
     if world.first:
         _print_result(run, out)

@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from dsmr.claim import SaveError, writing
+
 MAESTRO_URL = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0-midi.zip"
 MAESTRO_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"
 
@@ -36,6 +38,7 @@ def download_maestro(folder: str | os.PathLike[str], progress: Callable[[int, in
         progress: called with the bytes that have arrived and the bytes of the whole file.
 
     Raises:
+        SaveError: the folder or the file cannot be written; what has come is kept.
         OSError: the server cannot be reached or keeps breaking off, or the disk is too full; calling again resumes.
         ValueError: the file that is there, or that came, has another checksum.
     """
@@ -44,10 +47,13 @@ def download_maestro(folder: str | os.PathLike[str], progress: Callable[[int, in
         if (got := _sha256(path)) != MAESTRO_SHA256:
             raise ValueError(f"{path}: expected SHA-256 {MAESTRO_SHA256}, got {got}; remove it to download it anew")
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
         _fetch_patiently(part, progress)
+    except SaveError:
+        raise
     except (OSError, http.client.HTTPException) as error:
         raise OSError(f"{MAESTRO_URL}: the download failed: {error}; try again, it resumes") from error
     if (got := _sha256(part)) != MAESTRO_SHA256:
@@ -55,7 +61,8 @@ def download_maestro(folder: str | os.PathLike[str], progress: Callable[[int, in
         raise ValueError(
             f"{MAESTRO_URL}: expected SHA-256 {MAESTRO_SHA256}, got {got}; what came was removed, try again"
         )
-    os.replace(part, path)
+    with writing(path):
+        os.replace(part, path)
     return path
 
 
@@ -97,12 +104,15 @@ def _fetch(part: Path, progress: Callable[[int, int], None] | None) -> None:
         total = have + int(length)
         if (free := shutil.disk_usage(part.parent).free) < int(length):
             raise OSError(f"{part.parent}: expected room for {int(length)} bytes, got {free}")
-        with open(part, "ab" if have else "wb") as file:
-            while block := response.read(_BLOCK):
+        if not have:
+            with writing(part):
+                part.write_bytes(b"")
+        while block := response.read(_BLOCK):
+            with writing(part), open(part, "ab") as file:
                 file.write(block)
-                have += len(block)
-                if progress is not None:
-                    progress(have, total)
+            have += len(block)
+            if progress is not None:
+                progress(have, total)
     if have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
 

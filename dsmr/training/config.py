@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dsmr.corpus.augment import Augmentation
-from dsmr.fields import check_names, check_types
+from dsmr.fields import check_names, check_types, shown
 
 VALIDATION_SHARE = 0.1
 """How much time validation may take where time counts, as a fraction of that of training."""
@@ -93,9 +93,9 @@ class TrainingConfig:
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: expected a fraction of the budget below 1, got {self.warmup}")
         if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer: expected 'adamw' or 'muon', got {self.optimizer!r}")
+            raise ValueError(f"optimizer: expected 'adamw' or 'muon', got {shown(self.optimizer)}")
         if self.autocast not in (True, False, "auto"):
-            raise ValueError(f"autocast: expected True, False or 'auto', got {self.autocast!r}")
+            raise ValueError(f"autocast: expected True, False or 'auto', got {shown(self.autocast)}")
 
     def progress(self, steps: int, seconds: float) -> float:
         """The fraction of the budget that so many steps and so many seconds of training have used up."""

@@ -8,7 +8,7 @@
 
 A state is written into a hidden folder, flushed to the disk, and then renamed: a crash at any moment leaves the states
 that were there before, and possibly a hidden folder, which the next writer removes. Whatever else lies in the folder is
-somebody else's: it is neither replaced nor removed, and no link is followed to write.
+somebody else's: it is neither replaced nor removed, and no link, symbolic or hard, is followed to write.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dsmr.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from dsmr.claim import OccupiedError, claimed, is_file, is_folder, kind, writing
+from dsmr.claim import OccupiedError, claimed, is_file, is_folder, is_single_file, kind, writing
 from dsmr.fields import shown
 from dsmr.model import Transformer
 from dsmr.training.state import STATE_FILE, TrainingState, load_state, save_state
@@ -77,7 +77,7 @@ class RunFolder:
             yield
 
     def _check(self) -> None:
-        right: dict[Path, Callable[[Path], bool]] = {self.path / METRICS_FILE: is_file}
+        right: dict[Path, Callable[[Path], bool]] = {self.path / METRICS_FILE: is_single_file}
         right |= {self.path / name: Path.is_symlink for name in (LAST, BEST)}
         folders = [self._checkpoints, self.path / TENSORBOARD]
         right |= {path: is_folder for path in (*folders, *self._states()) if not path.name.startswith(".")}

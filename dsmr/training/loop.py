@@ -97,7 +97,7 @@ def train(
     folder, world = RunFolder(out_dir, keep), world or World()
     trainer = Trainer(model, store, config, world, shard=shard)
     with _claimed(folder, world, resume, force):
-        reported, longer = restore(trainer, folder) if resume else (None, False)
+        reported = restore(trainer, folder) if resume else None
         run = trainer.run
         reporting: Report | NoReport = NoReport()
         if world.first:
@@ -113,7 +113,7 @@ def train(
             if resume:
                 resumed = f"resumed at step {run.step:,}, {run.tokens:,} tokens, {run.seconds:,.0f} s"
                 report.print("\n".join([resumed, *remarks]))
-            _run(trainer, folder, report, stop, save_minutes, resumed=resume, longer=longer)
+            _run(trainer, folder, report, stop, save_minutes, resumed=resume)
             report.print(describe_result(run, trainer.stream, folder.path))
     return run
 
@@ -150,9 +150,8 @@ def _run(
     save_minutes: float,
     *,
     resumed: bool,
-    longer: bool,
 ) -> None:
-    """Step, validate, report and save until the budget, or a `longer` one, is used up or a signal comes."""
+    """Step, validate, report and save until the budget is used up or a signal comes."""
     run, world = trainer.run, trainer.world
 
     def save() -> float:
@@ -163,18 +162,20 @@ def _run(
             folder.save(whole_model, TrainingState(document, state.tensors))
         return time.monotonic()
 
-    saved_at, saved_step, due = time.monotonic() if resumed else save(), run.step, False
     received, unvalidated = 0.0, trainer.validation_due  # a validation that a signal broke off is done anew
+    saved = resumed and not run.lengthened  # another budget must not be forgotten
+    if run.lengthened and not unvalidated:  # what was due by the old budget comes first
+        trainer.renew_budget()
+    saved_at, saved_step, due = time.monotonic() if saved else save(), run.step, False
     while not received:
-        if longer and not unvalidated:  # what was due by the old budget comes first
-            trainer.renew_budget()
-            longer = False
         if run.progress >= 1 and not unvalidated:
             break
         loss = trainer.watch.losses[-1] if unvalidated else trainer.step()
         val_loss = trainer.validate(lambda: stop.waiting > PATIENCE) if trainer.validation_due else None
         if not (unvalidated := trainer.validation_due):  # else its row is written when it is done
             report.step(run, loss, val_loss)
+            if run.lengthened:
+                trainer.renew_budget()
         if report.audience.terminal_gone:
             stop.hang_up()
         # Whichever process was told to stop, all do; and the first one's clock tells all of them when to save.
@@ -188,11 +189,11 @@ def _run(
     run.interrupted = int(received) if received and (run.progress < 1 or unvalidated) else None
 
 
-def restore(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Any], bool]:
-    """Put a trainer where the folder's newest state stood.
+def restore(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
+    """Put a trainer where the folder's newest state stood; its run is `lengthened` if it had another budget there.
 
     Returns:
-        The state of its `Report`, and whether the trainer has another budget than the run had.
+        The state of its `Report`.
 
     Raises:
         CheckpointError: see `train`.
@@ -208,7 +209,7 @@ def restore(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Any], bool]:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: expected the state of this training, got: {error}") from error
     run, budget = trainer.run, (trainer.config.steps, trainer.config.minutes)
-    if (longer := budget != (config.steps, config.minutes)) and trainer.budget_used >= 1:
+    if (lengthened := budget != (config.steps, config.minutes)) and trainer.budget_used >= 1:
         raise CheckpointError(
             f"{checkpoint}: expected a budget beyond the {run.step:,} steps and "
             f"{run.training_seconds / 60:.4g} minutes that the run has used, got steps={budget[0]}, minutes={budget[1]}"
@@ -217,7 +218,8 @@ def restore(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Any], bool]:
     trainer.model.load_state_dict({name: spread_like(t, own[name]) for name, t in model.state_dict().items()})
     if trainer.world.first:
         folder.point(run.best_step)
-    return state.document["report"], longer
+    run.lengthened |= lengthened
+    return dict(state.document["report"])
 
 
 def _check_same(began: dict[str, Any], now: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ class Run:
     took together and `last_validation_seconds` the last of them. PPL is exp of the validation loss; None before the
     first validation.
     `peak_memory` is in bytes: of the GPU, or else of the whole process (None where the system does not tell).
+    `lengthened`: it was given another budget, which `progress` and `validations` do not follow yet.
     `interrupted`: the number of the signal that ended the run before its time.
     """
 
@@ -37,6 +38,7 @@ class Run:
     best_ppl: float | None = None
     best_step: int | None = None
     peak_memory: int | None = None
+    lengthened: bool = False
     interrupted: int | None = None
 
     @property

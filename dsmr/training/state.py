@@ -81,7 +81,9 @@ def load_state(folder: Path) -> TrainingState:
         tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # it is no dict
     document = metadata.get(_DOCUMENT, "")
     if (expected := metadata.get(_DIGEST)) != (got := _digest(document, tensors)):
-        raise CheckpointError(f"{file}: expected contents of SHA-256 {expected}, got {got}: the file is damaged")
+        raise CheckpointError(
+            f"{file}: expected contents of SHA-256 {str(expected)[:64]}, got {got}: the file is damaged"
+        )
     values = parse_document(file, document, STATE_VERSION, "a training's state")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():

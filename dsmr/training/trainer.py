@@ -158,6 +158,7 @@ class Trainer:
         """Go on by this trainer's budget with a run that was begun with another: no validation is due by that alone."""
         self.run.progress = self.budget_used
         self.run.validations = int(self.run.progress * self.config.validations)
+        self.run.lengthened = False
 
     def validate(self, stopped: Callable[[], bool] = lambda: False) -> float | None:
         """Score the validation split; returns nats per token. DivergedError if that is not finite.

@@ -118,6 +118,40 @@ def test_replaces_an_older_checkpoint(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
+@pytest.mark.parametrize("name", ["config.json", "notes.txt", "model.safetensors"])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(FileExistsError, match=f"expected an empty folder or that of a checkpoint, got one with {name}"):
+        small().save_pretrained(tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
+
+
+def test_weights_of_somebody_else_are_not_replaced(tmp_path: Path) -> None:
+    save_file({"embedding.weight": torch.zeros(2)}, tmp_path / WEIGHTS_FILE, {"format": "pt"})
+    before = (tmp_path / WEIGHTS_FILE).read_bytes()
+    with pytest.raises(FileExistsError, match="expected an empty folder or that of a checkpoint"):
+        small().save_pretrained(tmp_path)
+    assert (tmp_path / WEIGHTS_FILE).read_bytes() == before
+
+
+def test_what_a_crash_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".model.safetensors.4242.partial").write_bytes(b"half of it")
+    small().save_pretrained(tmp_path)
+    load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [os.fsdecode(b"not utf-8 \xff\xfe"), "$HOME {1} ^2 %s", "[red]", "two\nlines", " ", "-", "\u4e2d", "e\u0301"],
+    ids=ascii,
+)
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    model = small()
+    model.save_pretrained(tmp_path / name)
+    assert torch.equal(logits(load_checkpoint(tmp_path / name)[0]), logits(model))
+    assert read_info(tmp_path / name).config == model.config
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_failed_write_leaves_the_old_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
@@ -204,6 +238,27 @@ def test_document_with_a_field_missing(folder: Path) -> None:
     rewrite(folder, lambda _, document: document.pop("dsmr_version"))
     with pytest.raises(CheckpointError, match=r"expected a document of .*'dsmr_version'"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"format_version": 1', '"format_version": 2, "format_version": 1', "the field 'format_version' twice"),
+        ('"width": 16', '"width": 16, "width": 16', "the field 'width' twice"),
+        ('"step": 7', '"step": 1e999', "the number '1e999', which no float can hold"),
+        ('"step": 7', '"step": -Infinity', "the number -Infinity, which JSON does not have"),
+        ('"position": "sinusoidal"', f'"position": "{"x" * 100_000}"', r"'sinusoidal' or 'rotary', got 'x+\.\.\.x+'"),
+        ('"digest": "', f'"digest": "{"x" * 100_000}', "expected weights of SHA-256 x{64}, got"),
+    ],
+    ids=["twice", "twice-inside", "overflow", "infinity", "long-name", "long-digest"],
+)
+def test_documents_that_say_too_much(folder: Path, old: str, new: str, message: str) -> None:
+    document = json.dumps(json.loads((folder / CONFIG_FILE).read_text()))
+    assert old in document
+    save_file(load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE, {"dsmr": document.replace(old, new)})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(folder)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("document", ["", "[]", "{}", '"x"'])

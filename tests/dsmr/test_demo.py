@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -112,6 +114,48 @@ def test_replaces_only_an_older_demonstration(ran: tuple[Path, Outcome], tmp_pat
         (folder / name).unlink()
     demo._make_room(folder, force=True)
     assert [path.name for path in folder.iterdir()] == [demo.MARK]
+
+
+@pytest.mark.parametrize("place", [".", "takes", "probes"])
+def test_what_a_killed_demonstration_left_is_its_own(
+    ran: tuple[Path, Outcome], tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(ran[0], folder, symlinks=True)
+    partial = folder / place / ".partial-0a_bcdef"
+    partial.mkdir()
+    half = partial / {".": demo.CORPUS, "takes": "take-1.mid", "probes": "krcu.png"}[place]
+    half.write_bytes(b"half of it")
+    (partial / "mine.png").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match=r"got one with .*\.partial-0a_bcdef/mine\.png"):
+        run_demo(folder, TINY, force=True)
+    assert half.exists()
+    (partial / "mine.png").unlink()
+    monkeypatch.setattr(demo, "_demonstrate", lambda folder, *_: sorted(path.name for path in folder.iterdir()))
+    assert run_demo(folder, TINY, force=True) == [demo.MARK]
+
+
+def test_no_file_of_it_is_there_in_part(
+    ran: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever write is the one that the disk has no room for."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(demo, "write_wav", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_demo(tmp_path, TINY)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        demo.MARK,
+        "corpus.tokens",
+        "run",
+        "training.png",
+        "probes",
+        "takes",
+    }
+    run_ended = [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+    assert run_ended == []
 
 
 def test_a_folder_without_its_mark_is_somebody_elses(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,8 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from dsmr.claim import SaveError
 from dsmr.corpus import download
 from dsmr.corpus.download import download_maestro
+from tests.full_disk import files_of_at_most
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB, four blocks
 NAME = "maestro.zip"
@@ -235,3 +238,14 @@ def test_proxy_is_asked_for_the_real_address(server: Server, tmp_path: Path, mon
     with pytest.raises(OSError, match=r"Tunnel connection failed: 403"):
         download_maestro(tmp_path)
     assert set(server.paths) == {"CONNECT storage.googleapis.com:443"}
+
+
+def test_a_full_disk_is_no_failure_of_the_server(server: Server, tmp_path: Path) -> None:
+    part = tmp_path / f"{NAME}.part"
+    refused = pytest.raises(SaveError, match=rf"^{re.escape(str(part))}: cannot be written: File too large")
+    with files_of_at_most(300_000), refused:
+        download_maestro(tmp_path)
+    kept = part.read_bytes()
+    assert kept == CONTENT[: len(kept)]
+    download_maestro(tmp_path)
+    assert (tmp_path / NAME).read_bytes() == CONTENT

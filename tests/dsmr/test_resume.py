@@ -24,7 +24,7 @@ from dsmr.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, read
 from dsmr.corpus.store import TokenStore
 from dsmr.model import Transformer
 from dsmr.process import torch_threads
-from dsmr.training import Run, RunFolder, SaveError, Trainer, ground, loop, train
+from dsmr.training import Run, RunFolder, SaveError, Trainer, TrainingConfig, ground, loop, train
 from dsmr.training.state import STATE_FILE, load_state, save_state
 from dsmr.version import __version__
 from tests.dsmr import kill_and_resume
@@ -225,6 +225,63 @@ def test_a_run_can_be_lengthened(store: TokenStore, tmp_path: Path) -> None:
     assert long[1] == lengthened[1]
     again = train(model(), store, replace(even, steps=12), tmp_path / "short", resume=True)  # its budget is this now
     assert (again.step, outcome(tmp_path / "short")) == (12, lengthened)
+
+
+def test_another_budget_is_not_forgotten_by_a_run_that_is_killed_at_once(store: TokenStore, tmp_path: Path) -> None:
+    even = replace(SHORT, warmup=0.0, min_learning_rate=SHORT.learning_rate, log_every=1)
+    longer = replace(even, steps=12)
+    train(model(), store, longer, tmp_path / "long")
+    train(model(), store, even, tmp_path / "short")
+
+    def die(net: Transformer, *_: Any) -> None:
+        raise MemoryError
+
+    doomed = model()
+    doomed.register_forward_pre_hook(die)
+    with pytest.raises(MemoryError):
+        train(doomed, store, longer, tmp_path / "short", resume=True)
+    assert read_info(tmp_path / "short" / "last").training["config"]["steps"] == 12
+    done = train(model(), store, longer, tmp_path / "short", resume=True)
+    assert (done.step, done.progress, done.lengthened) == (12, 1, False)
+    assert [row["step"] for row in outcome(tmp_path / "short")[0] if row["val_loss"] is not None] == [4, 8, 12]
+    assert outcome(tmp_path / "short")[1] == outcome(tmp_path / "long")[1]
+
+
+def test_another_budget_waits_for_a_validation_of_the_old_one_however_often_that_is_broken_off(
+    undisturbed: Path, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", -1.0)
+
+    def stopped_in_the_validation_after(step: int, config: TrainingConfig, resume: bool) -> Run:
+        net = model()
+
+        def interrupt(net: Transformer, *_: Any) -> None:
+            if not net.training and trainers[0].run.step == step and not stopped:
+                stopped.append(os.kill(os.getpid(), signal.SIGTERM))
+
+        trainers: list[Trainer] = []
+        stopped: list[None] = []
+        made = Trainer.__init__
+
+        def remember(trainer: Trainer, *rest: Any, **options: Any) -> None:
+            made(trainer, *rest, **options)
+            trainers.append(trainer)
+
+        net.register_forward_pre_hook(interrupt)
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "__init__", remember)
+            return train(net, store, config, tmp_path, resume=resume)
+
+    longer = replace(SHORT, steps=12)
+    for config, resume in ((SHORT, False), (longer, True), (longer, True)):
+        broken_off = stopped_in_the_validation_after(8, config, resume)
+        assert (broken_off.step, broken_off.interrupted) == (8, signal.SIGTERM)
+        assert broken_off.lengthened == resume
+    done = train(model(), store, longer, tmp_path, resume=True)
+    assert (done.step, done.progress, done.interrupted) == (12, 1, None)
+    rows, before = outcome(tmp_path)[0], outcome(undisturbed)[0]
+    assert rows[: len(before)] == before
+    assert [row["step"] for row in rows if row["val_loss"] is not None] == [4, 8, 12]
 
 
 def test_a_run_of_steps_goes_on_for_minutes(undisturbed: Path, store: TokenStore, tmp_path: Path) -> None:

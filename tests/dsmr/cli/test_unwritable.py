@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dsmr.corpus import download
-from tests.dsmr.cli.commands import ENVIRONMENT, fails, here
+from tests.dsmr.cli.commands import ENVIRONMENT, SMALL_MODEL, fails, here, start
 from tests.full_disk import files_of_at_most
 
 Arguments = list[object]
@@ -197,4 +197,27 @@ def test_download_names_what_it_cannot_write(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").write_bytes(b"")
     for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "in", "Not a directory")):
         arguments = ["prepare", "maestro", "--download", folder, "--out", tmp_path / "x"]
-        assert fails(*arguments, exits=1) == f"dsmr: {folder}: {reason}\n"
+        assert fails(*arguments, exits=1).startswith(f"dsmr: {folder}: cannot be written: {reason}; ")
+
+
+@pytest.mark.parametrize("argument", ["--version", "--help", "", "train --help", "prepare --help", "doctor --json"])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+def test_what_a_command_says_of_itself_cannot_be_written(argument: str) -> None:
+    with open("/dev/full", "w") as full:
+        process = start(*argument.split(), stdout=full)
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.fullmatch(r"dsmr: (standard output: cannot be written: )?No space left on device\n", error)
+
+
+def test_train_says_what_it_cannot_write(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    arguments = ["train", "--data", store, "--steps", 1, *SMALL_MODEL, "--out"]
+    assert fails(*arguments, tmp_path / "file") == f"dsmr: {tmp_path / 'file'}: expected a folder, got a file\n"
+    for folder, reason in (
+        (tmp_path / "file" / "run", "Not a directory"),
+        (Path("/proc/run"), "No such file or directory"),
+        (tmp_path / ("n" * 300), "File name too long"),
+    ):
+        assert fails(*arguments, folder, exits=1).startswith(f"dsmr: {folder}: cannot be written: {reason}")
+    assert (tmp_path / "file").read_bytes() == b"mine"

@@ -147,6 +147,15 @@ def test_no_link_is_followed_for_writing(store: TokenStore, run: Path, name: str
     assert contents(outside) == {b"precious": b"not a run's"}
 
 
+@pytest.mark.parametrize("way", ["resume", "force"])
+def test_no_file_is_appended_to_that_has_another_name(store: TokenStore, run: Path, way: str) -> None:
+    os.link(run / "metrics.jsonl", run.parent / "copy.jsonl")
+    before = contents(run)
+    with pytest.raises(OccupiedError, match=r"metrics\.jsonl: expected .* got a file that has another name, too; move"):
+        train(model(), store, SHORT, run, **{way: True})
+    assert contents(run) == before
+
+
 def test_other_things_in_the_place_of_links_are_kept(store: TokenStore, run: Path) -> None:
     (run / "best").unlink()
     (run / "best").write_text("my notes")
