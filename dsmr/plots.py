@@ -47,7 +47,7 @@ LOUDNESS = LinearSegmentedColormap.from_list(
 ROLL_HEIGHT = 4.6  # inches
 ROLL_WIDTHS = (9.0, 48.0)  # inches, the narrowest and the widest picture
 ROLL_INCHES_PER_SECOND = 0.16
-LONGEST_LINE = 64  # characters of a title or a name, or the axes have no room
+LONGEST_LINE = 52  # characters of a title or a name: as many as fit above one of four panels
 LEAST_KEYS = (36, 84)  # a roll shows at least C2 to C6
 
 
@@ -431,7 +431,9 @@ def _drawable(line: str, text: Text) -> str:
     if not line.isascii():
         glyphs = get_font(findfont(text.get_fontproperties())).get_charmap()
         line = "".join(char if ord(char) in glyphs else escaped(char, "ascii") for char in line)
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 + 5 :]}"
+    return (
+        line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2 - 4]} ... {line[-LONGEST_LINE // 2 + 5 :]}"
+    )
 
 
 def _style(axes: Axes, grid: str) -> None:

@@ -28,6 +28,14 @@ def test_reports_the_store_and_every_file_left_out(music: Path, tmp_path: Path) 
     assert re.search(r"1 files left out:\n  broken.mid: .+\n$", text)
 
 
+def test_says_which_splits_are_empty(music: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    piece = next(path for path in sorted(music.rglob("*.mid")) if path.name != "broken.mid")
+    (tmp_path / "one" / piece.name).write_bytes(piece.read_bytes())
+    text = succeeds("prepare", "folder", tmp_path / "one", "--out", tmp_path / "x.tokens", "--workers", 1)
+    assert "the validation split is empty\nthe test split is empty\n" in text
+
+
 def test_tells_machines_the_same(music: Path, tmp_path: Path) -> None:
     path = tmp_path / "corpus.tokens"
     found = json.loads(succeeds("prepare", "folder", music, "--out", path, "--workers", 1, "--json"))
