@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import product
 
@@ -537,12 +537,11 @@ def test_clocks_moved_by_another_thread_are_right_or_refused(
     in_a_thread(move)
     run.forward()  # so that the memory holds a segment at the new clock, too
     run.pending = run.pending[:1]
-    try:
+    with suppress(RuntimeError):
         run.backward()
-    except RuntimeError as error:
-        assert "clock has moved since the first pass" in str(error)
-        return
     plain = Run(None, impl, in_flight=3)
     plain.forward()
     plain.backward()
-    assert all(map(torch.equal, run.results, plain.results))
+    assert not run.results or all(map(torch.equal, run.results, plain.results))
+    if looks_up or way == "reentrant":
+        assert not run.results
