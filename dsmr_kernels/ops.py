@@ -129,7 +129,7 @@ def _check_appended(call: Call) -> None:
         raise RuntimeError(
             "memory: a backward pass makes this call, and its segment was not appended at this clock before: it is no "
             "replay, or one of a function that calls advance(). Call advance() outside the checkpointed function, and "
-            "append outside backward passes"
+            "append outside backward passes, or into a stack that was made or copied in this one"
         )
 
 

@@ -6,9 +6,8 @@ A *way* makes a function that is replayed in the backward pass from one that is 
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 
@@ -480,68 +479,3 @@ def test_a_model_that_is_replayed_as_a_whole_is_refused(way: str) -> None:
     out = WAYS[way](lambda tokens, anchor: model(tokens, state) + anchor)(tokens, anchor)
     with pytest.raises(RuntimeError, match=r"[Cc]all advance\(\), uncompiled, outside|Call advance\(\) outside"):
         out.sum().backward()
-
-
-def in_a_thread(work: Callable[[], None]) -> None:
-    """Run it in a new thread, whose nodes autograd numbers from 0."""
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-
-
-@both_kinds
-def test_backward_passes_may_run_in_other_threads(impl: str, way: str) -> None:
-    def feed(run: Run) -> None:
-        for _ in range(3):
-            run.forward()
-            run.advance()
-            in_a_thread(run.backward)
-
-    plain, replayed = Run(None, impl), Run(way, impl)
-    feed(plain)
-    feed(replayed)
-    assert len(plain.results) == len(replayed.results) == 6
-    assert all(map(torch.equal, plain.results, replayed.results))
-
-
-@both_kinds
-@pytest.mark.parametrize(
-    ("looks_up", "gradients"), [(False, NO_GRADIENTS), (True, GRADIENTS)], ids=["moved in place", "looked up"]
-)
-def test_clocks_moved_by_another_thread_are_right_or_refused(
-    impl: str, way: str, looks_up: bool, gradients: Callable
-) -> None:
-    """The nodes of the first pass have larger numbers than all that the thread that moves the clock has made."""
-    run = Run(way, impl, in_flight=3, looks_up=looks_up)
-
-    def many_nodes_and_a_segment() -> None:
-        x = torch.zeros(1, requires_grad=True)
-        for _ in range(100):
-            x = x + 0
-        run.forward()
-
-    def move() -> None:
-        run.advance(gradients)
-
-    in_a_thread(many_nodes_and_a_segment)
-    in_a_thread(move)
-    run.forward()  # so that the memory holds a segment at the new clock, too
-    run.pending = run.pending[:1]
-    with suppress(RuntimeError):
-        run.backward()
-    plain = Run(None, impl, in_flight=3)
-    plain.forward()
-    plain.backward()
-    assert not run.results or all(map(torch.equal, run.results, plain.results))
-    if looks_up or way == "reentrant":
-        assert not run.results
