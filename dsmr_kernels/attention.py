@@ -85,6 +85,7 @@ def recurrent_attention(
         repeat = memory.remembered.repeat
         plain = not (is_grad_enabled() and ops.wants_grad(q, k, v)) and torch._C._current_graph_task_id() == FORWARD
         if repeat is not None and plain:
+            memory.clock.is_called()
             o = repeat(q, k, v, memory)
             if o is not None:
                 return o

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import torch
 from torch import Tensor
@@ -32,3 +33,13 @@ def running_node() -> int:
 def writes(x: Tensor) -> int | None:
     """How often `x` was written; None where nobody counts: while compiling, and for inference tensors."""
     return x._version if type(x) is Tensor and not x.is_inference() else None
+
+
+class Here(threading.local):
+    """This thread, by a `token` that no other ever has: each thread numbers its nodes from 0."""
+
+    def __init__(self) -> None:
+        self.token = object()
+
+
+here = Here()

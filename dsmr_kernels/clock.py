@@ -24,20 +24,21 @@ class Clock:
 
     What replays in a backward pass ask for: `moved`, when the clock was made or last moved (`autograd.now`); `made_in`,
     the backward pass in which it was made; `left`, how often each ring, by the address of its keys, had been written
-    when the clock was superseded.
+    when the clock was superseded; `threads`, those that have called with any clock of the stack.
 
     Raises TypeError or ValueError for a state of another type or shape. Its numbers may be written; the tensor itself
     stays, because back ends rely on what was checked here.
     """
 
-    __slots__ = ("__weakref__", "_state", "in_graph", "left", "made_in", "moved", "superseded")
+    __slots__ = ("__weakref__", "_state", "in_graph", "left", "made_in", "moved", "superseded", "threads")
 
-    def __init__(self, state: Tensor) -> None:
+    def __init__(self, state: Tensor, threads: set[object] | None = None) -> None:
         check_clock(state)
         self._state = state
         self.in_graph = False
         self.superseded = False
-        self.moved = autograd.now()
+        self.threads = set() if threads is None else threads
+        self.was_moved()
         self.made_in = autograd.backward_pass()
         self.left: dict[int, int | None] = {}
 
@@ -49,9 +50,9 @@ class Clock:
         return clock
 
     @classmethod
-    def of_stack(cls, state: Tensor) -> Clock:
+    def of_stack(cls, state: Tensor, threads: set[object] | None = None) -> Clock:
         """A clock that `find` finds: operators are given nothing but its tensor."""
-        clock = cls(state)
+        clock = cls(state, threads)
         if not torch.compiler.is_compiling():
             _clocks.add(clock)
         return clock
@@ -66,8 +67,17 @@ class Clock:
         return Clock.of_stack, (self.state,), (None, {"superseded": self.superseded})
 
     def was_moved(self) -> None:
-        """Note that the state was written in place."""
-        self.moved = autograd.now()
+        """Note that the state was written just now.
+
+        Nodes of other threads have numbers that tell nothing of this moment: who called before in another thread cannot
+        be replayed.
+        """
+        alone = torch.compiler.is_compiling() or self.threads <= {autograd.here.token}
+        self.moved = autograd.now() if alone else autograd.UNKNOWN
+
+    def is_called(self) -> None:
+        """Note which thread calls."""
+        self.threads.add(autograd.here.token)
 
     @property
     def state(self) -> Tensor:

@@ -441,7 +441,7 @@ class MemoryStack:
         self.clock.superseded = True
         if values_are_real():
             self.clock.left = {ring.k.data_ptr(): autograd.writes(ring.k) for ring in self._rings}
-        self.clock = Clock.of_stack(state)
+        self.clock = Clock.of_stack(state, self.clock.threads)
         self._rings = [ring.at(self.clock, horizon) for ring, horizon in zip(self._rings, horizons, strict=True)]
 
     def _check_no_replay(self, method: str) -> None:

@@ -55,6 +55,8 @@ def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     """Run a validated call; `(o, lse)`. Goes round the dispatcher where nobody has to see the operator."""
     q, k, v = call[:3]
     plain = is_plain(q, k, v)
+    if not torch.compiler.is_compiling() and autograd.backward_pass() == autograd.FORWARD:
+        call.memory.clock.is_called()
     if wants_grad(q, k, v):
         call.memory.clock.in_graph = True
     elif plain and not q.is_meta:  # of which there is nothing but the operator's fake
@@ -104,7 +106,7 @@ def _in_backward_pass(call: Call, clock: Clock | None, running: int) -> Call:
         raise RuntimeError(
             "memory: a backward pass replays this call, and the ring's clock has moved since the first pass. Take "
             "stack[layer] outside the checkpointed function and hand it in; call advance(), uncompiled, outside "
-            "torch.no_grad()"
+            "torch.no_grad() and in the thread that calls the layers"
         )
     if clock.made_in == running and not clock.superseded:
         return call
@@ -127,7 +129,7 @@ def _check_appended(call: Call) -> None:
         raise RuntimeError(
             "memory: a backward pass makes this call, and its segment was not appended at this clock before: it is no "
             "replay, or one of a function that calls advance(). Call advance() outside the checkpointed function, and "
-            "append outside backward passes"
+            "append outside backward passes, or into a stack that was made or copied in this one"
         )
 
 
