@@ -33,11 +33,11 @@ from dsmr.training import Run, RunFolder, TrainingConfig
 
 TINY = replace(
     QUICK,
-    corpus_tokens=9_000,
+    corpus_tokens=60_000,  # enough excerpts, of enough seconds, for verdicts
     longest=3_000,
     training=TrainingConfig(steps=2, lanes=1, validations=1, validation_tokens=500),
     resets=Resets(at=(64,), width=64, end=512),
-    seconds=4.0,
+    seconds=20.0,
 )
 
 
