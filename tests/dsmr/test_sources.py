@@ -239,7 +239,7 @@ class TestGroups:
         return [MidiFile(source, Path(source).stem, "", None, Path(source)) for source in sources]
 
     def test_folders_that_hold_files(self) -> None:
-        # The layouts of composer/work/player, of a work with its versions in a folder beside it, and of files alone.
+        # The layouts of composer/piece/player, of a piece with its versions in a folder beside it, and of files alone.
         files = self.files("Bach/Fugue/A.mid", "Bach/Fugue/B.mid", "Bach/Aria/A.mid")
         files += self.files("001/001.mid", "001/versions/001-v1.mid", "001/versions/more/x.mid", "Waltz.mid")
         assert sources.groups_by_folder(files) == [
