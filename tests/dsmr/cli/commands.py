@@ -75,7 +75,7 @@ def encoded(encoding: str, *arguments: object) -> tuple[str, str]:
         code = app.run([*map(str, arguments)])
         for stream in streams:
             stream.flush()
-    out, error = (stream.buffer.getvalue().decode(encoding) for stream in streams)  # type: ignore[attr-defined]
+    out, error = (stream.buffer.getvalue().decode(encoding) for stream in streams)
     assert code == 0, out + error
     return out, error
 

@@ -63,7 +63,7 @@ def trained(store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 found.rates.append(made.param_groups[0]["lr"])
                 step()
 
-            made.step = noted  # type: ignore[method-assign]
+            made.step = noted
             return made
 
         def compiled() -> Any:
