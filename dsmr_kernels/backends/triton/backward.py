@@ -13,7 +13,7 @@ from torch import Tensor
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.triton.configs import Config
 from dsmr_kernels.backends.triton.launch import Launch, common_arguments, padded_dim, strides, tile_source
-from dsmr_kernels.backends.triton.ring import (
+from dsmr_kernels.backends.triton.geometry import (
     ALL,
     archive_span,
     block_of,

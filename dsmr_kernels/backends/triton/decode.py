@@ -16,7 +16,7 @@ from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.triton.configs import Config, Kind, kind, processors
 from dsmr_kernels.backends.triton.forward import attend_part, softmax_step
 from dsmr_kernels.backends.triton.launch import Launch, common_arguments, padded_dim
-from dsmr_kernels.backends.triton.ring import ALL, append, archive_span, read_clock, recent_span
+from dsmr_kernels.backends.triton.geometry import ALL, append, archive_span, read_clock, recent_span
 from dsmr_kernels.backends.triton.tile import (
     EXACT,
     LN2,

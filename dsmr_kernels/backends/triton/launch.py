@@ -11,7 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.triton.configs import Config
-from dsmr_kernels.backends.triton.ring import ALL, HASHED, LAST
+from dsmr_kernels.backends.triton.geometry import ALL, HASHED, LAST
 from dsmr_kernels.backends.triton.tile import EXACT, FLOAT8, INT8
 
 LARGEST_DIM = 256

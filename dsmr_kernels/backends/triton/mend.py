@@ -17,7 +17,7 @@ from dsmr_kernels.backends.triton.backward import dq_part, dq_step, last_row
 from dsmr_kernels.backends.triton.configs import Config
 from dsmr_kernels.backends.triton.forward import attend_part, softmax_step
 from dsmr_kernels.backends.triton.launch import Launch, common_arguments, strides
-from dsmr_kernels.backends.triton.ring import ALL, archive_span, read_clock, recent_span
+from dsmr_kernels.backends.triton.geometry import ALL, archive_span, read_clock, recent_span
 from dsmr_kernels.backends.triton.tile import (
     EXACT,
     LOG2E,
