@@ -87,6 +87,7 @@ class Compiled:
     constants: dict[str, Any]
     warps: int
     stages: int
+    bulk: bool
     registers: int
     spills: int
     shared: int
@@ -180,6 +181,7 @@ def _examine(function: JITFunction, binary: Any, log: str, architecture: str) ->
         constants=constants,
         warps=binary.metadata.num_warps,
         stages=binary.metadata.num_stages,
+        bulk="tensordesc" in str(binary.src.signature),
         registers=registers,
         spills=spills,
         shared=binary.metadata.shared,
@@ -298,17 +300,17 @@ def required(kernel: Compiled, kind: Kind) -> list[tuple[str, ...]]:
     """Instructions without which a kernel would crawl: groups, of each of which it must contain one."""
     if kernel.name not in PRODUCTS:
         return []
-    chip, constants = ARCHITECTURES[kernel.architecture], kernel.constants
+    chip, shape = ARCHITECTURES[kernel.architecture], kernel.constants["shape"]
     groups = []
-    if constants["UNIT"] == 8 or constants["PRECISION"] == "tf32":
+    if shape.UNIT == 8 or shape.PRECISION == "tf32":
         # Tiles of less than 64 rows, which large heads, rare calls and decoding get, are no work for wgmma and tcgen05.
-        small = kind != "half" or constants["BD"] == 256 or kernel.name == "decode_kernel"
+        small = kind != "half" or shape.BD == 256 or kernel.name == "decode_kernel"
         groups.append((chip.products, "mma.sync") if small else (chip.products,))
-    if chip.target.backend == "cuda" and kernel.stages > 1 and constants["UNIT"] == 8:
+    if chip.target.backend == "cuda" and kernel.stages > 1 and shape.UNIT == 8:
         # 16 bytes a thread and copy, where the streamed tile has as many; fewer than that is no sign of misalignment.
-        streamed = constants["BM" if kernel.name == "dkdv_kernel" else "BN"] * constants["BD"] * 2
+        streamed = (shape.BM if kernel.name == "dkdv_kernel" else shape.BN) * shape.BD * 2
         narrow = ("cp.async.cg", "cp.async.ca") if streamed < 16 * 32 * kernel.warps else ("cp.async.cg",)
-        groups.append((chip.copies,) if constants.get("DESCRIPTOR") else narrow)
+        groups.append((chip.copies,) if kernel.bulk else narrow)
     return groups
 
 

@@ -14,7 +14,7 @@ from dsmr_kernels.backends.triton import decode
 from dsmr_kernels.backends.triton.backward import launch_delta, launch_dkdv, launch_dq
 from dsmr_kernels.backends.triton.configs import lookup
 from dsmr_kernels.backends.triton.forward import launch_forward
-from dsmr_kernels.backends.triton.launch import aligned, unsupported
+from dsmr_kernels.backends.triton.launch import aligned, heads_of, inputs_of, unsupported
 from dsmr_kernels.backends.triton.mend import mend_dkdv, mend_dq, mend_forward
 
 __all__ = ["backward", "forward", "unsupported"]
@@ -27,12 +27,13 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     o = torch.empty_like(call.q, memory_format=torch.contiguous_format)
     lse = call.q.new_empty((batch, heads, tokens), dtype=torch.float32)
     with torch.cuda.device_of(call.q):  # launches go to the current device
+        inputs = inputs_of(call)
         if decode.suits(call):
-            launches = decode.launches_decode(call, o, lse, lookup("decode", call))
+            launches = decode.launches_decode(call, inputs, o, lse, lookup("decode", call))
         else:
-            launches = [launch_forward(call, o, lse, lookup("forward", call))]
+            launches = [launch_forward(call, inputs, o, lse, lookup("forward", call))]
         if tokens > 1:
-            launches.append(mend_forward(call, o, lse))
+            launches.append(mend_forward(call, inputs, o, lse))
         # Kernels write where this segment ends. A longer one may have been tried at this clock before, and a graph that
         # is older must still learn that it wrote over its memory. A call as the ring's last one, without any graph, has
         # nobody to tell.

@@ -1,15 +1,23 @@
-"""Where a lane's memory lies in its ring, and the writing of a segment into it: `geometry.py`, on the device.
+"""Where tokens live in a ring and which of them a query sees: `dsmr_kernels/geometry.py`, on the device.
+
+Positions are relative: token i of the segment stands at i. The visible entries of a part of the ring stand at the
+places -n ... -1 in the order of their age, which are their positions if the ring keeps every token. A query sees
+all from its lower bound to itself.
 
 A ring has one part, or two under retention: the archive and, behind it, the recent part that holds the open segment's
-tokens. The visible entries of a part lie in at most two runs of consecutive slots, which one loop walks.
+tokens. The visible entries of a part lie in at most two runs of consecutive slots, which one loop walks: two loops make
+ptxas serialise the tensor-core instructions.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from dsmr_kernels.backends.triton.tile import EXACT, INT8, load_rows, narrow
+BEFORE_ALL = tl.constexpr(-(2**30))  # a lower bound below every place: the query sees all that is older
+AFTER_ALL = tl.constexpr(2**30)
 
 # Which tokens the ring keeps (KEEP): all, or of each group the last or one chosen by a hash.
 ALL = tl.constexpr(0)
@@ -17,35 +25,109 @@ LAST = tl.constexpr(1)
 HASHED = tl.constexpr(2)
 
 
-@triton.jit
-def read_clock(clock_ptr, lane, lanes):
-    """A lane's position, length and phase, int64."""
-    position = tl.load(clock_ptr + lane)
-    length = tl.load(clock_ptr + lanes + lane)
-    phase = tl.load(clock_ptr + 2 * lanes + lane)
-    return position, length, phase
+class Lane(NamedTuple):
+    """One lane of a call: its index, its tokens and how many of them are real, the horizon, and its clock (int64)."""
+
+    index: Any
+    tokens: Any
+    real: Any
+    horizon: Any
+    position: Any
+    length: Any
+    phase: Any
+
+
+class Span(NamedTuple):
+    """The visible entries of one part of the ring, which begins at slot `base` and has `slots`.
+
+    There are `count`, the oldest in slot `base + slot`. Under retention `groups` of the piece are complete.
+    """
+
+    base: Any
+    slots: Any
+    slot: Any
+    count: Any
+    groups: Any
+
+
+class Runs(NamedTuple):
+    """The entries from place `begin` on as two runs, in blocks that never span both; the second begins at slot 0.
+
+    `head` is the first run's slot, the lengths count entries. The first `head_blocks` of all `blocks` are its own.
+    """
+
+    begin: Any
+    head: Any
+    head_length: Any
+    tail_length: Any
+    head_blocks: Any
+    blocks: Any
+
+
+class Bounds(NamedTuple):
+    """The lower bounds of a tile's rows, of its first and of its last real row."""
+
+    low: Any
+    first: Any
+    last: Any
 
 
 @triton.jit
-def archive_span(position, length, phase, horizon, slots, stride, TOKEN: tl.constexpr, KEEP: tl.constexpr):
-    """The archive's visible entries: their number, the slot of the oldest and its group (0 if all tokens are kept)."""
-    if KEEP == ALL:
-        reach = tl.maximum(horizon - 1, 0) if TOKEN else horizon + phase
-        count = tl.minimum(tl.minimum(length, reach), slots)
-        slot, first_group = ((position - count) % slots).to(tl.int32), position * 0
+def read_lane(lanes, index, T):
+    """A lane's numbers. A wrong length must not lead out of bounds."""
+    real = T
+    if lanes.real is not None:
+        real = tl.minimum(tl.maximum(tl.load(lanes.real + index), 0), T).to(tl.int32)
+    clock, count = lanes.clock + index, tl.num_programs(2)
+    position, length, phase = tl.load(clock), tl.load(clock + count), tl.load(clock + 2 * count)
+    return Lane(index, T, real, tl.load(lanes.horizon), position, length, phase)
+
+
+@triton.jit
+def lower_bound(rows, lanes, lane, shape: tl.constexpr):
+    """The lowest place that each query may see, for a vector of rows or one. Non-decreasing in the row."""
+    low = rows * 0 + BEFORE_ALL
+    if lanes.start is not None:
+        index = tl.minimum(tl.maximum(rows, 0), lane.tokens - 1)
+        start = tl.load(lanes.start + lane.index * lane.tokens + index).to(tl.int32)
+        low = tl.where(start > 0, start, low)
+    if shape.TOKEN:
+        low = tl.maximum(low, rows - tl.minimum(lane.horizon, AFTER_ALL).to(tl.int32) + 1)
+    return low
+
+
+@triton.jit
+def bounds_of(rows, first, stop, lanes, lane, shape: tl.constexpr):
+    """The bounds of a tile whose rows are tokens `first ... stop - 1`; a tile without real ones sees nothing."""
+    low = lower_bound(rows, lanes, lane, shape)
+    low_first = lower_bound(first, lanes, lane, shape)
+    low_last = lower_bound(stop - 1, lanes, lane, shape)
+    if lanes.real is not None:
+        low_first = tl.where(first < stop, low_first, AFTER_ALL)
+    return Bounds(low, low_first, low_last)
+
+
+@triton.jit
+def archive_span(ring, lane, shape: tl.constexpr):
+    """What a call sees of the archive."""
+    position, length, phase = lane.position, lane.length, lane.phase
+    if shape.KEEP == ALL:
+        reach = tl.maximum(lane.horizon - 1, 0) if shape.TOKEN else lane.horizon + phase
+        count = tl.minimum(tl.minimum(length, reach), ring.archive)
+        slot, groups = position - count, length * 0
     else:
-        complete = tl.maximum(length - phase, 0) // stride
-        count = tl.minimum(tl.minimum(complete, horizon), slots)
-        first_group = complete - count
-        slot = (group_slot(position - length, first_group, stride) % slots).to(tl.int32)
-    return count.to(tl.int32), slot, first_group
+        groups = tl.maximum(length - phase, 0) // ring.stride
+        count = tl.minimum(tl.minimum(groups, lane.horizon), ring.archive)
+        slot = group_slot(position - length, groups - count, ring.stride)
+    return Span(0, ring.archive, (slot % ring.archive).to(tl.int32), count.to(tl.int32), groups)
 
 
 @triton.jit
-def recent_span(position, length, phase, slots):
-    """The recent part's visible entries: their number and the slot of the oldest."""
-    count = tl.minimum(tl.minimum(length, phase), slots)
-    return count.to(tl.int32), ((position - count) % slots).to(tl.int32)
+def recent_span(ring, lane):
+    """What a call sees of the recent part."""
+    count = tl.minimum(tl.minimum(lane.length, lane.phase), ring.recent)
+    slot = ((lane.position - count) % ring.recent).to(tl.int32)
+    return Span(ring.archive, ring.recent, slot, count.to(tl.int32), count * 0)
 
 
 @triton.jit
@@ -69,134 +151,46 @@ def kept_offset(group, stride, KEEP: tl.constexpr):
 
 
 @triton.jit
-def entry_positions(entries, count, first_group, length, stride, KEEP: tl.constexpr):
-    """Positions of a part's visible entries, 0 being the oldest; `count` is their number."""
+def positions_of(places, span, ring, lane, KEEP: tl.constexpr):
+    """The positions of the entries at these places."""
     if KEEP == ALL:
-        positions = entries - count
+        positions = places
     else:
-        group = first_group + entries
-        positions = (group * stride + kept_offset(group, stride, KEEP) - length).to(tl.int32)
+        group = span.groups + places
+        positions = (group * ring.stride + kept_offset(group, ring.stride, KEEP) - lane.length).to(tl.int32)
     return positions
 
 
 @triton.jit
-def cut(slot, stop, skipped, slots, BN: tl.constexpr):
-    """Entries `skipped ... stop - 1` as two runs: the first's slot and length, the second's length, their blocks.
+def share(span, bounds, part, PARTS: tl.constexpr, BN: tl.constexpr):
+    """Of the entries that any row of a tile sees share `part` of PARTS, as places from ... to (exclusive).
 
-    The second run begins at slot 0. Blocks of BN entries never span both.
+    Shares are whole blocks, as even as they go.
     """
-    head = slot + skipped
-    head = tl.where(head >= slots, head - slots, head)
-    todo = stop - skipped
-    head_len = tl.minimum(todo, slots - head)
-    head_blocks = tl.cdiv(head_len, BN)
-    return head, head_len, todo - head_len, head_blocks, head_blocks + tl.cdiv(todo - head_len, BN)
+    begin, stop = tl.minimum(tl.maximum(bounds.first, -span.count), 0), 0
+    if PARTS > 1:
+        size = tl.cdiv(tl.cdiv(-begin, PARTS), BN) * BN
+        begin = tl.minimum(begin + part * size, 0)
+        stop = tl.minimum(begin + size, 0)
+    return begin, stop
 
 
 @triton.jit
-def block_of(i, head, head_len, tail_len, head_blocks, skipped, BN: tl.constexpr):
-    """Block i of a walk: its first slot, the end of its run, and the entry in its first slot."""
-    in_head = i < head_blocks
-    first = tl.where(in_head, head + i * BN, (i - head_blocks) * BN)
-    end = tl.where(in_head, head + head_len, tail_len)
-    entry = skipped + tl.where(in_head, first - head, head_len + first)
-    return first, end, entry
+def runs_of(span, begin, stop, BN: tl.constexpr):
+    """The entries of a span from place `begin` to `stop` (exclusive)."""
+    head = span.slot + span.count + begin
+    head = tl.where(head >= span.slots, head - span.slots, head)
+    head_length = tl.minimum(stop - begin, span.slots - head)
+    tail_length = stop - begin - head_length
+    head_blocks = tl.cdiv(head_length, BN)
+    return Runs(begin, head, head_length, tail_length, head_blocks, head_blocks + tl.cdiv(tail_length, BN))
 
 
 @triton.jit
-def quantised(x, STORAGE: tl.constexpr):
-    """float32 `x [n, BD]` as a quantised ring stores it, with one scale per row: `storage.quantise`, bit for bit."""
-    largest = 127.0 if STORAGE == INT8 else 448.0
-    scale = tl.div_rn(tl.max(tl.abs(x), 1), largest)
-    scale += tl.sum(x - x, 1)  # the maximum ignores NaN: let it reach the scale
-    y = tl.div_rn(x, tl.where(scale > 0, scale, 1.0)[:, None])
-    if STORAGE == INT8:
-        values = ((y + 12582912.0) - 12582912.0).to(tl.int8)  # adding 1.5 * 2^23 rounds to an integer
-    else:
-        bits = y.to(tl.uint32, bitcast=True)
-        sign = (bits >> 24) & 0x80
-        bits &= 0x7FFFFFFF
-        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)  # 3 bits of mantissa; bias 7, not 127
-        # Below 2^-6 values are multiples of 2^-9, which is the last place of 2^14.
-        small = (bits.to(tl.float32, bitcast=True) + 16384.0).to(tl.uint32, bitcast=True) - 0x46800000
-        values = (tl.where(bits < 0x3C800000, small, normal) | sign).to(tl.uint8)
-    return values, scale
-
-
-@triton.jit
-def store_entries(x, ring_ptr, scale_ptr, slots, mask, D: tl.constexpr, BD: tl.constexpr, STORAGE: tl.constexpr):
-    """Write float32 rows `x [n, BD]` to the slots of one lane's head."""
-    columns = tl.arange(0, BD)
-    if STORAGE == EXACT:
-        values = narrow(x, ring_ptr.dtype.element_ty)
-    else:
-        values, scale = quantised(x, STORAGE)
-        tl.store(scale_ptr + slots, scale, mask=mask)
-    ptrs = ring_ptr + slots[:, None] * D + columns[None, :]
-    tl.store(ptrs, values, mask=mask[:, None] & (columns < D)[None, :])
-
-
-@triton.jit
-def archive_slots(rows, real, start_ptr, position, length, stride, KEEP: tl.constexpr, STARTS: tl.constexpr):
-    """For each token: does the archive keep it, and in which slot (not yet wrapped)?"""
-    index = length + rows  # since the token's piece began
-    if STARTS:
-        start = tl.load(start_ptr + rows, mask=rows < real, other=0).to(tl.int64)
-        index = tl.where(start > 0, rows - start, index)
-    group = index // stride
-    kept = (index % stride == kept_offset(group, stride, KEEP)) & (rows < real)
-    return kept, group_slot(position + rows - index, group, stride)
-
-
-@triton.jit
-def append(
-    k_ptr,
-    v_ptr,
-    k_row,
-    v_row,
-    ring_k_ptr,
-    ring_v_ptr,
-    k_scale_ptr,
-    v_scale_ptr,
-    start_ptr,
-    first,
-    real,
-    position,
-    length,
-    archive,
-    recent,
-    stride,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    ROWS: tl.constexpr,
-    STORAGE: tl.constexpr,
-    KEEP: tl.constexpr,
-    STARTS: tl.constexpr,
-):
-    """Write the segment's tokens `first ... first + ROWS - 1` into one lane's head; all pointers are the head's own.
-
-    Safe beside programs that read: C >= M + T keeps visible slots and written slots apart. The clock does not move, so
-    doing it twice changes nothing.
-    """
-    rows = first + tl.arange(0, ROWS)
-    mask = rows < real
-    k = load_rows(k_ptr, k_row, first, real, D, BD, ROWS).to(tl.float32)  # [ROWS, BD]
-    v = load_rows(v_ptr, v_row, first, real, D, BD, ROWS).to(tl.float32)  # [ROWS, BD]
-    if KEEP == ALL:
-        slots = (position % archive).to(tl.int32) + rows
-        slots = tl.where(slots >= archive, slots - archive, slots)
-        store_entries(k, ring_k_ptr, k_scale_ptr, slots, mask, D, BD, STORAGE)
-        store_entries(v, ring_v_ptr, v_scale_ptr, slots, mask, D, BD, STORAGE)
-    else:
-        kept, slots = archive_slots(rows, real, start_ptr, position, length, stride, KEEP, STARTS)
-        if STARTS:  # a piece that ends in mid-group leaves its slot to the next piece, at most two groups further on
-            for later in range(1, 2 * stride - 1):
-                kept_later, taken = archive_slots(rows + later, real, start_ptr, position, length, stride, KEEP, STARTS)
-                kept = kept & ~(kept_later & (taken == slots))
-        slots = (slots % archive).to(tl.int32)
-        store_entries(k, ring_k_ptr, k_scale_ptr, slots, kept, D, BD, STORAGE)
-        store_entries(v, ring_v_ptr, v_scale_ptr, slots, kept, D, BD, STORAGE)
-        slots = (position % recent).to(tl.int32) + rows
-        slots = archive + tl.where(slots >= recent, slots - recent, slots)
-        store_entries(k, ring_k_ptr, k_scale_ptr, slots, mask, D, BD, STORAGE)
-        store_entries(v, ring_v_ptr, v_scale_ptr, slots, mask, D, BD, STORAGE)
+def block_of(i, runs, BN: tl.constexpr):
+    """Block i of a walk: its first slot, the end of its run, and the place of its first entry."""
+    in_head = i < runs.head_blocks
+    first = tl.where(in_head, runs.head + i * BN, (i - runs.head_blocks) * BN)
+    end = tl.where(in_head, runs.head + runs.head_length, runs.tail_length)
+    place = runs.begin + tl.where(in_head, first - runs.head, runs.head_length + first)
+    return first, end, place

@@ -1,8 +1,12 @@
-"""From a call to kernel arguments: what all launches share, and which calls can be served."""
+"""From a call to kernel arguments: the nouns that all kernels share, and which calls can be served.
+
+What a call lacks is None in its noun, and no part of the kernel. Descriptors are arguments of their own: Triton's
+launcher does not look for them in tuples.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
@@ -12,12 +16,72 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.triton.configs import Config
 from dsmr_kernels.backends.triton.geometry import ALL, HASHED, LAST
-from dsmr_kernels.backends.triton.tile import EXACT, FLOAT8, INT8
 
 LARGEST_DIM = 256
 MOST_LANES = 65535  # of a grid's third dimension, and of its second, CUDA has no more
 ALIGNMENT = 16  # bytes: narrower loads are neither vectorised nor asynchronous
-STORAGE = {torch.int8: INT8, torch.float8_e4m3fn: FLOAT8}
+
+
+class Heads(NamedTuple):
+    """`[B, T, heads, D]`: where it begins, and its strides in units of 16 bytes: so the compiler knows they are aligned."""
+
+    ptr: Tensor
+    lane: int
+    row: int
+    head: int
+
+
+class Ring(NamedTuple):
+    """A layer's memory `k, v [B, Hkv, archive + recent, D]`, and which tokens it keeps. float8 is told by its bytes."""
+
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor
+    v_scale: Tensor
+    archive: int
+    recent: int
+    stride: int
+
+
+class Lanes(NamedTuple):
+    """What differs from lane to lane and is read on the device; `real [B]` is the call's `segment_len`.
+
+    A call that appends says in `written [B]` up to which position.
+    """
+
+    clock: Tensor
+    horizon: Tensor
+    start: Tensor | None
+    real: Tensor | None
+    written: Tensor | None
+
+
+class Rule(NamedTuple):
+    """How products become logits."""
+
+    scale: float
+    softcap: float | None
+    slopes: Tensor | None
+
+
+class Shape(NamedTuple):
+    """What a kernel is compiled for: sizes, and rules that are not told by a noun's lack of something.
+
+    D: the head dimension, and BD what it is rounded up to. BM, BN: queries and keys a tile. UNIT: elements in 16 bytes.
+    TOKEN: the window is "token"; BOUNDED: queries may have lower bounds that differ. KEEP: which tokens the ring keeps.
+    PLAIN: a logit is a positive multiple of a product. PRECISION: of products, as Triton names it.
+    """
+
+    D: int
+    BD: int
+    BM: int
+    BN: int
+    UNIT: int
+    TOKEN: bool
+    BOUNDED: bool
+    KEEP: int
+    PLAIN: bool
+    PRECISION: Literal["ieee", "tf32"]
 
 
 class Launch(NamedTuple):
@@ -71,48 +135,51 @@ def aligned(x: Tensor) -> Tensor:
     return x if fits and x.shape[1] * x.stride(1) < 2**31 else x.clone(memory_format=torch.contiguous_format)
 
 
-def strides(name: str, x: Tensor) -> dict[str, int]:
-    """Strides of an aligned `[B, T, heads, D]`, in units of 16 bytes: so the compiler knows they are aligned."""
+def heads_of(x: Tensor) -> Heads:
+    """An aligned `[B, T, heads, D]`."""
     lane, row, head, _ = x.stride()
     unit = ALIGNMENT // x.itemsize
-    return {f"{name}_lane": lane // unit, f"{name}_row": row // unit, f"{name}_head": head // unit}
+    return Heads(x, lane // unit, row // unit, head // unit)
 
 
-def tile_source(x: Tensor, block: tuple[int, int], by_descriptor: bool) -> Tensor | TensorDescriptor:
-    """What `tile.fetch` reads `[rows, D]` tiles of `x [B, heads, n, D]` from."""
-    if by_descriptor and x.numel():
-        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, *block])
-    return x
-
-
-def common_arguments(call: Call, config: Config) -> dict[str, Any]:
-    """The arguments that forward, dQ and decode share. Tensors that a call lacks are stood in for by one it has."""
-    q, k, v, memory, geometry = call.q, call.k, call.v, call.memory, call.memory.geometry
-    storage = STORAGE.get(memory.k.dtype, EXACT)
-    ring_k, ring_v = (x.view(torch.uint8) if storage is FLOAT8 else x for x in (memory.k, memory.v))
-    retention = geometry.retention
-    keep = ALL if retention.stride == 1 else HASHED if retention.keep == "random" else LAST
-    by_descriptor = config.descriptors and q.shape[3] * memory.k.itemsize % ALIGNMENT == 0
-    plain = storage is EXACT and not call.softcap and call.alibi_slopes is None and call.scale > 0
+def inputs_of(call: Call) -> dict[str, Any]:
+    """The arguments that kernels share, from an aligned call."""
+    q, memory = call.q, call.memory
+    geometry = memory.geometry
+    ring = None
+    if geometry.archive:
+        k, v = (x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x for x in (memory.k, memory.v))
+        scales = (k, v) if memory.k_scale is None else (memory.k_scale, memory.v_scale)
+        ring = Ring(k, v, *scales, geometry.archive, geometry.recent, geometry.retention.stride)
+    optional = call.segment_start, call.segment_len, call.alibi_slopes
+    start, real, slopes = (None if x is None else x.contiguous() for x in optional)
     return {
-        **{"q_ptr": q, "k_ptr": k, "v_ptr": v, "ring_k_ptr": ring_k, "ring_v_ptr": ring_v},
-        **{"k_scale_ptr": _or(memory.k_scale, q), "v_scale_ptr": _or(memory.v_scale, q)},
-        **{"clock_ptr": _clock(call), "horizon_ptr": memory.horizon},
-        **{"start_ptr": _or(call.segment_start, q), "len_ptr": _or(call.segment_len, q)},
-        **{"slopes_ptr": _or(call.alibi_slopes, q), "scale": call.scale, "softcap": call.softcap},
-        **{"T": q.shape[1], "group": q.shape[2] // k.shape[2]},
-        **{"archive": geometry.archive, "recent": geometry.recent, "stride": retention.stride},
-        **strides("q", q),
-        **strides("k", k),
-        **strides("v", v),
-        **{"D": q.shape[3], "BD": padded_dim(call), "BM": config.block_m, "BN": config.block_n},
-        **{"UNIT": ALIGNMENT // q.itemsize, "TOKEN": call.window == "token", "FACTORED": plain},
-        **{"STARTS": call.segment_start is not None, "LENGTHS": call.segment_len is not None},
-        **{"CAPPED": call.softcap > 0, "ALIBI": call.alibi_slopes is not None},
-        **{"STORAGE": storage.value, "KEEP": keep.value, "MEMORY": geometry.archive > 0},
-        **{"DESCRIPTOR": by_descriptor, "PRECISION": _precision(q.dtype)},
-        **config.options,
+        **{"q": heads_of(q), "k": heads_of(call.k), "v": heads_of(call.v), "ring": ring},
+        "lanes": Lanes(_clock(call), memory.horizon, start, real, memory.written if call.append else None),
+        "rule": Rule(call.scale, call.softcap or None, slopes),
+        **{"T": q.shape[1], "group": q.shape[2] // call.k.shape[2]},
     }
+
+
+def shape_of(call: Call, config: Config) -> Shape:
+    """What a call's kernels are compiled for."""
+    q, memory = call.q, call.memory
+    retention = memory.geometry.retention
+    keep = ALL if retention.stride == 1 else HASHED if retention.keep == "random" else LAST
+    token = call.window == "token"
+    return Shape(
+        *(q.shape[3], padded_dim(call), config.block_m, config.block_n, ALIGNMENT // q.itemsize),
+        *(token, token or call.segment_start is not None, keep.value),
+        memory.k_scale is None and not call.softcap and call.alibi_slopes is None and call.scale > 0,
+        _precision(q.dtype),
+    )
+
+
+def source_of(x: Tensor, shape: Shape, config: Config) -> TensorDescriptor | None:
+    """What fetches `[BN, BD]` tiles of `x [B, heads, n, D]` in bulk; None if pointers do."""
+    if not config.descriptors or shape.D * x.itemsize % ALIGNMENT or not x.numel():
+        return None
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, shape.BN, shape.BD])
 
 
 def _clock(call: Call) -> Tensor:
@@ -132,10 +199,6 @@ def _clock(call: Call) -> Tensor:
     else:
         limited[2].clamp_(max=room)
     return limited
-
-
-def _or(x: Tensor | None, other: Tensor) -> Tensor:
-    return other if x is None else x.contiguous()
 
 
 def _precision(dtype: torch.dtype) -> str:
