@@ -89,7 +89,9 @@ def digest(launches: Iterable[Launch]) -> str:
     told = hashlib.sha256()
     for launch in launches:
         at_run_time = {parameter.name for parameter in launch.kernel.params if not parameter.is_constexpr}
-        arguments = sorted((name, _told(x) if name in at_run_time else _constant(x)) for name, x in launch.arguments.items())
+        arguments = sorted(
+            (name, _told(x) if name in at_run_time else _constant(x)) for name, x in launch.arguments.items()
+        )
         told.update(repr((kernel_source(launch.kernel), arguments)).encode())
     return told.hexdigest()[:12]
 
