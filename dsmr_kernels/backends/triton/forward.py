@@ -19,7 +19,7 @@ from dsmr_kernels.backends.triton.launch import Launch, shape_of, source_of
 from dsmr_kernels.backends.triton.logits import factor_of, steepness
 from dsmr_kernels.backends.triton.softmax import finish, no_sums, only, step
 from dsmr_kernels.backends.triton.tile import decoded, fetch, load_rows, load_scales, ring_keys, segment_keys, store_rows
-from dsmr_kernels.backends.triton.walk import Queries, over_memory, over_segment, scores
+from dsmr_kernels.backends.triton.walk import Queries, over_memory, over_segment, scores, seen
 
 
 def launch_forward(call: Call, inputs: dict[str, Any], o: Tensor, lse: Tensor, config: Config) -> Launch:
@@ -44,10 +44,11 @@ def attend_block(sums, tile, source, keys, block, rule, shape: tl.constexpr):
     k, v = decoded(k, tile.q.dtype), decoded(v, tile.q.dtype)
     if TYPE != tile.q.dtype:
         k_scale = load_scales(keys.k_scale, block.first, block.end, TYPE, shape.BN)
-        v_scale = load_scales(keys.v_scale, block.first, block.end, TYPE, shape.BN)
     x, _ = scores(tile, k, k_scale, block, rule, shape)
     if block.hides:
-        x = tl.where(block.seen, x, float("-inf"))
+        x = tl.where(seen(tile, block, shape), x, float("-inf"))
+    if TYPE != tile.q.dtype:
+        v_scale = load_scales(keys.v_scale, block.first, block.end, TYPE, shape.BN)
     return step(sums, x, tile.factor, v, v_scale, shape.PRECISION)
 
 

@@ -42,9 +42,10 @@ class Block(NamedTuple):
 
     first: Any
     end: Any
+    place: Any
     positions: Any
+    last: Any
     hides: Any
-    seen: Any
 
 
 @triton.jit
@@ -54,6 +55,13 @@ def scores(tile, k, k_scale, block, rule, shape: tl.constexpr):
     if k_scale is not None:
         x = x * k_scale[None, :]
     return logits(x, tile.rows[:, None], block.positions[None, :], tile.steep, rule, shape)
+
+
+@triton.jit
+def seen(tile, block, shape: tl.constexpr):
+    """Which of a block's keys each query sees. `[BM, BN]` or `[1, BN]`"""
+    low = (tile.bounds.low - block.place)[:, None]
+    return visible(tl.arange(0, shape.BN)[None, :], low, block.last, shape)
 
 
 @triton.jit
@@ -79,11 +87,10 @@ def over_span(
     for i in tl.range(0, runs.blocks):
         first, end, place = block_of(i, runs, shape.BN)
         positions = positions_of(place + columns, span, ring, lane, KEEP)
-        seen = visible(columns[None, :], (tile.bounds.low - place)[:, None], end - first - 1, shape)
         hides = first + shape.BN > end
         if shape.BOUNDED:
             hides = hides | (place < tile.bounds.last)
-        block = Block(span.base + first, span.base + end, positions, hides, seen)
+        block = Block(span.base + first, span.base + end, place, positions, end - first - 1, hides)
         state = TAKE(state, tile, source, keys, block, rule, shape)
     return state
 
@@ -116,12 +123,11 @@ def over_segment(state, tile, source, keys, whole, end, rule, shape: tl.constexp
     """The segment before token `end`. No row is hidden from those before `whole`; None: every block is masked."""
     columns = tl.arange(0, shape.BN)
     for n0 in tl.range(tl.maximum(tile.bounds.first, 0), end, shape.BN):
-        seen = visible(columns[None, :], (tile.bounds.low - n0)[:, None], (tile.rows - n0)[:, None], shape)
         hides = True
         if whole is not None:
             hides = n0 + shape.BN > whole
             if shape.BOUNDED:
                 hides = hides | (n0 < tile.bounds.last)
-        block = Block(n0, end, n0 + columns, hides, seen)
+        block = Block(n0, end, n0, n0 + columns, (tile.rows - n0)[:, None], hides)
         state = TAKE(state, tile, source, keys, block, rule, shape)
     return state
