@@ -28,7 +28,7 @@ from dsmr_kernels.backends.triton.tile import (
     segment_keys,
     store_rows,
 )
-from dsmr_kernels.backends.triton.walk import over_memory, over_segment, scores
+from dsmr_kernels.backends.triton.walk import over_memory, over_segment, scores, seen
 
 DELTA = Config(32, 32, 4, 1)  # of the smallest kernel: rows a program
 
@@ -141,7 +141,7 @@ def pull_block(dq, tile, source, keys, block, rule, shape: tl.constexpr):
         dweights = dweights * v_scale[None, :]
     dx = weights * (dweights - tile.delta[:, None]) * slope
     if block.hides:
-        dx = tl.where(block.seen, dx, 0.0)
+        dx = tl.where(seen(tile, block, shape), dx, 0.0)
     if k_scale is not None:
         dx = dx * k_scale[None, :]
     return dot(narrow(dx, k.dtype), k, dq, shape.PRECISION)  # [BM, BN] @ [BN, BD]
@@ -223,8 +223,8 @@ def pull_keys(k, v, keys, first, end, q, back, lanes, lane, kv_head, group, rule
         lse, delta = load_sums(back, lane, head, heads, rows, end)  # [BM]
         x = dot(k, tl.trans(queries), PRECISION=shape.PRECISION)  # [BN, BD] @ [BD, BM]
         x, slope = logits(x, rows[None, :], keys[:, None], steepness(rule, head), rule, shape)
-        seen = visible(keys[:, None], lower_bound(rows, lanes, lane, shape)[None, :], rows[None, :], shape)
-        weights = tl.where(seen, tl.exp2(x * factor - lse[None, :]), 0.0)  # [BN, BM]
+        sees = visible(keys[:, None], lower_bound(rows, lanes, lane, shape)[None, :], rows[None, :], shape)
+        weights = tl.where(sees, tl.exp2(x * factor - lse[None, :]), 0.0)  # [BN, BM]
         dv = dot(narrow(weights, do.dtype), do, dv, shape.PRECISION)  # [BN, BM] @ [BM, BD]
         dweights = dot(v, tl.trans(do), PRECISION=shape.PRECISION)  # [BN, BD] @ [BD, BM]
         dx = weights * (dweights - delta[None, :]) * slope
