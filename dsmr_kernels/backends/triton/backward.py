@@ -228,7 +228,7 @@ def pull_keys(k, v, keys, first, end, q, back, lanes, lane, kv_head, group, rule
         dv = dot(narrow(weights, do.dtype), do, dv, shape.PRECISION)  # [BN, BM] @ [BM, BD]
         dweights = dot(v, tl.trans(do), PRECISION=shape.PRECISION)  # [BN, BD] @ [BD, BM]
         dx = weights * (dweights - delta[None, :]) * slope
-        dk = dot(narrow(dx, q.ptr.dtype.element_ty), queries, dk, shape.PRECISION)  # [BN, BM] @ [BM, BD]
+        dk = dot(narrow(dx, queries.dtype), queries, dk, shape.PRECISION)  # [BN, BM] @ [BM, BD]
     return dk, dv
 
 

@@ -102,7 +102,7 @@ def mend_forward_kernel(q, k, v, ring, lanes, rule, o_ptr, lse_ptr, T, group, sh
                 if ring is not None:
                     stored = ring_keys(ring, lane, kv_head, heads // group, shape)
                     sums = over_memory(sums, tile, ring, None, stored, lane, 0, rule, shape, 1, attend_block)
-                sums = over_segment(sums, tile, None, segment, row, row + 1, rule, shape, attend_block)
+                sums = over_segment(sums, tile, None, segment, None, row + 1, rule, shape, attend_block)
                 store_rows(o_ptr, step, rows, index == 0, finish(sums)[0], shape)
 
 
@@ -133,7 +133,7 @@ def mend_dq_kernel(q, k, v, ring, lanes, rule, back, dq_ptr, T, group, shape: tl
                 if ring is not None:
                     stored = ring_keys(ring, lane, kv_head, heads // group, shape)
                     dq = over_memory(dq, tile, ring, None, stored, lane, 0, rule, shape, 1, pull_block)
-                dq = over_segment(dq, tile, None, segment, row, row + 1, rule, shape, pull_block)
+                dq = over_segment(dq, tile, None, segment, None, row + 1, rule, shape, pull_block)
                 store_rows(dq_ptr, step, rows, index == 0, dq * rule.scale, shape)
 
 
