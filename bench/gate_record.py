@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, get_args
 
 import triton.language as tl
@@ -87,40 +88,51 @@ def digest(launches: Iterable[Launch]) -> str:
     """
     told = hashlib.sha256()
     for launch in launches:
-        arguments = sorted((name, _told(name, value)) for name, value in launch.arguments.items())
+        at_run_time = {parameter.name for parameter in launch.kernel.params if not parameter.is_constexpr}
+        arguments = sorted((name, _told(x) if name in at_run_time else x) for name, x in launch.arguments.items())
         told.update(repr((kernel_source(launch.kernel), arguments)).encode())
     return told.hexdigest()[:12]
 
 
-def _told(name: str, value: Any) -> object:
-    """What the compiler is told of an argument: constants and options by value, the others by type and alignment."""
-    if isinstance(value, TensorDescriptor):
-        return str(value.base.dtype), tuple(value.block_shape)
+def _told(value: Any) -> object:
+    """What the compiler is told of a run-time argument: its type, and if it is aligned or one; of a tuple, of each."""
     if isinstance(value, Tensor):
         return str(value.dtype), value.data_ptr() % ALIGNMENT == 0
-    if name.isupper() or name in Config(0, 0, 0, 0).options or isinstance(value, float):
-        return type(value).__name__ if isinstance(value, float) else value
-    return value == 1, value % ALIGNMENT == 0
+    if isinstance(value, TensorDescriptor):
+        return str(value.base.dtype), tuple(value.block_shape)
+    if isinstance(value, tuple):
+        return type(value).__name__, [(name, _told(getattr(value, name))) for name in value._fields]
+    return (value == 1, value % ALIGNMENT == 0) if isinstance(value, int) else type(value).__name__
 
 
 @cache
 def kernel_source(kernel: JITFunction) -> str:
-    """The code of a kernel, of every function that it calls and the constants that they use, without comments."""
-    found: dict[str, str] = {}
+    """The code of a kernel and of all that it uses by name, without comments.
+
+    That is every function that it calls or hands on, the constants, and the fields of the tuples that they make.
+    """
+    found: dict[int, tuple[str, str]] = {}  # by identity: two modules may use a name for different things
 
     def visit(name: str, value: object) -> None:
-        if name in found:
+        if id(value) in found:
             return
         if isinstance(value, tl.constexpr):
-            found[name] = repr(value.value)
+            found[id(value)] = name, repr(value.value)
+        elif isinstance(value, type) and issubclass(value, tuple):
+            found[id(value)] = name, repr(getattr(value, "_fields", ()))
         elif isinstance(value, JITFunction):
             lines = (re.sub(r"\s*(#.*)?$", "", line) for line in inspect.getsource(value.fn).splitlines())
-            found[name] = "\n".join(filter(None, lines))
-            for used in value.fn.__code__.co_names:
-                visit(used, value.fn.__globals__.get(used))
+            found[id(value)] = name, "\n".join(filter(None, lines))
+            names = value.fn.__code__.co_names  # of globals and of attributes
+            for used in names:
+                seen = value.fn.__globals__.get(used)
+                visit(used, seen)
+                if isinstance(seen, ModuleType) and not seen.__name__.startswith("triton"):
+                    for attribute in names:
+                        visit(attribute, getattr(seen, attribute, None))
 
     visit(kernel.__name__, kernel)
-    return repr(sorted(found.items()))
+    return repr(sorted(found.values()))
 
 
 @dataclass

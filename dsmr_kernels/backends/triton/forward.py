@@ -18,7 +18,16 @@ from dsmr_kernels.backends.triton.geometry import bounds_of, read_lane
 from dsmr_kernels.backends.triton.launch import Launch, shape_of, source_of
 from dsmr_kernels.backends.triton.logits import factor_of, steepness
 from dsmr_kernels.backends.triton.softmax import finish, no_sums, only, step
-from dsmr_kernels.backends.triton.tile import decoded, fetch, load_rows, load_scales, ring_keys, segment_keys, store_rows
+from dsmr_kernels.backends.triton.tile import (
+    decoded,
+    fetch,
+    load_heads,
+    load_rows,
+    load_scales,
+    ring_keys,
+    segment_keys,
+    store_rows,
+)
 from dsmr_kernels.backends.triton.walk import Queries, over_memory, over_segment, scores, seen
 
 
@@ -75,9 +84,8 @@ def forward_kernel(
     lane = read_lane(lanes, tl.program_id(2).to(tl.int64), T)
     rows, end = m0 + tl.arange(0, shape.BM), tl.minimum(m0 + shape.BM, lane.real)
     segment = segment_keys(k, v, lane, kv_head, shape)
-    q_ptr = q.ptr + (lane.index * q.lane + head * q.head) * shape.UNIT
     tile = Queries(
-        load_rows(q_ptr, q.row * shape.UNIT, m0, lane.real, shape, shape.BM),  # [BM, BD]
+        load_heads(q, lane, head, m0, lane.real, shape),  # [BM, BD]
         *(rows, bounds_of(rows, m0, end, lanes, lane, shape)),
         *(factor_of(rule, shape), steepness(rule, head)),
     )

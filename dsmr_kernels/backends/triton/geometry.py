@@ -151,13 +151,14 @@ def kept_offset(group, stride, KEEP: tl.constexpr):
 
 
 @triton.jit
-def positions_of(places, span, ring, lane, KEEP: tl.constexpr):
-    """The positions of the entries at these places."""
+def positions_of(place, entries, span, ring, lane, KEEP: tl.constexpr):
+    """The positions of the `entries` from a place on, counted from that place."""
     if KEEP == ALL:
-        positions = places
+        positions = entries
     else:
-        group = span.groups + places
-        positions = (group * ring.stride + kept_offset(group, ring.stride, KEEP) - lane.length).to(tl.int32)
+        group = span.groups + place + entries
+        position = group * ring.stride + kept_offset(group, ring.stride, KEEP) - lane.length
+        positions = position.to(tl.int32) - place
     return positions
 
 

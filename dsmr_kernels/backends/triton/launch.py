@@ -23,7 +23,7 @@ ALIGNMENT = 16  # bytes: narrower loads are neither vectorised nor asynchronous
 
 
 class Heads(NamedTuple):
-    """`[B, T, heads, D]`: where it begins, and its strides in units of 16 bytes: so the compiler knows they are aligned."""
+    """`[B, T, heads, D]` and its strides in units of 16 bytes: so the compiler knows that they are aligned."""
 
     ptr: Tensor
     lane: int

@@ -79,6 +79,13 @@ def load_rows(base_ptr, row_step, first, end, shape: tl.constexpr, ROWS: tl.cons
 
 
 @triton.jit
+def load_heads(x, lane, head, first, end, shape: tl.constexpr):
+    """BM rows of one head of `x [B, T, heads, D]`: see `load_rows`."""
+    ptr = x.ptr + (lane.index * x.lane + head * x.head) * shape.UNIT
+    return load_rows(ptr, x.row * shape.UNIT, first, end, shape, shape.BM)
+
+
+@triton.jit
 def store_rows(base_ptr, row_step, rows, mask, x, shape: tl.constexpr):
     """Write float32 `x [ROWS, BD]` to the rows where `mask`, rounded to the matrix's type."""
     columns = tl.arange(0, shape.BD)
@@ -88,7 +95,7 @@ def store_rows(base_ptr, row_step, rows, mask, x, shape: tl.constexpr):
 
 @triton.jit
 def fetch(source, keys, base_ptr, row_step, first, end, shape: tl.constexpr, ROWS: tl.constexpr):
-    """Like `load_rows`, by bulk copy if there is a descriptor `source` of `[B, Hkv, rows, D]`; then `end` is ignored."""
+    """Like `load_rows`, but all rows by bulk copy if there is a descriptor `source` of `[B, Hkv, rows, D]`."""
     if source is None:
         x = load_rows(base_ptr, row_step, first, end, shape, ROWS)
     else:

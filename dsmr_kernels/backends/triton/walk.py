@@ -35,9 +35,10 @@ class Queries(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows `first ... end - 1` of keys and values: their positions `[BN]`, and whether the tile must not see them all.
+    """Rows `first ... end - 1` of keys and values, the first at `place`; what follows counts from there.
 
-    If it `hides` any, `seen [BM, BN]` (or `[1, BN]`) says which each query sees.
+    Their positions `[BN]`; the last key that each query may see, `[BM, 1]` or one for all; and whether the block
+    `hides` any from any query.
     """
 
     first: Any
@@ -54,7 +55,7 @@ def scores(tile, k, k_scale, block, rule, shape: tl.constexpr):
     x = dot(tile.q, tl.trans(k), PRECISION=shape.PRECISION)  # [BM, BD] @ [BD, BN]
     if k_scale is not None:
         x = x * k_scale[None, :]
-    return logits(x, tile.rows[:, None], block.positions[None, :], tile.steep, rule, shape)
+    return logits(x, (tile.rows - block.place)[:, None], block.positions[None, :], tile.steep, rule, shape)
 
 
 @triton.jit
@@ -86,7 +87,7 @@ def over_span(
     runs = runs_of(span, begin, stop, shape.BN)
     for i in tl.range(0, runs.blocks):
         first, end, place = block_of(i, runs, shape.BN)
-        positions = positions_of(place + columns, span, ring, lane, KEEP)
+        positions = positions_of(place, columns, span, ring, lane, KEEP)
         hides = first + shape.BN > end
         if shape.BOUNDED:
             hides = hides | (place < tile.bounds.last)
@@ -128,6 +129,6 @@ def over_segment(state, tile, source, keys, whole, end, rule, shape: tl.constexp
             hides = n0 + shape.BN > whole
             if shape.BOUNDED:
                 hides = hides | (n0 < tile.bounds.last)
-        block = Block(n0, end, n0, n0 + columns, (tile.rows - n0)[:, None], hides)
+        block = Block(n0, end, n0, columns, (tile.rows - n0)[:, None], hides)
         state = TAKE(state, tile, source, keys, block, rule, shape)
     return state
