@@ -21,6 +21,7 @@ from dsmr_kernels.backends.triton.tile import (
     decoded,
     dot,
     fetch,
+    load_heads,
     load_rows,
     load_scales,
     narrow,
@@ -102,13 +103,6 @@ def delta_kernel(lanes, back, o_ptr, dlse_ptr, T, shape: tl.constexpr):
 def zeros(ROWS: tl.constexpr, BD: tl.constexpr):
     """The gradient of nothing. `[ROWS, BD]`"""
     return tl.zeros([ROWS, BD], tl.float32)
-
-
-@triton.jit
-def load_heads(x, lane, head, first, end, shape: tl.constexpr):
-    """BM rows of one head of `x`: see `load_rows`."""
-    ptr = x.ptr + (lane.index * x.lane + head * x.head) * shape.UNIT
-    return load_rows(ptr, x.row * shape.UNIT, first, end, shape, shape.BM)
 
 
 @triton.jit
