@@ -34,7 +34,7 @@ COLUMNS = (
 HEAD = """# What the Triton kernels compile to
 
 Written by `python -m bench.gate --record` with Triton {version}. A row for each entry of
-`dsmr_kernels/backends/triton/configs.py`, with a digest of what it was compiled from and the most that any of its
+`dsmr_kernels/backends/triton/configs.toml`, with a digest of what it was compiled from and the most that any of its
 variants takes: registers a thread, spilled bytes a thread, bytes of shared memory a block, and how often an instruction
 stands in the code.
 """

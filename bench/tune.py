@@ -1,8 +1,8 @@
-"""Time configurations of the Triton kernels on this GPU, for `configs.py`: `python -m bench.tune`.
+"""Time configurations of the Triton kernels on this GPU, for their table: `python -m bench.tune`.
 
 For each kernel, kind of call and head dimension: candidates that could fit; of these, those that pass the gate
 (`bench.gate`, compiled by as many processes as there are cores); of these, those whose results the oracle confirms
-(`bench.check`); and of these the fastest. Prints the table's lines with the winners in place, writes all times as JSON.
+(`bench.check`); and of these the fastest. Puts the winners into the table's file, and writes all times as JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -146,9 +147,18 @@ def fastest(measurements: Sequence[Measurement]) -> Config | None:
 
 
 def line(kind: Kind, entries: Sequence[Config]) -> str:
-    """A line of the table, as it stands in `configs.py`."""
-    texts = (f"{'B' if entry.descriptors else 'P'}({', '.join(map(str, entry[:4]))})" for entry in entries)
-    return f'"{kind}": ({", ".join(texts)}),'
+    """A line of the table, as it stands in its file: a key of TOML and an array of arrays."""
+    texts = (f"[{', '.join(map(str, entry[:4]))}{', true' * entry.descriptors}]" for entry in entries)
+    return f"{json.dumps(kind) if ' ' in kind else kind} = [{', '.join(texts)}]"
+
+
+def with_line(text: str, architecture: str, kernel: Kernel, kind: Kind, entries: Sequence[Config]) -> str:
+    """The text of the table's file with one line anew, in the section that serves an architecture."""
+    section = next(name for name, kernels in configs.TABLE.items() if kernels is configs.TABLE[architecture])
+    new = line(kind, entries)
+    key = new.partition(" = ")[0]
+    head, title, rest = text.partition(f"[{section}.{kernel}]\n")
+    return head + title + re.sub(rf"^{key} = .*$", lambda _: new, rest, count=1, flags=re.MULTILINE)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -185,7 +195,9 @@ def main(arguments: list[str] | None = None) -> None:
             measurements += own
             entries[DIMS.index(dim)] = fastest(own) or present
             options.out.write_text(json.dumps(report(device, measurements), indent=1))
-        print(f'# "{architecture}", "{kernel}"\n{line(kind, entries)}', flush=True)
+        text = configs.FILE.read_text(encoding="utf-8")
+        configs.FILE.write_text(with_line(text, architecture, kernel, kind, entries), encoding="utf-8")
+        print(f"[{architecture}.{kernel}]\n{line(kind, entries)}", flush=True)
 
 
 def report(device: torch.device, measurements: Sequence[Measurement]) -> dict[str, Any]:

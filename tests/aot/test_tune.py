@@ -72,8 +72,27 @@ def test_the_fastest_is_right_and_timed_on_every_shape() -> None:
 
 
 def test_lines_are_those_of_the_table() -> None:
-    text = Path(configs.__file__).read_text()
+    text = configs.FILE.read_text(encoding="utf-8")
     for architecture, kernels in configs.TABLE.items():
-        for kinds in kernels.values():
+        for kernel, kinds in kernels.items():
             for kind, entries in kinds.items():
-                assert tune.line(kind, entries) in text, (architecture, kind)
+                assert tune.with_line(text, architecture, kernel, kind, entries) == text, (architecture, kernel, kind)
+
+
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_89", "gfx942"])  # sm_89 has no section of its own
+def test_a_new_line_takes_the_place_of_the_old_one(tmp_path: Path, architecture: str) -> None:
+    new = tuple(Config(16, n, 4, 1, n > 32) for n in (16, 32, 64, 128, 256))
+    text = configs.FILE.read_text(encoding="utf-8")
+    file = tmp_path / "configs.toml"
+    file.write_text(tune.with_line(text, architecture, "decode", "float32 special", new), encoding="utf-8")
+    table = configs.read_table(file)
+    changed = [
+        (name, kernel, kind)
+        for name, kernels in table.items()
+        for kernel, kinds in kernels.items()
+        for kind, entries in kinds.items()
+        if entries != configs.TABLE[name][kernel][kind]
+    ]
+    assert {changed[1:] for changed in changed} == {("decode", "float32 special")}
+    assert table[architecture]["decode"]["float32 special"] == new
+    assert len(file.read_text(encoding="utf-8").splitlines()) == len(text.splitlines())

@@ -1,21 +1,13 @@
 """Tile sizes, warps and pipeline depth of every kernel: a table by architecture, kind of call and head dimension.
 
-Where the numbers come from: compilation, without a GPU. As a rule an entry is the first of a list of candidates, large
-tiles before small ones, that passes the gate (`bench.gate`) for every variant of its kind of call: no spilled
-registers, no serialised tensor-core instructions, shared memory within the architecture's limit, and the expected
-instructions. In "float32 special" small tiles were taken at once. With Triton 3.7.1 that was shown for all entries:
-`bench/compiled` has the record, and `tests/aot` refuses a table or kernels that differ from it. (Most rows of sm_86 and
-sm_89 there are ptxas's results on the PTX of sm_80 or sm_86, which differs in the target alone.) Products in float32 on
-the CUDA cores are moody: one stage, or few keys over eight warps, may spill where a larger tile does not.
-With Triton 3.6.0 and 3.9.0 "half" passes at 64 and 128, and of sm_90 "quantised" and "float32" there; with 3.6.0 these
-lines of sm_90 pass at 16, 32 and 256, too. Where one of them spilled on a version, an entry that passes on all three
-stands in its place. The rest of the table was not compiled with these versions.
-No entry has been timed yet: `python -m bench.tune` does that on a GPU and prints the lines to put here.
+The table is `configs.toml`, which says where its numbers come from.
 """
 
 from __future__ import annotations
 
-from functools import cache, partial
+import tomllib
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -49,192 +41,23 @@ DIMS = (16, 32, 64, 128, 256)  # the columns of the table: head dimensions, roun
 # "special": with softcap, ALiBi or retention, over any ring. "float32": both ways of multiplying (ieee and tf32).
 Kind = Literal["half", "quantised", "special", "float32", "float32 special"]
 
-P, B = Config, partial(Config, descriptors=True)  # tiles by pointers, or by descriptors (bulk tensor copies)
+FILE = Path(__file__).with_suffix(".toml")
 
-TABLE: dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]] = {
-    # A100. 163 KB of shared memory a block.
-    "sm_80": {
-        "forward": {
-            "half": (P(128, 128, 8, 3), P(128, 128, 8, 3), P(128, 128, 8, 3), P(128, 128, 8, 2), P(64, 64, 8, 2)),
-            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 4, 1)),
-            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 16, 8, 2), P(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(64, 64, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(16, 32, 8, 1), P(32, 32, 8, 1), P(32, 32, 4, 1), P(32, 16, 4, 1), P(32, 16, 8, 1)),
-        },
-        "dq": {
-            "half": (P(128, 128, 8, 3), P(128, 128, 8, 3), P(128, 128, 8, 3), P(64, 64, 4, 2), P(64, 64, 8, 2)),
-            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(128, 32, 8, 2), P(64, 32, 4, 2), P(32, 16, 4, 1)),
-            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(16, 32, 8, 1), P(32, 32, 4, 1), P(16, 32, 8, 1), P(16, 16, 8, 1), P(16, 32, 4, 1)),
-        },
-        "dkdv": {
-            "half": (P(64, 64, 4, 2), P(32, 128, 8, 2), P(32, 128, 8, 2), P(64, 64, 8, 2), P(32, 64, 8, 2)),
-            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
-            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 16, 8, 1)),
-            "float32 special": (P(32, 32, 4, 2), P(32, 32, 4, 1), P(32, 16, 8, 1), P(32, 16, 8, 1), P(32, 16, 8, 1)),
-        },
-        "decode": {
-            "half": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 8, 2)),
-            "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 8, 2)),
-            "special": (P(16, 32, 4, 2), P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 3), P(16, 16, 8, 1)),
-            "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 3), P(16, 16, 8, 1), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 16, 8, 1), P(16, 32, 16, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
-        },
-    },
-    # Consumer Ampere, and Ada (sm_89) by the same entries. 99 KB of shared memory a block.
-    "sm_86": {
-        "forward": {
-            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 8, 2), P(64, 32, 8, 2)),
-            "quantised": (P(128, 32, 8, 2), P(128, 32, 8, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 4, 1)),
-            "special": (P(32, 64, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 16, 8, 2), P(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(64, 64, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 8, 1), P(16, 16, 4, 1), P(16, 16, 4, 1), P(32, 16, 8, 1)),
-        },
-        "dq": {
-            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 4, 2), P(64, 16, 4, 2)),
-            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(128, 32, 8, 2), P(32, 64, 4, 2), P(32, 16, 4, 1)),
-            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 8, 1), P(16, 32, 8, 1)),
-        },
-        "dkdv": {
-            "half": (P(64, 64, 4, 2), P(32, 128, 8, 2), P(32, 128, 8, 2), P(64, 64, 8, 2), P(32, 32, 4, 1)),
-            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
-            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(16, 16, 4, 1)),
-            "float32 special": (P(32, 32, 4, 2), P(32, 32, 4, 1), P(32, 16, 8, 1), P(32, 16, 8, 1), P(16, 16, 4, 1)),
-        },
-        "decode": {
-            "half": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
-            "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
-            "special": (P(16, 32, 4, 3), P(16, 32, 4, 2), P(16, 32, 4, 3), P(16, 32, 8, 3), P(16, 16, 8, 1)),
-            "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 3), P(16, 16, 8, 2), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 32, 8, 1), P(16, 16, 8, 1)),
-        },
-    },
-    # H100, H200. float32 by pointers: its products on the CUDA cores spill when they read what a bulk copy brought.
-    "sm_90": {
-        "forward": {
-            "half": (B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 64, 8, 3), B(64, 64, 8, 2)),
-            "quantised": (B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 3), P(64, 64, 8, 2), B(64, 64, 8, 2)),
-            "special": (B(128, 64, 8, 3), B(128, 64, 8, 3), B(128, 64, 8, 3), B(64, 64, 8, 2), B(64, 16, 8, 2)),
-            "float32": (P(64, 64, 8, 2), P(64, 64, 8, 2), P(32, 64, 8, 2), P(64, 16, 8, 2), P(32, 32, 8, 2)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 8, 1), P(16, 16, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
-        },
-        "dq": {
-            "half": (B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 64, 8, 3), B(64, 64, 8, 2)),
-            "quantised": (B(64, 64, 4, 3), B(64, 64, 4, 3), B(64, 64, 4, 3), P(64, 64, 8, 2), P(64, 64, 8, 1)),
-            "special": (B(128, 64, 8, 3), B(128, 64, 8, 3), B(128, 64, 8, 3), B(64, 64, 8, 2), B(32, 16, 4, 2)),
-            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 8, 1), P(32, 32, 4, 1), P(16, 16, 8, 1), P(16, 32, 8, 1)),
-        },
-        "dkdv": {
-            "half": (P(64, 64, 4, 2), P(64, 128, 8, 3), P(64, 128, 8, 3), P(64, 64, 8, 2), P(32, 32, 8, 2)),
-            "special": (P(64, 64, 4, 2), P(64, 128, 8, 3), P(64, 128, 8, 3), P(64, 64, 8, 2), P(16, 32, 4, 2)),
-            "float32": (P(32, 64, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 2), P(16, 16, 4, 1), P(16, 16, 4, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
-        },
-        "decode": {
-            "half": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 8, 2)),
-            "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
-            "special": (P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 2), P(16, 16, 8, 2)),
-            "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 16, 8, 2), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 64, 8, 1), P(16, 16, 4, 2), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
-        },
-    },
-    # B200. 64 rows at least, or the products leave tcgen05 for mma.sync.
-    "sm_100": {
-        "forward": {
-            "half": (B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 64, 8, 3), B(64, 64, 8, 2)),
-            "quantised": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 32, 4, 2), B(32, 16, 4, 1)),
-            "special": (B(64, 32, 4, 2), P(64, 32, 4, 2), B(64, 32, 4, 2), B(64, 16, 8, 2), B(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(32, 64, 4, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2)),
-            "float32 special": (P(16, 32, 4, 1), P(32, 32, 4, 1), P(16, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
-        },
-        "dq": {
-            "half": (B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 3), B(128, 128, 8, 2), B(64, 64, 8, 2)),
-            "quantised": (B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 64, 4, 2), B(64, 32, 4, 2), B(32, 16, 4, 1)),
-            "special": (B(64, 32, 4, 2), B(64, 32, 4, 2), P(64, 32, 4, 2), B(32, 32, 4, 2), B(32, 16, 4, 1)),
-            "float32": (P(64, 32, 4, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 16, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(32, 32, 8, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 32, 8, 1)),
-        },
-        "dkdv": {
-            "half": (P(64, 64, 4, 2), P(64, 128, 8, 3), P(64, 128, 8, 3), P(64, 128, 8, 3), P(32, 64, 8, 2)),
-            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
-            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 16, 8, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
-        },
-        "decode": {
-            "half": (P(16, 64, 4, 3), P(16, 64, 4, 2), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 8, 2)),
-            "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 8, 2)),
-            "special": (P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 2), P(16, 32, 8, 1)),
-            "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 16, 8, 3), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 32, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
-        },
-    },
-    # Consumer Blackwell: mma.sync and 99 KB, so the entries of sm_86 where they fit. By pointers: mma.sync on what a
-    # bulk copy brought spills.
-    "sm_120": {
-        "forward": {
-            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 8, 2), P(64, 32, 8, 2)),
-            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 64, 4, 2), P(64, 32, 4, 2), P(32, 16, 8, 1)),
-            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 8, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(16, 16, 4, 1), P(32, 32, 4, 1), P(16, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 4, 1)),
-        },
-        "dq": {
-            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 8, 2), P(64, 16, 4, 2)),
-            "quantised": (P(64, 64, 4, 2), P(64, 64, 4, 2), P(128, 32, 8, 2), P(32, 64, 4, 2), P(16, 32, 4, 1)),
-            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 16, 4, 2), P(16, 32, 8, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 32, 8, 1)),
-        },
-        "dkdv": {
-            "half": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 128, 8, 2), P(64, 64, 8, 2), P(32, 32, 4, 1)),
-            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
-            "float32": (P(32, 64, 8, 2), P(32, 64, 8, 2), P(32, 32, 8, 2), P(32, 32, 8, 2), P(16, 16, 4, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 4, 1)),
-        },
-        "decode": {
-            "half": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
-            "quantised": (P(16, 64, 4, 3), P(16, 64, 4, 3), P(16, 32, 4, 3), P(16, 32, 4, 3), P(16, 32, 8, 2)),
-            "special": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 4, 3), P(16, 32, 8, 2), P(16, 16, 8, 3)),
-            "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 16, 8, 2), P(16, 16, 8, 1)),
-            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 32, 4, 1), P(16, 16, 8, 1), P(16, 16, 8, 1)),
-        },
-    },
-    # MI300X. 64 KB of LDS; four wavefronts have 512 registers each, eight 256.
-    "gfx942": {
-        "forward": {
-            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 4, 2), P(64, 32, 8, 2)),
-            "quantised": (P(128, 64, 8, 3), P(128, 64, 4, 3), P(128, 64, 8, 3), P(64, 32, 4, 2), P(32, 16, 4, 1)),
-            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 4, 2), P(32, 32, 4, 2)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(16, 16, 8, 1)),
-        },
-        "dq": {
-            "half": (P(128, 64, 8, 3), P(128, 64, 8, 3), P(128, 64, 8, 3), P(64, 64, 4, 2), P(64, 32, 4, 2)),
-            "quantised": (P(64, 64, 4, 3), P(64, 64, 4, 3), P(64, 64, 4, 3), P(64, 32, 4, 2), P(32, 16, 4, 1)),
-            "special": (P(64, 32, 4, 2), P(64, 32, 4, 2), P(64, 32, 4, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
-            "float32": (P(64, 32, 8, 2), P(64, 32, 8, 2), P(64, 32, 8, 2), P(32, 32, 4, 2), P(32, 16, 4, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(32, 16, 4, 1)),
-        },
-        "dkdv": {
-            "half": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 1), P(16, 64, 4, 2)),
-            "special": (P(64, 64, 4, 2), P(32, 64, 4, 2), P(32, 64, 4, 2), P(32, 32, 4, 2), P(16, 32, 4, 1)),
-            "float32": (P(32, 64, 8, 2), P(32, 32, 4, 2), P(32, 32, 4, 2), P(16, 64, 4, 3), P(16, 32, 4, 1)),
-            "float32 special": (P(32, 32, 4, 1), P(32, 32, 4, 1), P(32, 32, 4, 1), P(16, 16, 4, 1), P(32, 16, 4, 1)),
-        },
-        "decode": {
-            "half": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2), P(16, 32, 4, 2)),
-            "quantised": (P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 64, 4, 2), P(16, 32, 4, 2), P(16, 32, 4, 2)),
-            "special": (P(16, 32, 4, 2), P(16, 32, 4, 2), P(16, 32, 4, 2), P(16, 32, 4, 2), P(16, 16, 4, 1)),
-            "float32": (P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 32, 8, 2), P(16, 16, 8, 1), P(16, 16, 4, 1)),
-            "float32 special": (P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 8, 1), P(16, 16, 4, 1)),
-        },
-    },
-}
-TABLE["sm_89"] = TABLE["sm_86"]  # the same limits and instructions
+
+def read_table(path: Path = FILE) -> dict[str, dict[Kernel, dict[Kind, tuple[Config, ...]]]]:
+    """The table by architecture, kernel and kind of call, one entry for each of `DIMS`."""
+    table = {
+        architecture: {
+            kernel: {kind: tuple(Config(*entry) for entry in entries) for kind, entries in kinds.items()}
+            for kernel, kinds in kernels.items()
+        }
+        for architecture, kernels in tomllib.loads(path.read_text(encoding="utf-8")).items()
+    }
+    table["sm_89"] = table["sm_86"]  # Ada and consumer Ampere: the same limits and instructions
+    return table
+
+
+TABLE = read_table()
 
 
 def lookup(kernel: Kernel, call: Call) -> Config:

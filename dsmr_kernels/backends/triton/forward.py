@@ -54,8 +54,9 @@ def attend_block(sums, tile, source, keys, block, rule, shape: tl.constexpr):
     if TYPE != tile.q.dtype:
         k_scale = load_scales(keys.k_scale, block.first, block.end, TYPE, shape.BN)
     x, _ = scores(tile, k, k_scale, block, rule, shape)
+    sees = seen(tile, block, shape)
     if block.hides:
-        x = tl.where(seen(tile, block, shape), x, float("-inf"))
+        x = tl.where(sees, x, float("-inf"))
     if TYPE != tile.q.dtype:
         v_scale = load_scales(keys.v_scale, block.first, block.end, TYPE, shape.BN)
     return step(sums, x, tile.factor, v, v_scale, shape.PRECISION)

@@ -65,11 +65,12 @@ class Runs(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """The lower bounds of a tile's rows, of its first and of its last real row."""
+    """The lower bounds of a tile's rows, of its first and of its last real row; and whether it has any real row."""
 
     low: Any
     first: Any
     last: Any
+    real: Any
 
 
 @triton.jit
@@ -98,13 +99,11 @@ def lower_bound(rows, lanes, lane, shape: tl.constexpr):
 
 @triton.jit
 def bounds_of(rows, first, stop, lanes, lane, shape: tl.constexpr):
-    """The bounds of a tile whose rows are tokens `first ... stop - 1`; a tile without real ones sees nothing."""
+    """The bounds of a tile whose rows are tokens from `first` on, the real ones before `stop`."""
     low = lower_bound(rows, lanes, lane, shape)
     low_first = lower_bound(first, lanes, lane, shape)
     low_last = lower_bound(stop - 1, lanes, lane, shape)
-    if lanes.real is not None:
-        low_first = tl.where(first < stop, low_first, AFTER_ALL)
-    return Bounds(low, low_first, low_last)
+    return Bounds(low, low_first, low_last, first < lane.real)
 
 
 @triton.jit
@@ -168,7 +167,8 @@ def share(span, bounds, part, PARTS: tl.constexpr, BN: tl.constexpr):
 
     Shares are whole blocks, as even as they go.
     """
-    begin, stop = tl.minimum(tl.maximum(bounds.first, -span.count), 0), 0
+    begin = tl.where(bounds.real, tl.minimum(tl.maximum(bounds.first, -span.count), 0), 0)
+    stop = 0
     if PARTS > 1:
         size = tl.cdiv(tl.cdiv(-begin, PARTS), BN) * BN
         begin = tl.minimum(begin + part * size, 0)
