@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.triton import decode
-from dsmr_kernels.backends.triton.backward import launch_delta, launch_dkdv, launch_dq
+from dsmr_kernels.backends.triton.backward import Cotangent, launch_delta, launch_dkdv, launch_dq
 from dsmr_kernels.backends.triton.configs import lookup
 from dsmr_kernels.backends.triton.forward import launch_forward
 from dsmr_kernels.backends.triton.launch import aligned, heads_of, inputs_of, unsupported
@@ -53,18 +53,19 @@ def backward(
     need_dq, need_dkv = needs
     shapes = [(x, x.shape if need else (0,)) for x, need in ((call.q, need_dq), (call.k, need_dkv), (call.v, need_dkv))]
     dq, dk, dv = (x.new_empty(shape) for x, shape in shapes)
-    call, do = _aligned(call), aligned(do)
-    delta = torch.empty_like(lse)
+    call = _aligned(call)
+    several = call.q.shape[1] > 1
     with torch.cuda.device_of(call.q):
-        launch_delta(call, o, do, dlse.contiguous(), delta).run()
+        inputs = inputs_of(call) | {"back": Cotangent(heads_of(aligned(do)), lse, torch.empty_like(lse))}
+        launches = [launch_delta(call, inputs, o, dlse.contiguous())]
         if need_dq:
-            launch_dq(call, do, lse, delta, dq, lookup("dq", call)).run()
-            if call.q.shape[1] > 1:
-                mend_dq(call, do, lse, delta, dq).run()
+            launches.append(launch_dq(call, inputs, dq, lookup("dq", call)))
+            launches += [mend_dq(call, inputs, dq)] if several else []
         if need_dkv:
-            launch_dkdv(call, do, lse, delta, dk, dv, lookup("dkdv", call)).run()
-            if call.q.shape[1] > 1:
-                mend_dkdv(call, do, lse, delta, dk, dv).run()
+            launches.append(launch_dkdv(call, inputs, dk, dv, lookup("dkdv", call)))
+            launches += [mend_dkdv(call, inputs, dk, dv)] if several else []
+        for launch in launches:
+            launch.run()
     return dq, dk, dv
 
 
