@@ -34,7 +34,10 @@ class Heads(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """A layer's memory `k, v [B, Hkv, archive + recent, D]`, and which tokens it keeps. float8 is told by its bytes."""
+    """A layer's memory `k, v [B, Hkv, archive + recent, D]`, float8 as bytes, and one of `stride` tokens that it keeps.
+
+    An exact ring has no factors; it stands in for them, and nobody reads it as such.
+    """
 
     k: Tensor
     v: Tensor
@@ -151,8 +154,8 @@ def inputs_of(call: Call) -> dict[str, Any]:
     ring = None
     if geometry.archive:
         k, v = (x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x for x in (memory.k, memory.v))
-        scales = (k, v) if memory.k_scale is None else (memory.k_scale, memory.v_scale)
-        ring = Ring(k, v, *scales, geometry.archive, geometry.recent, geometry.retention.stride)
+        k_scale, v_scale = (y if x is None else x for x, y in ((memory.k_scale, k), (memory.v_scale, v)))
+        ring = Ring(k, v, k_scale, v_scale, geometry.archive, geometry.recent, geometry.retention.stride)
     optional = call.segment_start, call.segment_len, call.alibi_slopes
     start, real, slopes = (None if x is None else x.contiguous() for x in optional)
     return {
