@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -128,3 +130,12 @@ def test_reasons_are_given(changes: dict, reason: str) -> None:
 def test_importing_the_package_does_not_import_triton() -> None:
     code = "import sys, dsmr_kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_kernel_takes_more_than_twenty_arguments() -> None:
+    """Nouns carry them."""
+    names = (f"{triton.__name__}.{module.name}" for module in pkgutil.iter_modules(triton.__path__))
+    members = (x for name in names for x in vars(importlib.import_module(name)).values())
+    functions = {x.__name__: x for x in members if hasattr(x, "arg_names")}
+    assert {"forward_kernel", "dq_kernel", "dkdv_kernel", "decode_kernel"} <= functions.keys()
+    assert not [name for name, function in functions.items() if len(function.arg_names) > 20]
