@@ -302,7 +302,7 @@ def required(kernel: Compiled, kind: Kind) -> list[tuple[str, ...]]:
         return []
     chip, shape = ARCHITECTURES[kernel.architecture], kernel.constants["shape"]
     groups = []
-    if shape.UNIT == 8 or shape.PRECISION == "tf32":
+    if shape.UNIT == 8 or shape.PRECISION.value == "tf32":
         # Tiles of less than 64 rows, which large heads, rare calls and decoding get, are no work for wgmma and tcgen05.
         small = kind != "half" or shape.BD == 256 or kernel.name == "decode_kernel"
         groups.append((chip.products, "mma.sync") if small else (chip.products,))

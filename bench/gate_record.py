@@ -89,7 +89,9 @@ def digest(launches: Iterable[Launch]) -> str:
     told = hashlib.sha256()
     for launch in launches:
         at_run_time = {parameter.name for parameter in launch.kernel.params if not parameter.is_constexpr}
-        arguments = sorted((name, _told(x) if name in at_run_time else x) for name, x in launch.arguments.items())
+        arguments = sorted(
+            (name, _told(x) if name in at_run_time else _constant(x)) for name, x in launch.arguments.items()
+        )
         told.update(repr((kernel_source(launch.kernel), arguments)).encode())
     return told.hexdigest()[:12]
 
@@ -103,6 +105,13 @@ def _told(value: Any) -> object:
     if isinstance(value, tuple):
         return type(value).__name__, [(name, _told(getattr(value, name))) for name in value._fields]
     return (value == 1, value % ALIGNMENT == 0) if isinstance(value, int) else type(value).__name__
+
+
+def _constant(value: Any) -> object:
+    """A compile-time argument or an option, with what stands in it unwrapped."""
+    if isinstance(value, tl.constexpr):
+        return value.value
+    return type(value)(*map(_constant, value)) if isinstance(value, tuple) else value
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the tables of `configs.py` compile to, on a machine without a GPU: see `bench.gate`."""
+"""What the table of `configs.toml` compiles to, on a machine without a GPU: see `bench.gate`."""
 
 from typing import get_args
 

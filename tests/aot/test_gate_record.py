@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -118,26 +120,43 @@ def inner(x):
     return x * FACTOR  # [1]
 
 
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
 @triton.jit
-def outer(x_ptr, n, SIZE: tl.constexpr):
-    tl.store(x_ptr, inner(tl.load(x_ptr)) + n + SIZE)
+def outer(x_ptr, n, pair, SIZE: tl.constexpr):
+    made = Pair(inner(tl.load(x_ptr)), SIZE)
+    tl.store(x_ptr, made.first + n + own.other(n, inner) + made.second)
+
+
+@triton.jit
+def applied(x, f: tl.constexpr):
+    return f(x)
 
 
 FACTOR = tl.constexpr(2)
+own = ModuleType("tests.own")  # a module that is used by its name
+own.other = applied
 
 
 def launch(**changes: object) -> Launch:
-    return Launch(outer, (1, 1, 1), {"x_ptr": torch.zeros(4), "n": 3, "SIZE": 4, "num_warps": 4} | changes)
+    present = {"x_ptr": torch.zeros(4), "n": 3, "pair": Pair(torch.zeros(4), 3), "SIZE": 4, "num_warps": 4}
+    return Launch(outer, (1, 1, 1), present | changes)
 
 
 def test_what_a_launch_compiles_from_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values at run time make no difference; types, alignment, constants and options do."""
     present = gate_record.digest([launch()])
-    for same in (launch(n=5), launch(x_ptr=torch.ones(8))):
+    for same in (launch(n=5), launch(x_ptr=torch.ones(8)), launch(pair=Pair(torch.ones(8), 5))):
         assert gate_record.digest([same]) == present
     for other in (
         *(launch(n=16), launch(n=1), launch(SIZE=8), launch(num_warps=8)),
         *(launch(x_ptr=torch.zeros(4).half()), launch(x_ptr=torch.zeros(5)[1:])),
+        *(launch(pair=Pair(torch.zeros(4).half(), 3)), launch(pair=Pair(torch.zeros(5)[1:], 3))),
+        *(launch(pair=Pair(torch.zeros(4), 16)), launch(pair=Pair(None, 3)), launch(pair=Pair(torch.zeros(4), 3.0))),
+        launch(pair=Pair(Pair(torch.zeros(4), 3), 3)),
     ):
         assert gate_record.digest([other]) != present, other
 
@@ -145,10 +164,15 @@ def test_what_a_launch_compiles_from_is_told_apart(monkeypatch: pytest.MonkeyPat
 def test_a_changed_function_or_constant_is_a_changed_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     before = gate_record.kernel_source(outer)
     assert "[1]" not in before
-    for name, changed in (("FACTOR", tl.constexpr(3)), ("inner", outer)):
+    changes = (("FACTOR", tl.constexpr(3)), ("inner", applied), ("Pair", NamedTuple("Pair", [("first", int)])))
+    for name, changed in changes:
         gate_record.kernel_source.cache_clear()
-        monkeypatch.setitem(globals(), name, changed)
-        assert gate_record.kernel_source(outer) != before, name
+        with monkeypatch.context() as patch:
+            patch.setitem(globals(), name, changed)
+            assert gate_record.kernel_source(outer) != before, name
+    gate_record.kernel_source.cache_clear()
+    monkeypatch.setattr(own, "other", inner)
+    assert gate_record.kernel_source(outer) != before, "own.other"
     monkeypatch.undo()
     gate_record.kernel_source.cache_clear()
     assert gate_record.kernel_source(outer) == before
@@ -157,4 +181,5 @@ def test_a_changed_function_or_constant_is_a_changed_kernel(monkeypatch: pytest.
 def test_appending_is_no_part_of_the_backward_kernels() -> None:
     """What one kernel calls makes no other kernel's entries out of date."""
     assert "def append(" in gate_record.kernel_source(forward_kernel)
+    assert "def attend_block(" in gate_record.kernel_source(forward_kernel)  # which is handed on, not called
     assert "def append(" not in gate_record.kernel_source(dq_kernel)

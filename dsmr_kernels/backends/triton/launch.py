@@ -6,10 +6,11 @@ launcher does not look for them in tuples.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -20,6 +21,7 @@ from dsmr_kernels.backends.triton.geometry import ALL, HASHED, LAST
 LARGEST_DIM = 256
 MOST_LANES = 65535  # of a grid's third dimension, and of its second, CUDA has no more
 ALIGNMENT = 16  # bytes: narrower loads are neither vectorised nor asynchronous
+IEEE, TF32 = tl.constexpr("ieee"), tl.constexpr("tf32")  # Triton 3.6 takes numbers as they are, but no strings
 
 
 class Heads(NamedTuple):
@@ -81,7 +83,7 @@ class Shape(NamedTuple):
     BOUNDED: bool
     KEEP: int
     PLAIN: bool
-    PRECISION: Literal["ieee", "tf32"]
+    PRECISION: tl.constexpr
 
 
 class Launch(NamedTuple):
@@ -201,7 +203,7 @@ def _clock(call: Call) -> Tensor:
     return limited
 
 
-def _precision(dtype: torch.dtype) -> str:
+def _precision(dtype: torch.dtype) -> tl.constexpr:
     # Of PyTorch's two settings this one knows what was set by either; asking `allow_tf32` may raise.
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
+    return TF32 if tf32 else IEEE
