@@ -129,13 +129,14 @@ def pull_block(dq, tile, source, keys, block, rule, shape: tl.constexpr):
         k_scale = load_scales(keys.k_scale, block.first, block.end, TYPE, shape.BN)
         v_scale = load_scales(keys.v_scale, block.first, block.end, TYPE, shape.BN)
     x, slope = scores(tile, k, k_scale, block, rule, shape)
+    sees = seen(tile, block, shape)
     weights = tl.exp2(x * tile.factor - tile.lse[:, None])  # [BM, BN]
     dweights = dot(tile.do, tl.trans(v), PRECISION=shape.PRECISION)  # [BM, BD] @ [BD, BN]
     if v_scale is not None:
         dweights = dweights * v_scale[None, :]
     dx = weights * (dweights - tile.delta[:, None]) * slope
     if block.hides:
-        dx = tl.where(seen(tile, block, shape), dx, 0.0)
+        dx = tl.where(sees, dx, 0.0)
     if k_scale is not None:
         dx = dx * k_scale[None, :]
     return dot(narrow(dx, k.dtype), k, dq, shape.PRECISION)  # [BM, BN] @ [BN, BD]
