@@ -17,9 +17,9 @@ from torch import Tensor
 
 from bench import machine, measure, roof
 from bench.units import seconds
-from dsmr.decoding import Decoding, new_state
-from dsmr.model import PRESETS, Transformer, preset
-from dsmr.native import NativeStep
+from dsmr.generation.decoding import Decoding, new_state
+from dsmr.model.native import NativeStep
+from dsmr.model.transformer import PRESETS, Transformer, preset
 from dsmr.process import own_random_numbers, torch_threads
 from dsmr_kernels import MemoryStack
 

@@ -22,10 +22,10 @@ from bench.models import fill, memory, step
 from bench.models.check import attend_and_append
 from bench.models.peers import Attention, state_bytes
 from bench.results import Row
-from dsmr.decoding import Decoder, Decoding
-from dsmr.generation import stream
-from dsmr.model import ModelConfig, Transformer, preset
-from dsmr.tokens import BEGIN, VELOCITY
+from dsmr.generation.decoding import Decoder, Decoding
+from dsmr.generation.takes import stream
+from dsmr.model.transformer import ModelConfig, Transformer, preset
+from dsmr.music.tokens import BEGIN, VELOCITY
 from dsmr_kernels import MemoryStack
 from dsmr_kernels.storage import QUANTISED, quantise
 

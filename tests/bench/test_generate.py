@@ -11,8 +11,8 @@ from bench import results
 from bench.models import generate
 from bench.models.generate import Engine, GenerateCase, Playing
 from bench.models.peers import Attention
-from dsmr.decoding import Decoding
-from dsmr.model import preset
+from dsmr.generation.decoding import Decoding
+from dsmr.model.transformer import preset
 from dsmr_kernels import recurrent_attention
 
 CPU = torch.device("cpu")

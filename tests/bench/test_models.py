@@ -13,8 +13,8 @@ from bench import results, runner
 from bench.measure import Limits
 from bench.models import check, fill, memory, peers, prepare, step, train
 from bench.models.peers import Attention, Concatenation
-from dsmr.model import ModelConfig, Transformer
-from dsmr.schedules import Schedule
+from dsmr.model.schedules import Schedule
+from dsmr.model.transformer import ModelConfig, Transformer
 from dsmr_kernels import recurrent_attention
 
 CPU = torch.device("cpu")

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsmr.checkpoint import read_info
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.model import ModelConfig, Transformer
-from dsmr.schedules import make_schedule
-from dsmr.tokens import BEGIN, END, NOTE_DTYPE, Performance, encode
+from dsmr.model.checkpoint import read_info
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, Performance, encode
 from dsmr.training import RunFolder, TrainingConfig, train
 
 CONFIG = TrainingConfig(

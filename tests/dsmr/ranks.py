@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import LaneStream
-from dsmr.distributed import World, joined, parallelise, whole
-from dsmr.model import ModelConfig, Transformer
-from dsmr.schedules import make_schedule
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
 from dsmr.training import RunFolder, TrainingConfig, accumulate_gradients, train
+from dsmr.training.distributed import World, joined, parallelise, whole
 
 STORE = "corpus.tokens"
 LANES, SEGMENTS, HALF = 4, 3, 3

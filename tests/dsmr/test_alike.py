@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsmr.corpus.alike import ALIKE, FIGURE, alike_across, sketch
-from dsmr.tokens import NOTE_DTYPE, Performance
+from dsmr.music.tokens import NOTE_DTYPE, Performance
 
 
 def piece(seed: int, count: int = 600, other: float = 0.0, key: int = 0, tempo: float = 1.0) -> Performance:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dsmr import bootstrap
-from dsmr.bootstrap import ROUNDING, PieceSums, compare, compare_mean_of_bins, holm
+from dsmr.evaluation import bootstrap
+from dsmr.evaluation.bootstrap import ROUNDING, PieceSums, compare, compare_mean_of_bins, holm
 
 FEWEST = 6
 """Pieces: 2 / 2^6 is the first below 5 %."""

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsmr import bootstrap
-from dsmr.bootstrap import Difference, PieceSums, compare, compare_mean_of_bins, holm
+from dsmr.evaluation import bootstrap
+from dsmr.evaluation.bootstrap import Difference, PieceSums, compare, compare_mean_of_bins, holm
 
 TRIALS, DEVIATIONS = 8000, 4
 MARGIN = DEVIATIONS * np.sqrt(0.05 * 0.95 / TRIALS)

@@ -13,10 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsmr.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, load_checkpoint, read_info, save_checkpoint
-from dsmr.model import ModelConfig, Transformer
-from dsmr.schedules import Schedule, make_schedule
-from dsmr.tokens import CODEC, VOCAB_SIZE
+from dsmr.model.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    load_checkpoint,
+    read_info,
+    save_checkpoint,
+)
+from dsmr.model.schedules import Schedule, make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.music.tokens import CODEC, VOCAB_SIZE
 from dsmr.version import __version__
 from dsmr_kernels import Retention
 

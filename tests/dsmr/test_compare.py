@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from dsmr.cli import app
-from dsmr.comparison import NUMBERS, compare_music
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.distributions import FEATURES
-from dsmr.midi import write_midi
-from dsmr.quotation import EQUALITIES
-from dsmr.similarity import DISTANCES
-from dsmr.tokens import NOTE_DTYPE, Performance, decode
+from dsmr.music.analysis.comparison import NUMBERS, compare_music
+from dsmr.music.analysis.histograms import FEATURES
+from dsmr.music.analysis.quotation import EQUALITIES
+from dsmr.music.analysis.similarity import DISTANCES
+from dsmr.music.midi import write_midi
+from dsmr.music.tokens import NOTE_DTYPE, Performance, decode
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dsmr import native
-from dsmr.decoding import Decoder, Decoding
-from dsmr.generation import Sampling, generate
-from dsmr.model import ModelConfig, Transformer
-from dsmr.schedules import make_schedule
-from dsmr.tokens import BEGIN, END, NOTE_OFF, PAD, TIME_SHIFT
+from dsmr.generation.decoding import Decoder, Decoding
+from dsmr.generation.takes import Sampling, generate
+from dsmr.model import native
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.music.tokens import BEGIN, END, NOTE_OFF, PAD, TIME_SHIFT
 
 SEGMENT = 16
 PROMPT = np.tile(np.array([60, TIME_SHIFT + 9, NOTE_OFF + 60, TIME_SHIFT + 4]), 14)  # 3.5 segments

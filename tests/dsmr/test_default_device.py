@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from dsmr import native
-from dsmr.checkpoint import load_checkpoint, save_checkpoint
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.decoding import Decoder, Decoding
-from dsmr.model import ModelConfig, Transformer
-from dsmr.reading import Stretch, score
-from dsmr.schedules import make_schedule
-from dsmr.tokens import BEGIN, END, PAD
+from dsmr.evaluation.score import Stretch, score
+from dsmr.generation.decoding import Decoder, Decoding
+from dsmr.model import native
+from dsmr.model.checkpoint import load_checkpoint, save_checkpoint
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.music.tokens import BEGIN, END, PAD
 
 
 @pytest.fixture

@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsmr import demo
-from dsmr.assessment import Assessment
-from dsmr.checkpoint import load_checkpoint
 from dsmr.claim import OccupiedError, claimed
 from dsmr.cli import app
-from dsmr.comparison import NUMBERS, Group, Reference
 from dsmr.corpus.prepare import PrepareReport
-from dsmr.demo import FILES, QUICK, Outcome, run_demo
-from dsmr.distributions import Profile
-from dsmr.evaluation import Evaluation
-from dsmr.midi import read_midi
-from dsmr.probes.comparison import Probed, Span
-from dsmr.probes.krcu import Resets
-from dsmr.statistics import ESSENTIAL, Comparison, Range, Statistics, measure
-from dsmr.tokens import NOTE_DTYPE, Performance
+from dsmr.demo import run as demo
+from dsmr.demo.run import FILES, QUICK, Outcome, run_demo
+from dsmr.evaluation.baselines import Assessment
+from dsmr.evaluation.models import Probed, Span
+from dsmr.evaluation.pieces import Evaluation
+from dsmr.evaluation.probes.krcu import Resets
+from dsmr.model.checkpoint import load_checkpoint
+from dsmr.music.analysis.comparison import NUMBERS, Group, Reference
+from dsmr.music.analysis.histograms import Profile
+from dsmr.music.analysis.statistics import ESSENTIAL, Comparison, Range, Statistics, measure
+from dsmr.music.midi import read_midi
+from dsmr.music.tokens import NOTE_DTYPE, Performance
 from dsmr.training import Run, RunFolder, TrainingConfig
 
 TINY = replace(

@@ -19,10 +19,10 @@ import torch
 
 from dsmr.cli.app import run as run_command
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.distributed import World, WorldError, joined
-from dsmr.model import PRESETS, Transformer
-from dsmr.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT
+from dsmr.model.transformer import PRESETS, Transformer
+from dsmr.music.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT
 from dsmr.training import RunFolder, train
+from dsmr.training.distributed import World, WorldError, joined
 from tests.dsmr import ranks
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.distributions import FEATURES, WIDEST, Profile, distances, divergence, histograms, profile
-from dsmr.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, Performance, decode, encode
+from dsmr.music.analysis.histograms import FEATURES, WIDEST, Profile, distances, divergence, histograms, profile
+from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, Performance, decode, encode
 
 COUNTS = arrays(np.float64, 5, elements=st.integers(0, 9).map(float))
 EPSILON = np.finfo(np.float64).eps

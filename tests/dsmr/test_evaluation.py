@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dsmr.bigram import Bigram
-from dsmr.bootstrap import compare
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.evaluation import BEGINNING, Evaluation, PositionBin, _choose, count_steps, evaluate_pieces
-from dsmr.model import ModelConfig, Transformer
-from dsmr.schedules import make_schedule
-from dsmr.tokens import BEGIN, END, PAD, VOCAB_SIZE
+from dsmr.evaluation.bigram import Bigram
+from dsmr.evaluation.bootstrap import compare
+from dsmr.evaluation.pieces import BEGINNING, Evaluation, PositionBin, _choose, count_steps, evaluate_pieces
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.music.tokens import BEGIN, END, PAD, VOCAB_SIZE
 from dsmr.training import TrainingConfig
 
 LENGTHS = (70, 16, 33, 1, 47)  # events; segments are 16 tokens and horizons 24 and 8, so memories wrap and overflow

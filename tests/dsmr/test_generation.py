@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dsmr.generation import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, aim_releases, generate, stream
-from dsmr.model import ModelConfig, Transformer
-from dsmr.schedules import make_schedule
-from dsmr.tokens import (
+from dsmr.generation.takes import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, aim_releases, generate, stream
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.music.tokens import (
     BEGIN,
     END,
     NOTE_DTYPE,

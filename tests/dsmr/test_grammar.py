@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dsmr.generation import Grammar, Sampling
-from dsmr.tokens import (
+from dsmr.generation.takes import Grammar, Sampling
+from dsmr.music.tokens import (
     BEGIN,
     END,
     NOTE_DTYPE,

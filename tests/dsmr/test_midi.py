@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from mido import Message, MetaMessage
 
-from dsmr import midi
-from dsmr.midi import SAMPLE_RATE, MidiError, read_midi, write_midi, write_wav
-from dsmr.tempo import TEMPO_DTYPE, TempoMap
-from dsmr.tokens import (
+from dsmr.music import midi
+from dsmr.music.midi import SAMPLE_RATE, MidiError, read_midi, write_midi, write_wav
+from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
+from dsmr.music.tokens import (
     NOTE_DTYPE,
     NOTE_OFF,
     PEDAL_DTYPE,

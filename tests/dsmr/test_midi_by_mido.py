@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr.midi import DRUMS, MAX_SECONDS, MidiError, read_midi
+from dsmr.music.midi import DRUMS, MAX_SECONDS, MidiError, read_midi
 from tests.midi_bytes import END, chunk, header, varlen
 
 Event = tuple[int, bytes]

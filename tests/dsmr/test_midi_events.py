@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr.midi import DRUMS, MidiError, read_midi
-from dsmr.midi_events import CONTROL, NOTE_OFF, NOTE_ON, read_events
-from dsmr.tempo import TEMPO_DTYPE, TempoMap
-from dsmr.tokens import encode, fold_pedal
+from dsmr.music.midi import DRUMS, MidiError, read_midi
+from dsmr.music.midi_events import CONTROL, NOTE_OFF, NOTE_ON, read_events
+from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
+from dsmr.music.tokens import encode, fold_pedal
 from tests.midi_bytes import END, NOTE, chunk, file, header, note, pedal, tempo, varlen
 
 TICK = 1 / 960  # seconds, in the files that `file` builds

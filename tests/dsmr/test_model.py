@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsmr.model import PRESETS, ModelConfig, Transformer, preset
-from dsmr.schedules import Schedule, make_schedule
-from dsmr.tokens import VOCAB_SIZE
+from dsmr.model.schedules import Schedule, make_schedule
+from dsmr.model.transformer import PRESETS, ModelConfig, Transformer, preset
+from dsmr.music.tokens import VOCAB_SIZE
 from dsmr_kernels import Retention
 
 SEGMENT = 16

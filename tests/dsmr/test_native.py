@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmr import native
-from dsmr.model import ModelConfig, Transformer
-from dsmr.native import NativeStep, structs, unsupported
-from dsmr.native.weights import Weights
-from dsmr.schedules import make_schedule
+from dsmr.model import native
+from dsmr.model.native import NativeStep, structs, unsupported
+from dsmr.model.native.weights import Weights
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
 from dsmr_kernels import MemoryStack, Retention, recurrent_attention
 from dsmr_kernels.storage import quantise
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsmr.midi import write_wav
-from dsmr.page import SOUND_RATE, Figure, Number, Page, Row, drawn, write_page
+from dsmr.demo.html import SOUND_RATE, Figure, Number, Page, Row, drawn, write_page
+from dsmr.music.midi import write_wav
+from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance
 from dsmr.plots import Curve, training_curve
-from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance
 from tests import chromium
 
 HOSTILE = "</script><script>alert('x')</script> & \"Prélude\" <img src=x onerror=alert(1)> %%title ${seconds}"

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmr.corpus.pianist import FEWEST_TOKENS, Composition, Return, compose
-from dsmr.corpus.pianist.character import draw_composer
-from dsmr.corpus.pianist.dice import Dice
-from dsmr.corpus.pianist.form import FORMS
-from dsmr.corpus.pianist.harmony import HIGHEST_KEY, LOWEST_KEY
-from dsmr.corpus.pianist.passage import (
+from dsmr.music.tokens import NOTE_OFF, STEPS_PER_SECOND, TIME_SHIFT, encode, encode_indexed, fold_pedal
+from dsmr.pianist import FEWEST_TOKENS, Composition, Return, compose
+from dsmr.pianist.character import draw_composer
+from dsmr.pianist.dice import Dice
+from dsmr.pianist.form import FORMS
+from dsmr.pianist.harmony import HIGHEST_KEY, LOWEST_KEY
+from dsmr.pianist.passage import (
     FEWEST_LABELLED,
     Passage,
     Placement,
@@ -29,8 +30,7 @@ from dsmr.corpus.pianist.passage import (
     token_count,
     transposed,
 )
-from dsmr.corpus.pianist.workshop import Workshop
-from dsmr.tokens import NOTE_OFF, STEPS_PER_SECOND, TIME_SHIFT, encode, encode_indexed, fold_pedal
+from dsmr.pianist.workshop import Workshop
 
 CORPUS = tuple((seed, (2_000, 4_000, 8_000, 16_000, 30_000)[seed % 5]) for seed in range(30))
 
@@ -62,7 +62,7 @@ def assert_returns_are_repeats(
 
 def test_two_processes_compose_the_same_piece() -> None:
     program = (
-        "import hashlib; from dsmr.corpus.pianist import compose; from dsmr.tokens import encode\n"
+        "import hashlib; from dsmr.pianist import compose; from dsmr.music.tokens import encode\n"
         "for seed, tokens in ((1, 3000), (2**40 + 7, 9000)):\n"
         "    piece = compose(seed, tokens)\n"
         "    print(hashlib.sha256(encode(piece.performance)).hexdigest(), piece.title, piece.form, piece.returns)"

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr.corpus.pianist.character import CHARACTERS, Character, draw_composer
-from dsmr.corpus.pianist.dice import Dice
-from dsmr.corpus.pianist.harmony import HIGHEST_KEY, LOWEST_KEY, Key, chord, lead, parallel_symbol
-from dsmr.corpus.pianist.melody import Motif, Range, draw_motif, realise
-from dsmr.corpus.pianist.ornament import ornamented
-from dsmr.corpus.pianist.progressions import DIALECTS, progression
-from dsmr.corpus.pianist.rhythm import MANNERS, METRES, Metre, draw_bar, draw_palette
-from dsmr.corpus.pianist.texture import LEFT_HANDS, RIGHT_HANDS, Hands, Texture, arrange
-from dsmr.corpus.pianist.theme import Idea, lay
-from dsmr.corpus.pianist.workshop import Workshop
+from dsmr.pianist.character import CHARACTERS, Character, draw_composer
+from dsmr.pianist.dice import Dice
+from dsmr.pianist.harmony import HIGHEST_KEY, LOWEST_KEY, Key, chord, lead, parallel_symbol
+from dsmr.pianist.melody import Motif, Range, draw_motif, realise
+from dsmr.pianist.ornament import ornamented
+from dsmr.pianist.progressions import DIALECTS, progression
+from dsmr.pianist.rhythm import MANNERS, METRES, Metre, draw_bar, draw_palette
+from dsmr.pianist.texture import LEFT_HANDS, RIGHT_HANDS, Hands, Texture, arrange
+from dsmr.pianist.theme import Idea, lay
+from dsmr.pianist.workshop import Workshop
 
 KEYS = [Key(tonic, minor) for tonic in range(12) for minor in (False, True)]
 

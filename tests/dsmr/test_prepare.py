@@ -23,8 +23,8 @@ from dsmr.corpus.parallel import ProcessDied, map_in_order
 from dsmr.corpus.prepare import draw_splits, prepare_folder, prepare_maestro, prepare_pianist
 from dsmr.corpus.sources import LeftOut
 from dsmr.corpus.store import TokenStore
-from dsmr.midi import read_midi, write_midi
-from dsmr.tokens import BEGIN, END, NOTE_DTYPE, NOTE_OFF, STEP_SECONDS, TIME_SHIFT, Performance, decode, encode
+from dsmr.music.midi import read_midi, write_midi
+from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, NOTE_OFF, STEP_SECONDS, TIME_SHIFT, Performance, decode, encode
 
 
 def midi_bytes(seed: int, tmp_path: Path, count: int = 40) -> bytes:
@@ -160,7 +160,7 @@ class TestMaestro:
     def test_member_without_end_is_not_unpacked_whole(
         self, release: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for module in ("dsmr.corpus.sources.MAX_BYTES", "dsmr.midi.MAX_BYTES"):
+        for module in ("dsmr.corpus.sources.MAX_BYTES", "dsmr.music.midi.MAX_BYTES"):
             monkeypatch.setattr(module, 10_000)
         release["2004/b.midi"] = bytes(1_000_000)
         report = prepare_maestro(as_zip(release, tmp_path / "maestro.zip"), tmp_path / "out", workers=0)

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.quotation import CHORD_STEPS, EQUALITIES, longest_matches, longest_quotations, reading_order, suffix_order
-from dsmr.tokens import BEGIN, END, NOTE_DTYPE, Performance, encode
+from dsmr.music.analysis.quotation import (
+    CHORD_STEPS,
+    EQUALITIES,
+    longest_matches,
+    longest_quotations,
+    reading_order,
+    suffix_order,
+)
+from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, Performance, encode
 
 SYMBOLS = st.lists(st.integers(0, 2), max_size=12)
 

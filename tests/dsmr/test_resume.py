@@ -20,9 +20,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsmr.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, read_info
 from dsmr.corpus.store import TokenStore
-from dsmr.model import Transformer
+from dsmr.model.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, read_info
+from dsmr.model.transformer import Transformer
 from dsmr.process import torch_threads
 from dsmr.training import Run, RunFolder, SaveError, Trainer, TrainingConfig, ground, loop, train
 from dsmr.training.state import STATE_FILE, load_state, save_state

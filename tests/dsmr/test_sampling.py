@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dsmr.generation import Sampling, aim_releases
-from dsmr.tokens import NOTE_OFF, TIME_SHIFT, VOCAB_SIZE
+from dsmr.generation.takes import Sampling, aim_releases
+from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VOCAB_SIZE
 
 ANYTHING = np.ones(VOCAB_SIZE, dtype=np.bool_)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dsmr.schedules import (
+from dsmr.model.schedules import (
     NAMES,
     STORAGES,
     MemoryFormat,

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import TokenStore
-from dsmr.similarity import MEASURES, PASSAGE, WINDOW, compare_self_similarity, self_similarity, usual_self_similarity
-from dsmr.tokens import NOTE_OFF, TIME_SHIFT
+from dsmr.music.analysis.similarity import (
+    MEASURES,
+    PASSAGE,
+    WINDOW,
+    compare_self_similarity,
+    self_similarity,
+    usual_self_similarity,
+)
+from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT
 
 
 def notes_as_tokens(pitches: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from dsmr.corpus import sources
 from dsmr.corpus.prepare import prepare_folder, prepare_maestro
 from dsmr.corpus.sources import LeftOut, Member, MidiFile, maestro_files
 from dsmr.corpus.store import TokenStore
-from dsmr.midi import MAX_BYTES, MidiError
+from dsmr.music.midi import MAX_BYTES, MidiError
 from tests.midi_bytes import NOTE
 from tests.midi_bytes import file as midi_file
 

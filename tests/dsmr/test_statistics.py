@@ -12,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.statistics import ESSENTIAL, FEWEST_EXCERPTS, Comparison, Range, compare, measure, usual, usual_range
-from dsmr.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, STEPS_PER_SECOND, Performance, decode, encode
+from dsmr.music.analysis.statistics import (
+    ESSENTIAL,
+    FEWEST_EXCERPTS,
+    Comparison,
+    Range,
+    compare,
+    measure,
+    usual,
+    usual_range,
+)
+from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, STEPS_PER_SECOND, Performance, decode, encode
 
 NO_NOTES = Performance(np.empty(0, NOTE_DTYPE))
 

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from dsmr.cli.terminal import BadInput, open_store
 from dsmr.corpus.store import Piece, Return, StoreError, StoreWriter, TokenStore
-from dsmr.tokens import BEGIN, CODEC, END, NOTE_OFF, PAD, TIME_SHIFT
+from dsmr.music.tokens import BEGIN, CODEC, END, NOTE_OFF, PAD, TIME_SHIFT
 
 C_MAJOR = [BEGIN, 60, TIME_SHIFT + 49, NOTE_OFF + 60, 64, TIME_SHIFT + 99, NOTE_OFF + 64, END]
 SILENCE = [BEGIN, END]

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsmr import checkpoint
-from dsmr.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, read_info, save_checkpoint
 from dsmr.cli import app
-from dsmr.model import MOST_LAYERS, MOST_TOKENS, ModelConfig, Transformer
-from dsmr.schedules import make_schedule
+from dsmr.model import checkpoint
+from dsmr.model.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, read_info, save_checkpoint
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import MOST_LAYERS, MOST_TOKENS, ModelConfig, Transformer
 from dsmr.training import TrainingConfig
 from dsmr_kernels import Retention
 

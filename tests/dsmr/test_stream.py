@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
-from dsmr.tokens import BEGIN, END, PAD
+from dsmr.music.tokens import BEGIN, END, PAD
 from dsmr_kernels import MemoryStack
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dsmr.tokens import (
+from dsmr.music.tokens import (
     BEGIN,
     END,
     NOTE_DTYPE,

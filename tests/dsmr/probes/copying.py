@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dsmr.corpus.store import Return, StoreWriter, TokenStore
-from dsmr.model import ModelConfig
-from dsmr.schedules import make_schedule
-from dsmr.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT, VOCAB_SIZE
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig
+from dsmr.music.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT, VOCAB_SIZE
 
 CONTEXT = 3
 """Tokens that must be the same for it to recognise a place."""

@@ -17,20 +17,20 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from dsmr.bootstrap import holm
-from dsmr.checkpoint import save_checkpoint
 from dsmr.cli import app, evaluate
 from dsmr.cli.scores import print_models
 from dsmr.corpus.store import TokenStore
-from dsmr.model import ModelConfig, Transformer
-from dsmr.probes.comparison import Plan, Probed, Span, differences, labels, probe
-from dsmr.probes.figures import KRCU_FIGURE, POSITION_FIGURE, RECALL_FIGURE, RETURNS_FIGURE, TRUNCATION_FIGURE, draw
-from dsmr.probes.krcu import PUBLISHED as KRCU
-from dsmr.probes.krcu import Resets
-from dsmr.probes.returns import SKIP
-from dsmr.probes.truncation import PUBLISHED as TRUNCATION
-from dsmr.probes.truncation import Cuts
-from dsmr.schedules import make_schedule
+from dsmr.evaluation.bootstrap import holm
+from dsmr.evaluation.figures import KRCU_FIGURE, POSITION_FIGURE, RECALL_FIGURE, RETURNS_FIGURE, TRUNCATION_FIGURE, draw
+from dsmr.evaluation.models import Plan, Probed, Span, differences, labels, probe
+from dsmr.evaluation.probes.krcu import PUBLISHED as KRCU
+from dsmr.evaluation.probes.krcu import Resets
+from dsmr.evaluation.probes.returns import SKIP
+from dsmr.evaluation.probes.truncation import PUBLISHED as TRUNCATION
+from dsmr.evaluation.probes.truncation import Cuts
+from dsmr.model.checkpoint import save_checkpoint
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
 from dsmr_kernels import Retention
 from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 

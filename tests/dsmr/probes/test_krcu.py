@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation import Evaluation, evaluate_pieces
-from dsmr.model import ModelConfig, Transformer
-from dsmr.probes.krcu import PUBLISHED, Resets, krcu
-from dsmr.schedules import make_schedule
+from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
+from dsmr.evaluation.probes.krcu import PUBLISHED, Resets, krcu
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
 from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, SURE, Copier, Writer
 
 START, SOURCE, LONG = 360, 160, 30

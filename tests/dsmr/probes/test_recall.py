@@ -7,9 +7,9 @@ import json
 import pytest
 
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation import Evaluation, evaluate_pieces
-from dsmr.probes.recall import CONTEXT as LEAST
-from dsmr.probes.recall import recall
+from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
+from dsmr.evaluation.probes.recall import CONTEXT as LEAST
+from dsmr.evaluation.probes.recall import recall
 from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
 FAR, LONG = 200, 30

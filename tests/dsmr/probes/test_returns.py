@@ -12,11 +12,11 @@ import torch
 
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import Return, TokenStore
-from dsmr.evaluation import Evaluation, evaluate_pieces
-from dsmr.model import ModelConfig, Transformer
-from dsmr.probes.returns import KINDS, ReturnGain, restated, return_gain
-from dsmr.schedules import make_schedule
-from dsmr.tokens import TIME_SHIFT
+from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
+from dsmr.evaluation.probes.returns import KINDS, ReturnGain, restated, return_gain
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.music.tokens import TIME_SHIFT
 from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
 NEAR, FAR, LONG = 60, 200, 30

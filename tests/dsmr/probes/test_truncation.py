@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation import Evaluation, evaluate_pieces
-from dsmr.model import ModelConfig, Transformer
-from dsmr.probes.truncation import Cuts, _sample, truncation
-from dsmr.schedules import make_schedule
+from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
+from dsmr.evaluation.probes.truncation import Cuts, _sample, truncation
+from dsmr.model.schedules import make_schedule
+from dsmr.model.transformer import ModelConfig, Transformer
 from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
 START, SOURCE, LONG = 352, 152, 40
