@@ -23,9 +23,9 @@ from dsmr.model.transformer import PRESETS, Transformer
 from dsmr.music.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT
 from dsmr.training import RunFolder, train
 from dsmr.training.distributed import World, WorldError, joined
-from tests.dsmr import ranks
+from tests.dsmr.training import ranks
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BOTH = pytest.mark.parametrize("how", ["ddp", "fsdp"])
 PATIENCE = 120
 """Seconds after which a process that should have ended counts as hung; nothing is timed."""
@@ -38,7 +38,7 @@ def start(rank: int, size: int, machines: int, *arguments: str, port: int) -> su
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | {name: str(value) for name, value in {**place, **meeting}.items()}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/dsmr/ranks.py"), *arguments],
+        [sys.executable, str(ROOT / "tests/dsmr/training/ranks.py"), *arguments],
         env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,

@@ -32,7 +32,7 @@ from dsmr.model.checkpoint import save_checkpoint
 from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import ModelConfig, Transformer
 from dsmr_kernels import Retention
-from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
+from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
 NEAR, FAR, LONG, FAR_LONG = 60, 200, 40, 30
 

@@ -17,7 +17,7 @@ from dsmr.evaluation.probes.returns import KINDS, ReturnGain, restated, return_g
 from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import ModelConfig, Transformer
 from dsmr.music.tokens import TIME_SHIFT
-from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
+from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
 NEAR, FAR, LONG = 60, 200, 30
 """The distances of the exact returns that are planted in every piece, and how many tokens each has."""

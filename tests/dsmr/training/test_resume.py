@@ -27,8 +27,8 @@ from dsmr.process import torch_threads
 from dsmr.training import Run, RunFolder, SaveError, Trainer, TrainingConfig, ground, loop, train
 from dsmr.training.state import STATE_FILE, load_state, save_state
 from dsmr.version import __version__
-from tests.dsmr import kill_and_resume
-from tests.dsmr.kill_and_resume import CONFIG, MODEL, outcome, write_store
+from tests.dsmr.training import kill_and_resume
+from tests.dsmr.training.kill_and_resume import CONFIG, MODEL, outcome, write_store
 from tests.full_disk import files_of_at_most
 
 SHORT = replace(CONFIG, steps=8, validations=2)
@@ -67,7 +67,7 @@ def go_on(run: Path, store: TokenStore, **changes: Any) -> Run:
 def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
     """The same with 200 kills: see `kill_and_resume.py`."""
     command = [sys.executable, kill_and_resume.__file__, str(tmp_path), "--kills", "12", "--seed", "3"]
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from tests.hostile_midi import FILES
 
 pytest.importorskip("resource")  # Windows has no such limits, and no fork
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MOST_MEMORY = 300 * 10**6
 
 

@@ -15,7 +15,7 @@ from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
 from dsmr.evaluation.probes.krcu import PUBLISHED, Resets, krcu
 from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import ModelConfig, Transformer
-from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, SURE, Copier, Writer
+from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, SURE, Copier, Writer
 
 START, SOURCE, LONG = 360, 160, 30
 """The return that is planted in every piece: its distance is 200."""

@@ -1,6 +1,6 @@
 """What the processes of `test_distributed.py` do; what they find goes into one JSON file a process.
 
-RANK=... LOCAL_RANK=... WORLD_SIZE=... LOCAL_WORLD_SIZE=... python tests/dsmr/ranks.py FOLDER TASK...
+RANK=... LOCAL_RANK=... WORLD_SIZE=... LOCAL_WORLD_SIZE=... python tests/dsmr/training/ranks.py FOLDER TASK...
 """
 
 from __future__ import annotations

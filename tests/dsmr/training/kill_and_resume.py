@@ -1,6 +1,6 @@
 """Kill a training process again and again, resume it, and compare with a run that nobody disturbed.
 
-    python tests/dsmr/kill_and_resume.py FOLDER --kills 200 --seed 1
+    python tests/dsmr/training/kill_and_resume.py FOLDER --kills 200 --seed 1
 
 Every attempt is a process of its own (forked, because importing PyTorch takes longer than all the rest), ended by a
 real SIGKILL: half of the times at a random moment, otherwise a random moment after it began to write or remove a state.

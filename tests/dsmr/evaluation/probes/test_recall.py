@@ -10,7 +10,7 @@ from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
 from dsmr.evaluation.probes.recall import CONTEXT as LEAST
 from dsmr.evaluation.probes.recall import recall
-from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
+from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
 FAR, LONG = 200, 30
 COPY_GAIN = GUESSED - COPIED

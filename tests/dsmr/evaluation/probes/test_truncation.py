@@ -13,7 +13,7 @@ from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
 from dsmr.evaluation.probes.truncation import Cuts, _sample, truncation
 from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import ModelConfig, Transformer
-from tests.dsmr.probes.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
+from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
 START, SOURCE, LONG = 352, 152, 40
 """The return that is planted in every piece: its distance is 200."""
