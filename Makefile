@@ -60,13 +60,13 @@ OTHER_ISAS = from dsmr_kernels.backends.cpu import library; print(*library.load(
 check-guards: $(VENV)/.dev-installed build
 	$(VENV)/bin/python -m pytest -q -p tests.guarded tests/dsmr/model/test_native.py
 
-# Instructions against bench/instructions.json, which count-instructions writes anew.
+# Instructions against bench/compiled/instructions.json, which count-instructions writes anew.
 check-instructions: driver
-	@if command -v valgrind >/dev/null; then $(PYTHON) bench/instructions.py check $(DRIVER); \
+	@if command -v valgrind >/dev/null; then $(PYTHON) bench/compiled/instructions.py check $(DRIVER); \
 	else echo "*** NOT CHECKED: without valgrind the kernels' instructions cannot be counted" >&2; fi
 
 count-instructions: driver
-	$(PYTHON) bench/instructions.py update $(DRIVER)
+	$(PYTHON) bench/compiled/instructions.py update $(DRIVER)
 
 check-sanitizers: $(VENV)/.dev-installed
 	$(TOOLS) tests/native/sanitizers.sh $(CHECKS)/sanitizers

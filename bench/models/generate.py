@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import measure, runner
-from bench.machine import commit
-from bench.measure import Quantiles, Trial
+from bench import runner
+from bench.harness import measure
+from bench.harness.machine import commit
+from bench.harness.measure import Quantiles, Trial
+from bench.harness.results import Row
 from bench.models import fill, memory, step
 from bench.models.check import attend_and_append
 from bench.models.peers import Attention, state_bytes
-from bench.results import Row
 from dsmr.generation.decoding import Decoder, Decoding
 from dsmr.generation.takes import stream
 from dsmr.model.transformer import ModelConfig, Transformer, preset

@@ -23,7 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 
 import dsmr.model.transformer
-from bench.machine import commit
+from bench.harness.machine import commit
 from bench.models import fill
 from dsmr.model.transformer import ModelConfig, Transformer
 from dsmr_kernels import MemoryStack, backends, recurrent_attention

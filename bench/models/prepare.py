@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import measure, runner
-from bench.machine import commit
-from bench.measure import Quantiles, Trial
-from bench.results import Row
+from bench import runner
+from bench.harness import measure
+from bench.harness.machine import commit
+from bench.harness.measure import Quantiles, Trial
+from bench.harness.results import Row
 from dsmr.music.tokens import BEGIN, END, Ids, Performance, decode, encode
 from dsmr.pianist import FEWEST_TOKENS, compose
 

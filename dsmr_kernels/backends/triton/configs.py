@@ -1,7 +1,7 @@
 """Tile sizes, warps and pipeline depth of every kernel: a table by architecture, kind of call and head dimension.
 
 Where the numbers come from: compilation, without a GPU. As a rule an entry is the first of a list of candidates, large
-tiles before small ones, that passes the gate (`bench.gate`) for every variant of its kind of call: no spilled
+tiles before small ones, that passes the gate (`bench.compiled.gate`) for every variant of its kind of call: no spilled
 registers, no serialised tensor-core instructions, shared memory within the architecture's limit, and the expected
 instructions. In "float32 special" small tiles were taken at once. With Triton 3.7.1 that was shown for all entries:
 `bench/compiled` has the record, and `tests/aot` refuses a table or kernels that differ from it. (Most rows of sm_86 and
@@ -10,7 +10,7 @@ the CUDA cores are moody: one stage, or few keys over eight warps, may spill whe
 With Triton 3.6.0 and 3.9.0 "half" passes at 64 and 128, and of sm_90 "quantised" and "float32" there; with 3.6.0 these
 lines of sm_90 pass at 16, 32 and 256, too. Where one of them spilled on a version, an entry that passes on all three
 stands in its place. The rest of the table was not compiled with these versions.
-No entry has been timed yet: `python -m bench.tune` does that on a GPU and prints the lines to put here.
+No entry has been timed yet: `python -m bench.compiled.tune` does that on a GPU and prints the lines to put here.
 """
 
 from __future__ import annotations
