@@ -53,20 +53,20 @@ check-driver: driver
 check-isas: $(VENV)/.dev-installed build
 	for isa in $$($(VENV)/bin/python -c "$(OTHER_ISAS)"); do echo "on $$isa:"; \
 		DSMR_KERNELS_ISA=$$isa $(VENV)/bin/python -m pytest -q $(NATIVE_TESTS) || exit; done
-NATIVE_TESTS = tests/dsmr_kernels/test_laws.py tests/dsmr/test_native.py -k "cpu or native"
+NATIVE_TESTS = tests/dsmr_kernels/test_laws.py tests/dsmr/model/test_native.py -k "cpu or native"
 OTHER_ISAS = from dsmr_kernels.backends.cpu import library; print(*library.load().available[1:])
 
 # The native step, with rings and weights against pages that must not be touched.
 check-guards: $(VENV)/.dev-installed build
-	$(VENV)/bin/python -m pytest -q -p tests.guarded tests/dsmr/test_native.py
+	$(VENV)/bin/python -m pytest -q -p tests.guarded tests/dsmr/model/test_native.py
 
-# Instructions against bench/instructions.json, which count-instructions writes anew.
+# Instructions against bench/compiled/instructions.json, which count-instructions writes anew.
 check-instructions: driver
-	@if command -v valgrind >/dev/null; then $(PYTHON) bench/instructions.py check $(DRIVER); \
+	@if command -v valgrind >/dev/null; then $(PYTHON) bench/compiled/instructions.py check $(DRIVER); \
 	else echo "*** NOT CHECKED: without valgrind the kernels' instructions cannot be counted" >&2; fi
 
 count-instructions: driver
-	$(PYTHON) bench/instructions.py update $(DRIVER)
+	$(PYTHON) bench/compiled/instructions.py update $(DRIVER)
 
 check-sanitizers: $(VENV)/.dev-installed
 	$(TOOLS) tests/native/sanitizers.sh $(CHECKS)/sanitizers

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--out", type=Path, help="folder of gpu.jsonl and gpu.md (needed with --quick)")
     gpu.add_argument("--force", action="store_true", help="replace results that are already there")
     report = commands.add_parser("report", help="write README's table, docs/benchmarks.md and plots from results")
-    report.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="a folder a machine")
+    report.add_argument("--results", type=Path, default=Path(__file__).parent / "data", help="a folder a machine")
     return parser
 
 
@@ -113,7 +113,7 @@ def _in_process(threads: int, environment: dict[str, str], argv: list[str]) -> i
 
 
 def _report(folder: Path) -> int:
-    from bench import report
+    from bench.report import document as report
 
     try:
         written = report.write(Path(__file__).parent.parent, folder)
@@ -137,7 +137,8 @@ def _exist(*paths: Path) -> bool:
 def _gpu(arguments: argparse.Namespace) -> int:
     import torch
 
-    from bench import gpu, machine, measure, results, runner
+    from bench import gpu, runner
+    from bench.harness import machine, measure, results
 
     if arguments.quick and arguments.out is None:
         print("bench: gpu --quick: expected --out, a folder for what is not for the record", file=sys.stderr)
@@ -157,8 +158,8 @@ def _unknown(arguments: argparse.Namespace) -> str | None:
     """What is wrong with the shapes or contenders that were asked for, or None."""
     import torch
 
-    from bench.contenders import registry
-    from bench.shapes import Shape
+    from bench.attention.contenders import registry
+    from bench.attention.shapes import Shape
 
     if arguments.command in MODELS:
         return f"--shapes: {arguments.command} has no shapes to choose" if arguments.shapes else None
@@ -175,8 +176,10 @@ def _unknown(arguments: argparse.Namespace) -> str | None:
 def _measure(arguments: argparse.Namespace) -> int:
     import torch
 
-    from bench import machine, measure, results, runner, table
-    from bench.models import summary
+    from bench import runner
+    from bench.harness import machine, measure, results
+    from bench.report import model_lines as summary
+    from bench.report import table
 
     if reason := _unknown(arguments):
         print(f"bench {arguments.command}: {reason}", file=sys.stderr)

@@ -17,9 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import machine, report, results, runner, table
-from bench.measure import Limits
-from bench.results import Run
+from bench import runner
+from bench.harness import machine, results
+from bench.harness.measure import Limits
+from bench.harness.results import Run
+from bench.report import document as report
+from bench.report import table
 
 TESTS = 90.0  # seconds at most for the tests of the GPU's back ends
 SECTIONS = {  # seconds

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from bench import contenders, machine, measure, models
-from bench.cases import Case, cases
-from bench.contenders import Contender
-from bench.measure import Limits, Trial
-from bench.results import Row, Run
+from bench import models
+from bench.attention import contenders
+from bench.attention.cases import Case, cases
+from bench.attention.contenders import Contender
+from bench.harness import machine, measure
+from bench.harness.measure import Limits, Trial
+from bench.harness.results import Row, Run
 
 Part = tuple[Any, Callable[[], list[Row]]]
 """A case to name what is skipped for want of time, and a function that measures it, and what takes turns with it."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import contenders, runner
-from bench.cases import AttentionCase
-from bench.shapes import Shape
+from bench import runner
+from bench.attention import contenders
+from bench.attention.cases import AttentionCase
+from bench.attention.shapes import Shape
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = [

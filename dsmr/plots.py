@@ -21,10 +21,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from dsmr.distributions import FEATURES, Counts
-from dsmr.schedules import Schedule, format_tokens
+from dsmr.model.schedules import Schedule, format_tokens
+from dsmr.music.analysis.histograms import FEATURES, Counts
+from dsmr.music.tokens import Performance
 from dsmr.text import escaped
-from dsmr.tokens import Performance
 
 Path = str | os.PathLike[str]
 
@@ -192,7 +192,7 @@ def histograms(corpus: Mapping[str, Counts], music: Mapping[str, Mapping[str, Co
     """Draw the histograms of music as lines over those of a corpus, as grey bars: the share of each bin.
 
     Args:
-        corpus: a histogram for each of `dsmr.distributions.FEATURES`.
+        corpus: a histogram for each of `dsmr.music.analysis.histograms.FEATURES`.
         music: the same for each piece of music, by name.
         path: the file to write; its ending decides the format.
     """

@@ -23,8 +23,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from dsmr.corpus.parallel import ProcessDied, map_in_order
-from dsmr.midi import MAX_SECONDS, MidiError, read_midi, write_midi
-from dsmr.tokens import NOTE_DTYPE, Performance, decode, encode
+from dsmr.music.midi import MAX_SECONDS, MidiError, read_midi, write_midi
+from dsmr.music.tokens import NOTE_DTYPE, Performance, decode, encode
 from tests.hostile_midi import FILES
 from tests.midi_bytes import file as midi_file
 from tests.midi_bytes import varlen

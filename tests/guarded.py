@@ -1,6 +1,6 @@
 """A plugin of pytest that puts every ring and every packed weight against a page that must not be touched.
 
-    python -m pytest -p tests.guarded tests/dsmr/test_native.py
+    python -m pytest -p tests.guarded tests/dsmr/model/test_native.py
 
 A kernel that reads or writes one value beyond the end of one ends the program, on any instruction set. Sanitizers do
 not see that: these tensors lie side by side in memory that is not the C library's.

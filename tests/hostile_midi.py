@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from dsmr.midi import MAX_BYTES
+from dsmr.music.midi import MAX_BYTES
 from tests import hostile_notes
 from tests.hostile import Files
 from tests.midi_bytes import END, NOTE, chunk, file, header, note, tempo, text, varlen

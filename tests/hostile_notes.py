@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsmr.midi import MAX_BYTES
+from dsmr.music.midi import MAX_BYTES
 from tests.hostile import Files
 from tests.midi_bytes import NOTE, file, note, pedal, text
 

@@ -9,8 +9,8 @@ import resource
 import sys
 from pathlib import Path
 
-from dsmr.midi import MidiError, read_midi
-from dsmr.tokens import encode
+from dsmr.music.midi import MidiError, read_midi
+from dsmr.music.tokens import encode
 
 ADDRESS_SPACE = 2 * 2**30
 PROCESSOR_SECONDS = 60

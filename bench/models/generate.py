@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import measure, runner
-from bench.machine import commit
-from bench.measure import Quantiles, Trial
+from bench import runner
+from bench.harness import measure
+from bench.harness.machine import commit
+from bench.harness.measure import Quantiles, Trial
+from bench.harness.results import Row
 from bench.models import fill, memory, step
 from bench.models.check import attend_and_append
 from bench.models.peers import Attention, state_bytes
-from bench.results import Row
-from dsmr.decoding import Decoder, Decoding
-from dsmr.generation import stream
-from dsmr.model import ModelConfig, Transformer, preset
-from dsmr.tokens import BEGIN, VELOCITY
+from dsmr.generation.decoding import Decoder, Decoding
+from dsmr.generation.takes import stream
+from dsmr.model.transformer import ModelConfig, Transformer, preset
+from dsmr.music.tokens import BEGIN, VELOCITY
 from dsmr_kernels import MemoryStack
 from dsmr_kernels.storage import QUANTISED, quantise
 

@@ -1,4 +1,4 @@
-"""Who computes the attention of the unchanged `dsmr.model.Transformer`: ours, and peers that concatenate.
+"""Who computes the attention of the unchanged `dsmr.model.transformer.Transformer`: ours, and peers that concatenate.
 
 A peer stands in for `recurrent_attention` while its `context` is entered, and brings a state of its own. It is given
 its best case, the middle of long pieces: no piece begins or ends in a segment and all lanes are in step, so that one
@@ -22,10 +22,10 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-import dsmr.model
-from bench.machine import commit
+import dsmr.model.transformer
+from bench.harness.machine import commit
 from bench.models import fill
-from dsmr.model import ModelConfig, Transformer
+from dsmr.model.transformer import ModelConfig, Transformer
 from dsmr_kernels import MemoryStack, backends, recurrent_attention
 from dsmr_kernels.backends import Call
 from dsmr_kernels.clock import Clock
@@ -110,7 +110,7 @@ class Attention:
     def context(self) -> Iterator[None]:
         """The model's attention is this one's."""
         with contextlib.ExitStack() as entered:
-            entered.enter_context(mock.patch.object(dsmr.model, "recurrent_attention", self.attend))
+            entered.enter_context(mock.patch.object(dsmr.model.transformer, "recurrent_attention", self.attend))
             if self.sdpa is not None:
                 entered.enter_context(sdpa_kernel(self.sdpa))
             yield

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import measure, runner
-from bench.machine import commit
-from bench.measure import Quantiles, Trial
-from bench.results import Row
-from dsmr.corpus.pianist import FEWEST_TOKENS, compose
-from dsmr.tokens import BEGIN, END, Ids, Performance, decode, encode
+from bench import runner
+from bench.harness import measure
+from bench.harness.machine import commit
+from bench.harness.measure import Quantiles, Trial
+from bench.harness.results import Row
+from dsmr.music.tokens import BEGIN, END, Ids, Performance, decode, encode
+from dsmr.pianist import FEWEST_TOKENS, compose
 
 PIECES, LENGTH = 6, 8_000
 """Of the pianist's: how many, and their tokens, about. Recorded ones have 12,800 on average."""
@@ -47,7 +48,7 @@ class Music:
 
     def in_files(self, folder: Path) -> Music:
         """Each piece in all transpositions, written as MIDI files."""
-        from dsmr.midi import read_midi, write_midi
+        from dsmr.music.midi import read_midi, write_midi
 
         paths = []
         for number, performance in enumerate(self.performances):
@@ -78,7 +79,7 @@ def into_store(music: Music, processes: int) -> list[Ids]:
 
 def read_files(music: Music, _: int) -> list[Performance]:
     """MIDI files to notes."""
-    from dsmr.midi import read_midi
+    from dsmr.music.midi import read_midi
 
     return [read_midi(path) for path in music.paths]
 

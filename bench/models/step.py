@@ -11,8 +11,8 @@ from torch import nn
 
 from bench.models.peers import Attention, state_bytes
 from dsmr.corpus.stream import Batch
-from dsmr.model import ModelConfig, Transformer, preset
-from dsmr.schedules import Schedule
+from dsmr.model.schedules import Schedule
+from dsmr.model.transformer import ModelConfig, Transformer, preset
 from dsmr.training import TrainingConfig, accumulate_gradients, make_optimizer
 
 TRAINING = TrainingConfig(steps=1)  # its defaults: of the optimiser, and of clipping

@@ -21,8 +21,8 @@ from dsmr.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from dsmr.comparison import Group
-    from dsmr.statistics import Comparison
+    from dsmr.music.analysis.comparison import Group
+    from dsmr.music.analysis.statistics import Comparison
 
 
 def compare(
@@ -38,8 +38,8 @@ def compare(
     Every number stands beside those of excerpts of the corpus that are as long. Quotations stand beside what pieces of
     the other splits have in common with this one: music in one style shares figures without copying.
     """
-    from dsmr.comparison import compare_music
-    from dsmr.midi import read_midi
+    from dsmr.music.analysis.comparison import compare_music
+    from dsmr.music.midi import read_midi
 
     if png is not None:
         check_file(png, force)
@@ -70,7 +70,7 @@ def _draw(groups: Sequence[Group], png: Path) -> None:
 
 def print_group(group: Group) -> None:
     """Four tables: single numbers, distances of histograms, self-similarity, quotations."""
-    from dsmr.distributions import FEWEST_DISTANCES
+    from dsmr.music.analysis.histograms import FEWEST_DISTANCES
 
     reference = group.reference
     corpus = f"{reference.profile.excerpts:,} excerpts of {reference.seconds:.0f} s, {reference.split} split"
@@ -114,7 +114,7 @@ def print_group(group: Group) -> None:
 
 def what_is_usual(compared: Sequence[Comparison]) -> str:
     """Say what the ranges are that numbers are set beside, and whether they allow a verdict."""
-    from dsmr.statistics import FEWEST_EXCERPTS, PERCENTILES
+    from dsmr.music.analysis.statistics import FEWEST_EXCERPTS, PERCENTILES
 
     fewest = min((each.excerpts for each in compared if each.excerpts), default=0)
     if fewest >= 99:

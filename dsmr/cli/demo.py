@@ -14,7 +14,7 @@ from dsmr.cli.scores import print_probed
 from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, check_folder, explained, stderr, stdout
 
 if TYPE_CHECKING:
-    from dsmr.demo import Outcome
+    from dsmr.demo.run import Outcome
 
 
 def demo(
@@ -33,7 +33,7 @@ def demo(
     numbers, the corpus and the checkpoints. The exit code is 1 if the model does not beat a bigram, or if its music is
     not as dense, wide and silent as the corpus.
     """
-    from dsmr.demo import FULL, QUICK, run_demo
+    from dsmr.demo.run import FULL, QUICK, run_demo
 
     check_folder(out, force=True)  # what is in it is for `run_demo` to judge
     try:
@@ -46,7 +46,7 @@ def demo(
 
 
 def _print(outcome: Outcome, out: Path) -> None:
-    from dsmr.demo import METRICS, MUSIC, PAGE, SOUND
+    from dsmr.demo.run import METRICS, MUSIC, PAGE, SOUND
 
     run, corpus = outcome.run, outcome.corpus
     stdout.print(

@@ -151,7 +151,7 @@ def _gpu(index: int) -> dict[str, Any]:
 
 def _native() -> dict[str, dict[str, Any] | str]:
     """The native libraries: what each was built by, for which processors; or why it cannot be used."""
-    from dsmr.native import structs
+    from dsmr.model.native import structs
     from dsmr_kernels.backends.cpu import library
 
     return {"attention kernels": _library(library.load), "decode step": _library(structs.library)}

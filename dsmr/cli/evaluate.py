@@ -144,11 +144,11 @@ def evaluate(
     one figure of each kind, with paired sign-flip tests over pieces, corrected for how many they are (Holm). Fewer than
     six pieces have neither intervals nor tests.
     """
-    from dsmr.checkpoint import load_checkpoint
-    from dsmr.probes.comparison import Plan, check_baseline, differences, labels, probe, to_dict
-    from dsmr.probes.figures import draw, draw_positions
-    from dsmr.probes.krcu import Resets
-    from dsmr.probes.truncation import Cuts
+    from dsmr.evaluation.figures import draw, draw_positions
+    from dsmr.evaluation.models import Plan, check_baseline, differences, labels, probe, to_dict
+    from dsmr.evaluation.probes.krcu import Resets
+    from dsmr.evaluation.probes.truncation import Cuts
+    from dsmr.model.checkpoint import load_checkpoint
 
     if png is not None:
         check_file(png, force)

@@ -27,8 +27,8 @@ from dsmr.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from dsmr.generation import Progress, Take
-    from dsmr.tempo import TempoMap
+    from dsmr.generation.takes import Progress, Take
+    from dsmr.music.tempo import TempoMap
 
 MUSIC, SAMPLING, SPEED = "Music", "Sampling", "Speed"
 
@@ -127,11 +127,11 @@ def generate(
 
     Memory stays constant however long the music gets. Take I depends on the seed and I alone.
     """
-    from dsmr.checkpoint import load_checkpoint
-    from dsmr.decoding import Decoding
-    from dsmr.generation import Sampling
-    from dsmr.generation import generate as make_takes
-    from dsmr.midi import read_midi_with_tempo
+    from dsmr.generation.decoding import Decoding
+    from dsmr.generation.takes import Sampling
+    from dsmr.generation.takes import generate as make_takes
+    from dsmr.model.checkpoint import load_checkpoint
+    from dsmr.music.midi import read_midi_with_tempo
     from dsmr.process import torch_threads
 
     if out.suffix.lower() not in (".mid", ".midi"):
@@ -190,9 +190,9 @@ def generate(
 
 def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None, tempo: TempoMap | None) -> None:
     """Write the MIDI files, at the prompt's tempo if they hold the prompt, and then beside them the other kinds."""
-    from dsmr.midi import write_midi, write_wav
+    from dsmr.music.midi import write_midi, write_wav
+    from dsmr.music.tokens import STEP_SECONDS
     from dsmr.plots import piano_roll
-    from dsmr.tokens import STEP_SECONDS
 
     for name, take in takes.items():  # all of them, before the disk is filled with sound
         fine = None if tempo is None else tempo.fine_from(take.prompt_seconds, STEP_SECONDS / 4)

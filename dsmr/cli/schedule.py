@@ -83,7 +83,7 @@ def schedule(
 
     Schedules of one budget can be compared; models that differ in nothing else, too.
     """
-    from dsmr.schedules import MemoryFormat, draw, make_schedule
+    from dsmr.model.schedules import MemoryFormat, draw, make_schedule
 
     if png is not None:
         check_file(png, force)

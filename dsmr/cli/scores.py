@@ -10,11 +10,11 @@ from rich.table import Table
 from dsmr.cli.terminal import stdout, title_of
 
 if TYPE_CHECKING:
-    from dsmr.assessment import Assessment
-    from dsmr.bootstrap import Interval
-    from dsmr.probes.comparison import Compared, Probed
-    from dsmr.probes.recall import Recall
-    from dsmr.probes.returns import ReturnGain
+    from dsmr.evaluation.baselines import Assessment
+    from dsmr.evaluation.bootstrap import Interval
+    from dsmr.evaluation.models import Compared, Probed
+    from dsmr.evaluation.probes.recall import Recall
+    from dsmr.evaluation.probes.returns import ReturnGain
 
 TOO_FEW = "too few pieces"
 """What stands in place of an interval."""
@@ -72,7 +72,7 @@ def print_probed(models: Sequence[Probed], differences: Sequence[Compared]) -> N
 
 def print_models(models: Sequence[Probed]) -> None:
     """A row a model: its memory, its perplexity whole and with the context cleared."""
-    from dsmr.schedules import format_horizons
+    from dsmr.model.schedules import format_horizons
 
     first = models[0].assessment
     table = Table(title=f"{len(first.whole.pieces):,} {first.split} pieces, {first.whole.tokens:,} tokens")
@@ -93,7 +93,7 @@ def print_models(models: Sequence[Probed]) -> None:
 
 def print_by_distance(models: Sequence[Probed], found: Sequence[ReturnGain | Recall | None], *title: str) -> None:
     """A probe of returns: rows are kinds and distances, columns are models."""
-    from dsmr.probes.returns import KINDS
+    from dsmr.evaluation.probes.returns import KINDS
 
     probes = [each for each in found if each is not None]
     table = Table(title=title_of(*title))
@@ -110,7 +110,7 @@ def print_by_distance(models: Sequence[Probed], found: Sequence[ReturnGain | Rec
 
 def print_krcu(models: Sequence[Probed]) -> None:
     """The dNLL after the reset, bin by bin, and its mean: rows are bins, columns are models."""
-    from dsmr.schedules import format_tokens
+    from dsmr.model.schedules import format_tokens
 
     found = [model.krcu for model in models if model.krcu is not None]
     first, resets = found[0], found[0].resets
@@ -133,7 +133,7 @@ def print_krcu(models: Sequence[Probed]) -> None:
 
 def print_truncation(models: Sequence[Probed]) -> None:
     """The dNLL with the history cut: rows are histories and positions, columns are models."""
-    from dsmr.schedules import format_tokens
+    from dsmr.model.schedules import format_tokens
 
     found = [model.truncation for model in models if model.truncation is not None]
     table = Table(title="NLL with only the last tokens kept - NLL, nats per token (95 % interval)")

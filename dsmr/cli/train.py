@@ -23,9 +23,9 @@ from dsmr.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from dsmr.checkpoint import CheckpointInfo
-    from dsmr.model import ModelConfig, Transformer
-    from dsmr.schedules import Schedule
+    from dsmr.model.checkpoint import CheckpointInfo
+    from dsmr.model.schedules import Schedule
+    from dsmr.model.transformer import ModelConfig, Transformer
     from dsmr.training import Run, TrainingConfig
     from dsmr_kernels import Retention
 
@@ -162,11 +162,11 @@ def train(
 
     Several processes share the lanes: **torchrun --nproc-per-node N -m dsmr train ...**, see docs/scaling.md.
     """
-    from dsmr.checkpoint import CheckpointError, read_info
-    from dsmr.distributed import LostProcessError, WorldError, joined
+    from dsmr.model.checkpoint import CheckpointError, read_info
     from dsmr.process import own_random_numbers
     from dsmr.training import DivergedError, RunFolder
     from dsmr.training import train as run_training
+    from dsmr.training.distributed import LostProcessError, WorldError, joined
     from dsmr.training.optimisation import check_world
 
     given = {name: value for name, value in context.params.items() if _on_command_line(context, name)}
@@ -255,8 +255,8 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
     """
     import torch
 
-    from dsmr.checkpoint import load_checkpoint
-    from dsmr.model import Transformer
+    from dsmr.model.checkpoint import load_checkpoint
+    from dsmr.model.transformer import Transformer
 
     if options["init_from"] is not None:
         _refuse(given, SCHEDULE + SIZES, "the model is that of --init-from")
@@ -270,7 +270,7 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
 
 
 def _model_config(options: dict[str, Any]) -> ModelConfig:
-    from dsmr.model import preset as make_preset
+    from dsmr.model.transformer import preset as make_preset
 
     changes = {name: options[name] for name in SIZES if options[name] is not None}
     if options["schedule"] is not None:
@@ -291,8 +291,8 @@ def _schedule(
     retention: Retention | None,
 ) -> Schedule:
     """A schedule in the place of the preset's, of as many layers and, where a budget shapes it, of the same budget."""
-    from dsmr.model import preset as make_preset
-    from dsmr.schedules import make_schedule
+    from dsmr.model.schedules import make_schedule
+    from dsmr.model.transformer import preset as make_preset
 
     own = make_preset(preset).schedule
     if layers is None:

@@ -19,8 +19,6 @@ import numpy as np
 from dsmr.corpus.alike import Sketch, alike_across, sketch
 from dsmr.corpus.left_out import SAME_MUSIC
 from dsmr.corpus.parallel import ProcessDied, ProcessesError, Progress, map_in_order
-from dsmr.corpus.pianist import FEWEST_TOKENS, compose
-from dsmr.corpus.pianist.dice import Dice
 from dsmr.corpus.sources import (
     LeftOut,
     Member,
@@ -31,8 +29,10 @@ from dsmr.corpus.sources import (
     maestro_files,
 )
 from dsmr.corpus.store import SPLITS, Return, StoreWriter
-from dsmr.midi import MidiError, read_midi
-from dsmr.tokens import BEGIN, END, Ids, encode, encode_indexed
+from dsmr.music.midi import MidiError, read_midi
+from dsmr.music.tokens import BEGIN, END, Ids, encode, encode_indexed
+from dsmr.pianist import FEWEST_TOKENS, compose
+from dsmr.pianist.dice import Dice
 
 StrPath = str | os.PathLike[str]
 GroupBy = Literal["name", "parent"] | os.PathLike[str]

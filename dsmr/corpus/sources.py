@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from dsmr.corpus.store import SPLITS
-from dsmr.midi import MAX_BYTES, MidiError
+from dsmr.music.midi import MAX_BYTES, MidiError
 
 MIDI_SUFFIXES = (".mid", ".midi", ".rmi")
 TABLE_COLUMNS = ("canonical_composer", "canonical_title", "split", "midi_filename")

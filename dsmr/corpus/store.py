@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dsmr.files import replaced
-from dsmr.tokens import BEGIN, CODEC, END, PAD, Ids, duration_seconds, token_name
+from dsmr.music.tokens import BEGIN, CODEC, END, PAD, Ids, duration_seconds, token_name
 
 MAGIC = b"DSMRTOKS"
 VERSION = 1

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dsmr.corpus.store import TokenStore
 from dsmr.fields import is_integer, shown
-from dsmr.tokens import PAD
+from dsmr.music.tokens import PAD
 
 Transform = Callable[[NDArray[np.uint16], int, int], NDArray[np.uint16]]
 """`(ids, piece, epoch) -> ids`: a piece's ids (BEGIN and END included) made anew for an epoch. It must be deterministic

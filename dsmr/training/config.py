@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsmr.corpus.augment import Augmentation
 from dsmr.fields import check_names, check_types, shown
+from dsmr.music.augment import Augmentation
 
 VALIDATION_SHARE = 0.1
 """How much time validation may take where time counts, as a fraction of that of training."""
@@ -32,11 +32,11 @@ class TrainingConfig:
         weight_decay: of matrices; biases, norms and the embedding are exempt.
         betas: of AdamW.
         clip: the largest norm of all gradients together.
-        semitones, tempo: augmentation, see `dsmr.corpus.augment.Augmentation`; both 0: none.
+        semitones, tempo: augmentation, see `dsmr.music.augment.Augmentation`; both 0: none.
         validations: how many, spread evenly over the budget; the last one is at its end. With minutes there are fewer
             of them where so many would take more than `VALIDATION_SHARE` of the time.
         validation_tokens: how many tokens each of them scores, always the same ones: of as many pieces as possible
-            their beginnings, see `dsmr.evaluation.evaluate_pieces`; None: the whole split.
+            their beginnings, see `dsmr.evaluation.pieces.evaluate_pieces`; None: the whole split.
         log_every: steps between two rows of `metrics.jsonl`.
         autocast: compute in bfloat16 where PyTorch deems it safe; "auto": on GPUs that have it. (On a CPU with
             AVX512-BF16 it brought `tiny` no clear gain: there attention computes in float32 all the same.)

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsmr.checkpoint import (
+from dsmr.claim import OccupiedError, claimed, is_file, is_folder, is_single_file, kind, writing
+from dsmr.fields import shown
+from dsmr.model.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     CheckpointError,
@@ -29,9 +31,7 @@ from dsmr.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from dsmr.claim import OccupiedError, claimed, is_file, is_folder, is_single_file, kind, writing
-from dsmr.fields import shown
-from dsmr.model import Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.training.state import STATE_FILE, TrainingState, load_state, save_state
 
 MARK = "dsmr-run.lock"

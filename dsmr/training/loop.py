@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dsmr.checkpoint import CheckpointError
 from dsmr.corpus.store import TokenStore
-from dsmr.distributed import World, spread_like, unsharded
-from dsmr.model import Transformer
+from dsmr.model.checkpoint import CheckpointError
+from dsmr.model.transformer import Transformer
 from dsmr.process import own_random_numbers
 from dsmr.training.config import TrainingConfig
+from dsmr.training.distributed import World, spread_like, unsharded
 from dsmr.training.folder import METRICS_FILE, RunFolder
 from dsmr.training.ground import same_ground
 from dsmr.training.report import NoReport, Report, check_report, describe_result, describe_run
@@ -76,9 +76,9 @@ def train(
         force: remove the run that is in `out_dir`, and nothing else that is there.
         keep: how many of the newest states to keep, besides the best.
         save_minutes: save when that much time has passed since the last saved state.
-        world: the processes that train together, from `dsmr.distributed.joined`; every one of them calls this. The
-            first alone prints and writes.
-        shard: spread the parameters over them, see `dsmr.distributed.parallelise`.
+        world: the processes that train together, from `dsmr.training.distributed.joined`; every one of them calls
+            this. The first alone prints and writes.
+        shard: spread the parameters over them, see `dsmr.training.distributed.parallelise`.
         console: where to print what the run costs, a progress line and the validations; None: nowhere.
         tensorboard: write the measurements for TensorBoard too, into `out_dir/tensorboard`.
 

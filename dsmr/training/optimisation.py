@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsmr.corpus.stream import Batch
-from dsmr.distributed import World, WorldError, joining_gradients
-from dsmr.model import Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.training.config import TrainingConfig
+from dsmr.training.distributed import World, WorldError, joining_gradients
 from dsmr_kernels import MemoryStack
 
 TokenNLL = Callable[[nn.Module, MemoryStack, Batch], Tensor]

@@ -36,9 +36,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsmr.checkpoint import CheckpointError, digest_tensors, open_tensors, parse_document, write_durably
-from dsmr.distributed import World, spread_like, whole
-from dsmr.model import Transformer
+from dsmr.model.checkpoint import CheckpointError, digest_tensors, open_tensors, parse_document, write_durably
+from dsmr.model.transformer import Transformer
+from dsmr.training.distributed import World, spread_like, whole
 from dsmr.training.optimisation import Optimizers
 from dsmr_kernels import MemoryStack
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from dsmr.corpus.augment import Augmentation
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
-from dsmr.distributed import World, clip_gradients, gathered, parallelise
-from dsmr.evaluation import count_steps, evaluate_pieces
+from dsmr.evaluation.pieces import count_steps, evaluate_pieces
 from dsmr.fields import shown
-from dsmr.model import Transformer
+from dsmr.model.transformer import Transformer
+from dsmr.music.augment import Augmentation
 from dsmr.training.config import TrainingConfig
+from dsmr.training.distributed import World, clip_gradients, gathered, parallelise
 from dsmr.training.divergence import WINDOW, DivergedError, LossWatch, describe_worst
 from dsmr.training.ground import check_ground, describe_ground
 from dsmr.training.optimisation import (
@@ -52,7 +52,7 @@ class Trainer:
         store: its splits "train" and "validation" must not be empty.
         config: see there.
         world: the processes that share the lanes out; each makes a `Trainer`, and all call its methods together.
-        shard: spread the parameters over them, see `dsmr.distributed.parallelise`.
+        shard: spread the parameters over them, see `dsmr.training.distributed.parallelise`.
 
     Raises:
         ValueError: a split without pieces, or lanes that the processes cannot share out evenly.

@@ -1,4 +1,4 @@
-"""What the table of `configs.toml` compiles to, on a machine without a GPU: see `bench.gate`."""
+"""What the table of `configs.toml` compiles to, on a machine without a GPU: see `bench.compiled.gate`."""
 
 from typing import get_args
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 import triton
 
-from bench import gate, gate_record
-from bench.gate import VARIANTS, Variant
+from bench.compiled import gate
+from bench.compiled import record as gate_record
+from bench.compiled.gate import VARIANTS, Variant
 from dsmr_kernels.backends.triton import configs
 from dsmr_kernels.backends.triton.configs import DIMS, Config, Kernel, Kind
 

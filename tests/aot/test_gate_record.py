@@ -10,8 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from bench import gate, gate_record
-from bench.gate_record import Entry, Record, Row, entries
+from bench.compiled import gate
+from bench.compiled import record as gate_record
+from bench.compiled.record import Entry, Record, Row, entries
 from dsmr_kernels.backends.triton.backward import dq_kernel
 from dsmr_kernels.backends.triton.configs import Config
 from dsmr_kernels.backends.triton.forward import forward_kernel
@@ -22,7 +23,7 @@ VERSION = "3.7.1"  # whose record must be complete
 
 def test_every_entry_is_on_record() -> None:
     record = Record.read(VERSION)
-    renew = f"run `python -m bench.gate --record` with Triton {VERSION} and commit bench/compiled"
+    renew = f"run `python -m bench.compiled.gate --record` with Triton {VERSION} and commit bench/compiled"
     stale = [
         entry
         for entry in entries()

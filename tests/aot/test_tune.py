@@ -1,4 +1,4 @@
-"""The parts of `bench.tune` that need no GPU: candidates, the sieve, the choice and the text of the table."""
+"""The parts of `bench.compiled.tune` that need no GPU: candidates, the sieve, the choice and the text of the table."""
 
 from pathlib import Path
 from typing import get_args
@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 import torch
 
-from bench import gate, tune
-from bench.shapes import Shape
-from bench.tune import Measurement
+from bench.attention.shapes import Shape
+from bench.compiled import gate, tune
+from bench.compiled.tune import Measurement
 from dsmr_kernels.backends import eager
 from dsmr_kernels.backends.triton import configs
 from dsmr_kernels.backends.triton.configs import Config, Kernel

@@ -7,8 +7,10 @@ import os
 import pytest
 import torch
 
-from bench import cases, models, results
+from bench import models
 from bench.__main__ import MEASURED, _gpu, _measure, _parser, main
+from bench.attention import cases
+from bench.harness import results
 
 
 def test_a_quick_run_writes_results_and_a_table(bench, tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import cases, gpu, measure, models, results, runner
+from bench import gpu, models, runner
 from bench.__main__ import GPU, main
+from bench.attention import cases
+from bench.harness import measure, results
 
 
 def test_it_runs_through_on_a_bare_machine_without_a_gpu_and_writes_two_files(bench, tmp_path):

@@ -10,6 +10,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from dsmr.model.schedules import make_schedule
+from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance
 from dsmr.plots import (
     COLOURS,
     DPI,
@@ -24,8 +26,6 @@ from dsmr.plots import (
     schedule_bars,
     training_curve,
 )
-from dsmr.schedules import make_schedule
-from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance
 from dsmr_kernels import Retention
 
 

@@ -18,8 +18,8 @@ COMMANDS = {
     "dsmr": "import runpy, sys; sys.argv = ['dsmr', 'doctor', '--json']; runpy.run_module('dsmr', run_name='__main__')",
     "the script": "import sys; sys.argv = ['dsmr', 'doctor', '--json']; from dsmr.cli import main; main()",
     "bench": "import sys; sys.argv = ['bench', '--help']; import bench.__main__; import torch",
-    "bench.native_step": "import bench.native_step",
-    "bench.gate": "import bench.machine",
+    "bench.models.native_step": "import bench.models.native_step",
+    "bench.compiled.gate": "import bench.harness.machine",
     "drop_in_attention": "import runpy; runpy.run_path('examples/drop_in_attention.py', run_name='__main__')",
     "language_model": "import runpy; runpy.run_path('examples/language_model.py')",
 }

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from dsmr.cli import app
-from dsmr.midi import write_midi
-from dsmr.tokens import NOTE_DTYPE, Performance
+from dsmr.music.midi import write_midi
+from dsmr.music.tokens import NOTE_DTYPE, Performance
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

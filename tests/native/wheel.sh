@@ -13,9 +13,9 @@ python - "$wheel" <<'PYTHON'
 import sys, zipfile
 names = zipfile.ZipFile(sys.argv[1]).namelist()
 libraries = sorted(name for name in names if name.endswith((".so", ".dylib")))
-assert [name.rpartition(".")[0] for name in libraries] == ["dsmr/native/libdsmr_native", "dsmr_kernels/backends/cpu/libdsmr_kernels"], libraries
+assert [name.rpartition(".")[0] for name in libraries] == ["dsmr/model/native/libdsmr_native", "dsmr_kernels/backends/cpu/libdsmr_kernels"], libraries
 assert not [name for name in names if "/src/" in name], "sources in the wheel"
-assert "dsmr/page.html" in names, "no template of the demonstration's page"
+assert "dsmr/demo/page.html" in names, "no template of the demonstration's page"
 PYTHON
 
 python -m pip install --disable-pip-version-check --no-deps --quiet --target "$folder/packages" "$wheel"
@@ -64,7 +64,7 @@ library = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_
 spec.loader.exec_module(library)
 for isa in library.load().available:
     library.load().use(isa)
-(native,) = (packages / "dsmr/native").glob("libdsmr_native.*")
+(native,) = (packages / "dsmr/model/native").glob("libdsmr_native.*")
 assert ctypes.CDLL(str(native)).dsmr_native_abi() > 0
 print("both libraries load with Python", sys.version.split()[0])
 PYTHON

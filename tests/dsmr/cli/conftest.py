@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dsmr.corpus.prepare import prepare_folder
-from dsmr.midi import write_midi
-from dsmr.tokens import NOTE_DTYPE, Performance
+from dsmr.music.midi import write_midi
+from dsmr.music.tokens import NOTE_DTYPE, Performance
 from tests.dsmr.cli.commands import ENVIRONMENT, SMALL_MODEL, succeeds
 
 

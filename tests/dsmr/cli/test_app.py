@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from dsmr import schedules
-from dsmr.assessment import RESET_EVERY
 from dsmr.cli import app, evaluate, generate, prepare, schedule, train
 from dsmr.corpus.prepare import prepare_folder, prepare_pianist
-from dsmr.generation import Sampling
-from dsmr.model import PRESETS
+from dsmr.evaluation.baselines import RESET_EVERY
+from dsmr.generation.takes import Sampling
+from dsmr.model import schedules
+from dsmr.model.transformer import PRESETS
 from dsmr.training import TrainingConfig
 from dsmr.version import __version__
 from tests.dsmr.cli.commands import ENVIRONMENT, fails, shell, succeeds

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsmr import native
-from dsmr.midi import read_midi, read_midi_with_tempo, write_midi
-from dsmr.tempo import TEMPO_DTYPE, TempoMap
-from dsmr.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance, encode, fold_pedal
+from dsmr.model import native
+from dsmr.music.midi import read_midi, read_midi_with_tempo, write_midi
+from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
+from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance, encode, fold_pedal
 from tests.dsmr.cli.commands import fails, succeeds
 
 

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from dsmr.cli.terminal import Terminal, progress_bar, stdout, title_of
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.midi import write_midi
-from dsmr.tokens import BEGIN, END, encode
+from dsmr.music.midi import write_midi
+from dsmr.music.tokens import BEGIN, END, encode
 from tests.dsmr.cli.commands import ENVIRONMENT, SMALL_MODEL, encoded, fails, here, start, succeeds
 from tests.dsmr.cli.conftest import a_performance
 
@@ -161,8 +161,8 @@ def test_lines_of_our_own_stay_lines(store: Path, tmp_path: Path) -> None:
 
 
 def test_warn_of_nothing_in_figures(tmp_path: Path) -> None:
+    from dsmr.model.schedules import make_schedule
     from dsmr.plots import Curve, nll_by_position, piano_roll, schedule_bars, training_curve
-    from dsmr.schedules import make_schedule
 
     odd = [r"$\frac{", "$a$", r"\$", "x^2", "a\x00b", "_hidden", "中", "a" * 250, "\U0001f3b9", " ", ODD]
     with warnings.catch_warnings():

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from dsmr.checkpoint import load_checkpoint, save_checkpoint
 from dsmr.cli import app, evaluate, generate, prepare
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import TokenStore
+from dsmr.model.checkpoint import load_checkpoint, save_checkpoint
 from tests.dsmr.cli.commands import fails, succeeds
 
 Options = dict[str, list[object]]
@@ -197,12 +197,12 @@ class TestEvaluate:
 
     def test_lanes(self, checkpoint: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["evaluate", checkpoint, "--data", composed, "--lanes", 3]
-        ((_, named),) = recorded(monkeypatch, "dsmr.probes.comparison.assess", *arguments)
+        ((_, named),) = recorded(monkeypatch, "dsmr.evaluation.models.assess", *arguments)
         assert named["lanes"] == 3
 
     def test_device(self, checkpoint: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["evaluate", checkpoint, "--data", composed, "--device", "meta"]
-        ((positional, _),) = recorded(monkeypatch, "dsmr.checkpoint.load_checkpoint", *arguments)
+        ((positional, _),) = recorded(monkeypatch, "dsmr.model.checkpoint.load_checkpoint", *arguments)
         assert str(positional[1]) == "meta"
 
     def test_out_png_force_and_json(self, checkpoint: Path, composed: Path, tmp_path: Path) -> None:
@@ -256,12 +256,12 @@ class TestGenerate:
     @pytest.mark.parametrize("end", ["stop", "restart"])
     def test_at_end(self, end: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["generate", checkpoint, "--tokens", 9, "--out", tmp_path / "a.mid", "--at-end", end]
-        ((_, named),) = recorded(monkeypatch, "dsmr.generation.generate", *arguments)
+        ((_, named),) = recorded(monkeypatch, "dsmr.generation.takes.generate", *arguments)
         assert named["at_end"] == end
 
     def test_memory(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["generate", checkpoint, "--tokens", 9, "--out", tmp_path / "a.mid", "--memory", "int8"]
-        ((_, named),) = recorded(monkeypatch, "dsmr.generation.generate", *arguments)
+        ((_, named),) = recorded(monkeypatch, "dsmr.generation.takes.generate", *arguments)
         assert named["decoding"].memory == "int8"
 
     def test_checkpoint(self, trained: tuple[Path, str], tmp_path: Path) -> None:
@@ -276,12 +276,12 @@ class TestGenerate:
     def test_soundfont(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "piano.sf2").write_bytes(b"RIFF")
         arguments = ["generate", checkpoint, "--tokens", 9, "--out", tmp_path / "a.mid"]
-        calls = recorded(monkeypatch, "dsmr.midi.write_wav", *arguments, "--soundfont", tmp_path / "piano.sf2")
+        calls = recorded(monkeypatch, "dsmr.music.midi.write_wav", *arguments, "--soundfont", tmp_path / "piano.sf2")
         assert calls[0][0][2] == tmp_path / "piano.sf2"
 
     def test_device(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["generate", checkpoint, "--out", tmp_path / "a.mid", "--device", "meta"]
-        ((positional, _),) = recorded(monkeypatch, "dsmr.checkpoint.load_checkpoint", *arguments)
+        ((positional, _),) = recorded(monkeypatch, "dsmr.model.checkpoint.load_checkpoint", *arguments)
         assert str(positional[1]) == "meta"
 
     def test_out_and_force(self, checkpoint: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from bench.__main__ import main as bench
-from dsmr import demo
+from dsmr.demo import run as demo
 from dsmr.process import torch_threads
 from dsmr.training import TrainingConfig
 from tests.dsmr.cli.commands import SMALL_MODEL, here, succeeds

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from dsmr.checkpoint import read_info
 from dsmr.cli import train
-from dsmr.model import PRESETS
+from dsmr.model.checkpoint import read_info
+from dsmr.model.transformer import PRESETS
 from dsmr.training import Trainer
 from dsmr.training.state import load_state
 from tests.dsmr.cli.commands import SMALL_MODEL, fails, here, start, succeeds

@@ -55,10 +55,10 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "dsmr.corpus.prepare.prepare_folder",
         "dsmr.corpus.prepare.prepare_pianist",
-        "dsmr.generation.generate",
-        "dsmr.probes.comparison.probe",
-        "dsmr.comparison.compare_music",
-        "dsmr.demo.train",
+        "dsmr.generation.takes.generate",
+        "dsmr.evaluation.models.probe",
+        "dsmr.music.analysis.comparison.compare_music",
+        "dsmr.demo.run.train",
     ):
         monkeypatch.setattr(name, begun)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsmr.checkpoint import load_checkpoint, read_info
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation import Evaluation
-from dsmr.tokens import VOCAB_SIZE
+from dsmr.evaluation.pieces import Evaluation
+from dsmr.model.checkpoint import load_checkpoint, read_info
+from dsmr.music.tokens import VOCAB_SIZE
 from dsmr.training import DivergedError, train, trainer
 from dsmr.training.divergence import LossWatch
 from tests.dsmr.training.small import config, from_training_call, model

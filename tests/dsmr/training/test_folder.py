@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dsmr.checkpoint import CheckpointError, read_info
 from dsmr.corpus.store import TokenStore
+from dsmr.model.checkpoint import CheckpointError, read_info
 from dsmr.training import OccupiedError, RunFolder, SaveError, train
 from dsmr.training.folder import MARK
 from tests.dsmr.training.small import config, from_training_call, model, untimed

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmr.checkpoint import load_checkpoint, read_info
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation import Evaluation
+from dsmr.evaluation.pieces import Evaluation
+from dsmr.model.checkpoint import load_checkpoint, read_info
 from dsmr.training import Run, train, trainer
 from tests.dsmr.training.small import SEGMENT, config, cycles, from_training_call, model, rows, write_store
 

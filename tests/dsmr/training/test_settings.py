@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsmr.corpus.store import TokenStore
-from dsmr.model import Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.training import TrainingConfig, loop, make_optimizer, train
 from dsmr.training.config import VALIDATION_SHARE
 from tests.dsmr.training.small import config, model, rows

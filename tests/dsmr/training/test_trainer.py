@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsmr.checkpoint import read_info
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
-from dsmr.tokens import BEGIN, VOCAB_SIZE
+from dsmr.model.checkpoint import read_info
+from dsmr.music.tokens import BEGIN, VOCAB_SIZE
 from dsmr.training import accumulate_gradients, train, trainer
 from dsmr.training.optimisation import compiled_token_nll, eager_token_nll
 from tests.dsmr.training.small import (

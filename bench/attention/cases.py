@@ -1,0 +1,224 @@
+"""What is measured: shapes, the work they stand for, and the registry of cases by command.
+
+Work is counted by formula, the same for every contender, so a FLOP/s is useful work and waste shows as a lower number:
+
+- A query-key pair costs 2 products of D multiply-adds in the forward pass (4 D FLOPs), and in the backward pass 3 if
+  the key is memory (the logit again, dP, dQ), 5 if it is the segment's (and dV, dK).
+- `window="segment"`: T M memory pairs and T (T + 1) / 2 segment pairs a head and lane. `window="token"`: M a query.
+- Bytes: every input read once, every output written once, the segment appended to the ring; the backward pass reads
+  the inputs, o and do again and writes three gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from bench.attention import check
+from bench.attention.shapes import Inputs, Shape
+from dsmr_kernels.storage import QUANTISED
+
+
+class Work(NamedTuple):
+    """What one call computes and must at least move."""
+
+    flops: float
+    bytes: float
+    tokens: int
+
+
+class Case(Protocol):
+    """What the runner needs to know of a case. `task` picks the contenders."""
+
+    @property
+    def task(self) -> str:
+        """`forward`, `training`, `decode`, `append`, `overhead`, ..."""
+
+    @property
+    def name(self) -> str:
+        """A readable name that tells it from every other case of its task."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Its parameters, for results and plots."""
+
+    @property
+    def hot(self) -> bool:
+        """Time every call right after the same call (inputs in the cache), instead of rotating through inputs."""
+
+    @property
+    def graph(self) -> bool:
+        """Replay a captured CUDA graph."""
+
+    @property
+    def memory(self) -> bool:
+        """Measure the peak of memory instead of time."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of one set of inputs: how many copies a rotation needs."""
+
+    def work(self, storage: str | None) -> Work:
+        """Work of one call over memory in this storage (None: the case's own type)."""
+
+    def inputs(self, device: torch.device, copies: int) -> list[Any]:
+        """Sets of inputs, made once and shared by all contenders."""
+
+    def wrong(self, contender: Any, device: torch.device) -> str | None:
+        """What is wrong with the contender's results, or None."""
+
+    def tiny(self) -> Case:
+        """The same at sizes that take no memory to speak of."""
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """One call of the operator over full memory: `task` forward, training (forward + backward), decode or append."""
+
+    task: str
+    shape: Shape
+    hot: bool = False
+    graph: bool = False
+    memory: bool = False
+
+    @property
+    def name(self) -> str:
+        """The shape, and what is special about the way it is timed."""
+        special = {"hot": self.hot, "graph": self.graph, "memory": self.memory}
+        return "-".join([str(self.shape), *(name for name, is_set in special.items() if is_set)])
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Every size of the shape."""
+        return {**self.shape.__dict__, "hot": self.hot, "graph": self.graph}
+
+    @property
+    def input_bytes(self) -> int:
+        """q, k, v and the memory."""
+        return int(self.work(None).bytes)
+
+    def work(self, storage: str | None) -> Work:
+        """By the formulas at the top of this file."""
+        s = self.shape
+        memory_pairs, segment_pairs = s.pairs()
+        element = s.torch_dtype.itemsize
+        stored = s.head_dim * (QUANTISED[storage].dtype.itemsize if storage else element) + (4 if storage else 0)
+        queries, keys = (s.lanes * s.tokens * heads * s.head_dim * element for heads in (s.heads, s.kv_heads))
+        memory = 2 * s.lanes * s.horizon * s.kv_heads * stored
+        append = 2 * s.lanes * s.tokens * s.kv_heads * stored
+        tokens = s.lanes * s.tokens
+        if self.task == "append":
+            return Work(0, 2 * keys + append, tokens)
+        product = 2 * s.lanes * s.heads * s.head_dim
+        forward = Work(
+            2 * product * (memory_pairs + segment_pairs), 2 * queries + 2 * keys + memory + append, tokens
+        )  # q, o; k, v
+        if self.task != "training":
+            return forward
+        backward_bytes = 4 * queries + 4 * keys + memory  # q, o, do, dq; k, v, dk, dv
+        return Work(
+            forward.flops + product * (3 * memory_pairs + 5 * segment_pairs), forward.bytes + backward_bytes, tokens
+        )
+
+    def inputs(self, device: torch.device, copies: int) -> list[Inputs]:
+        """Seeds 0, 1, ...; the first are those that `wrong` uses."""
+        return [Inputs.random(self.shape, device, seed, self.task == "training") for seed in range(copies)]
+
+    def wrong(self, contender: Any, device: torch.device) -> str | None:
+        """Compare with the oracle: see `bench.attention.check`."""
+        return check.wrong(self, contender, device)
+
+    def tiny(self) -> AttentionCase:
+        """The same heads over 16 tokens of memory."""
+        return replace(self, shape=replace(self.shape, tokens=min(self.shape.tokens, 8), horizon=16, lanes=1))
+
+
+MAIN_CPU = tuple(Shape(t, m, d) for t, m in ((256, 1024), (512, 4096)) for d in ("fp32", "bf16"))
+MAIN_CUDA = Shape(1024, 4096, "bf16", 16, 16, 64, lanes=8)  # the shape that sweeps on a GPU start from
+
+
+def _attention(device: torch.device, quick: bool) -> list[Case]:
+    if quick:
+        shapes = [Shape(16, 64, dtype, 2, 4, 32) for dtype in ("fp32", "bf16")]
+        return [AttentionCase(task, shape) for shape in shapes for task in ("training", "forward")]
+    return [AttentionCase(task, shape) for shape, tasks in _attention_shapes(device) for task in tasks]
+
+
+def _attention_shapes(device: torch.device) -> list[tuple[Shape, tuple[str, ...]]]:
+    """Training before forward: both share one oracle."""
+    both, forward = ("training", "forward"), ("forward",)
+    if device.type == "cpu":
+        main = [Shape(t, m, d) for t, m in ((256, 1024), (512, 4096), (1024, 1024)) for d in ("fp32", "bf16")]
+        large = [Shape(1024, 8192, dtype) for dtype in ("fp32", "bf16")]
+        base = Shape(256, 1024)
+        by_horizon = [replace(base, horizon=m, dtype=d) for m in (0, 4096, 16384) for d in ("fp32", "bf16")]
+        by_tokens = [replace(base, tokens=t, horizon=4096) for t in (16, 64)]
+        by_width = [
+            replace(base, lanes=2),
+            replace(base, lanes=4),
+            replace(base, heads=2, kv_heads=2),
+            replace(base, heads=16, kv_heads=16),
+        ]
+        others = [replace(base, kv_heads=2), replace(base, head_dim=128), replace(base, window="token")]
+        return [(s, both) for s in main + large] + [(s, forward) for s in by_horizon + by_tokens + by_width + others]
+    base = MAIN_CUDA
+    main = [base, replace(base, horizon=1024), replace(base, horizon=16384), replace(base, head_dim=128)]
+    wide = [replace(base, kv_heads=4), replace(base, window="token"), replace(base, lanes=1), replace(base, lanes=32)]
+    others = [replace(base, horizon=0), replace(base, tokens=256), replace(base, heads=8, kv_heads=8)]
+    exact = [replace(base, dtype="fp16"), replace(base, dtype="fp32", lanes=2)]
+    return [(s, both) for s in main + wide] + [(s, forward) for s in others + exact]
+
+
+def _decode(device: torch.device, quick: bool) -> list[Case]:
+    if quick:
+        return [AttentionCase("decode", Shape(1, 64, "fp32", 2, 4, 32), hot=hot) for hot in (False, True)]
+    if device.type == "cpu":
+        shapes = [Shape(1, m, d, h) for d in ("fp32", "bf16") for h in (8, 2) for m in (1024, 4096, 16384)]
+        lanes = [AttentionCase("decode", Shape(1, 4096, lanes=4))]
+        return [AttentionCase("decode", shape, hot=hot) for shape in shapes for hot in (False, True)] + lanes
+    sizes = [(lanes, m, h) for lanes in (1, 8, 64) for m in (1024, 4096, 16384) for h in (16, 4)]
+    shapes = [Shape(1, m, "bf16", h, 16, 128, lanes) for lanes, m, h in sizes]
+    return [AttentionCase("decode", shape, graph=graph) for shape in shapes for graph in (True, False)]
+
+
+def _append(device: torch.device, quick: bool) -> list[Case]:
+    if quick:
+        return [AttentionCase("append", Shape(8, 64, "fp32", 2, 2, 32))]
+    if device.type == "cpu":
+        return [AttentionCase("append", Shape(t, 4096, "fp32")) for t in (1, 16, 256)]
+    return [AttentionCase("append", Shape(t, 4096, "bf16", 16, 16, 128, lanes=8)) for t in (1, 64, 1024)]
+
+
+def _memory(device: torch.device, quick: bool) -> list[Case]:
+    if quick:
+        return [AttentionCase("training", Shape(64, 512, "fp32", 2, 2, 64), memory=True)]
+    base = Shape(256, 4096, "bf16") if device.type == "cpu" else Shape(1024, 4096, "bf16", 16, 16, 128, lanes=8)
+    shapes = [replace(base, horizon=m) for m in (0, 1024, 4096, 16384)]
+    return [AttentionCase(task, shape, memory=True) for task in ("training", "forward") for shape in shapes]
+
+
+def _overhead(device: torch.device, quick: bool) -> list[Case]:
+    return [AttentionCase("overhead", Shape(1, 64, "fp32", 4, 4, 32), hot=True)]
+
+
+COMMANDS: dict[str, Callable[[torch.device, bool], Sequence[Case]]] = {
+    "attention": _attention,
+    "decode": _decode,
+    "append": _append,
+    "memory": _memory,
+    "overhead": _overhead,
+}
+
+
+def cases(command: str, device: torch.device, quick: bool, shapes: Sequence[str] = ()) -> list[Case]:
+    """The cases of a command; `shapes` replaces its own list (attention commands only)."""
+    listed = list(COMMANDS[command](device, quick))
+    if not shapes:
+        return listed
+    if not all(isinstance(case, AttentionCase) for case in listed):
+        raise ValueError(f"--shapes: {command} has no shapes to choose")
+    variants = dict.fromkeys((case.task, case.hot, case.graph, case.memory) for case in listed)
+    return [AttentionCase(task, Shape.parse(text), *options) for text in shapes for task, *options in variants]

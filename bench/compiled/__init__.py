@@ -1,0 +1,1 @@
+"""Compiled code: what kernels compile to, held against a record and budgets."""

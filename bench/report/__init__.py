@@ -1,0 +1,1 @@
+"""Report: results as tables, duels, figures and documents."""

@@ -1,0 +1,1 @@
+"""Demonstration: from nothing to a trained model, a page about it, and music."""

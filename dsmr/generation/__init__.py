@@ -1,0 +1,6 @@
+"""Generation: new music from a model, of any length, in constant memory."""
+
+from dsmr.generation.decoding import Decoding
+from dsmr.generation.takes import Sampling, Take, generate
+
+__all__ = ["Decoding", "Sampling", "Take", "generate"]

@@ -1,0 +1,1 @@
+"""Music: performances, their tokens, MIDI files and sound. Nothing here needs PyTorch."""

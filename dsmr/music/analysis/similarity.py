@@ -1,0 +1,145 @@
+"""Self-similarity: whether music at one moment is like what was heard thousands of tokens before.
+
+At a distance of D tokens two numbers are measured, over all pairs of moments that are D/2 to 2D tokens apart:
+
+- `harmony`: the mean cosine similarity of their pitch-class histograms, in windows of 256 tokens: music that stays in
+  its keys;
+- `recurrence`: the share of notes in passages of 8 notes whose intervals were heard so long ago: music that comes back,
+  whatever its key and tempo.
+
+Both depend on how much there is to compare, so music is set beside excerpts of a corpus of as many tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import ArrayLike, NDArray
+
+from dsmr.corpus.store import TokenStore
+from dsmr.music.analysis.quotation import reading_order
+from dsmr.music.analysis.statistics import Comparison, Range, usual_range
+from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VELOCITY
+
+DISTANCES = (1_000, 4_000, 16_000)
+"""Tokens."""
+WINDOW = 256
+"""Tokens whose notes make one pitch-class histogram: about six seconds."""
+PASSAGE = 8
+"""Notes that must come in the same intervals to be a passage that returns."""
+MEASURES = ("harmony", "recurrence")
+
+
+@dataclass(frozen=True)
+class SelfSimilarity:
+    """How much music is like itself at a distance (tokens): see above. NaN where it is too short to say."""
+
+    distance: int
+    harmony: float
+    recurrence: float
+
+
+def self_similarity(ids: ArrayLike, distances: Sequence[int] = DISTANCES) -> list[SelfSimilarity]:
+    """Measure music against its own past.
+
+    Args:
+        ids: tokens [L]; BEGIN and END have no effect.
+        distances: tokens, each at least 2.
+
+    Raises:
+        ValueError: a distance below 2.
+    """
+    if min(distances, default=2) < 2:
+        raise ValueError(f"distances: expected at least 2 tokens each, got {min(distances)}")
+    tokens = np.asarray(ids).astype(np.int64)
+    harmony, recurrence = _harmony(tokens, distances), _recurrence(tokens, distances)
+    return [SelfSimilarity(*each) for each in zip(distances, harmony, recurrence, strict=True)]
+
+
+def usual_self_similarity(
+    store: TokenStore,
+    indices: Sequence[int],
+    tokens: int,
+    distances: Sequence[int] = DISTANCES,
+) -> list[dict[str, Range]]:
+    """What is usual in a corpus: for each distance the range of each of `MEASURES`.
+
+    Pieces are cut into excerpts, end to end; what remains counts if it is at least half as long, or all there is.
+
+    Args:
+        store, indices: the pieces.
+        tokens: the excerpts' length: that of the music to compare.
+        distances: as for `self_similarity`.
+
+    Returns:
+        For each distance and measure its range; of NaN where no excerpt is long enough.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens: expected at least 1, got {tokens}")
+    found = [
+        self_similarity(piece[start : start + tokens], distances)
+        for piece in map(store.piece, indices)
+        for start in range(0, len(piece), tokens)
+        if start == 0 or len(piece) - start >= tokens / 2
+    ]
+    return [
+        {measure: usual_range(np.array([getattr(each[at], measure) for each in found])) for measure in MEASURES}
+        for at in range(len(distances))
+    ]
+
+
+def compare_self_similarity(
+    music: Sequence[SelfSimilarity], usual: Sequence[dict[str, Range]]
+) -> list[list[Comparison]]:
+    """Set music beside what `usual_self_similarity` found: for each distance one comparison for each of `MEASURES`."""
+    return [
+        [Comparison(measure, getattr(own, measure), *borders[measure]) for measure in MEASURES]
+        for own, borders in zip(music, usual, strict=True)
+    ]
+
+
+def _harmony(tokens: NDArray[np.int64], distances: Sequence[int]) -> list[float]:
+    windows = len(tokens) // WINDOW
+    at = np.flatnonzero(tokens[: windows * WINDOW] < NOTE_OFF)
+    classes = np.zeros((windows, 12))
+    np.add.at(classes, (at // WINDOW, tokens[at] % 12), 1.0)
+    sounding = np.flatnonzero(classes.any(axis=1))
+    classes = classes[sounding] / np.linalg.norm(classes[sounding], axis=1, keepdims=True)
+    alike = classes @ classes.T
+    apart = (sounding[:, None] - sounding[None, :]) * WINDOW
+    found = []
+    for distance in distances:
+        pairs = (apart >= distance / 2) & (apart < 2 * distance)
+        found.append(float(alike[pairs].mean()) if pairs.any() else float("nan"))
+    return found
+
+
+def _recurrence(tokens: NDArray[np.int64], distances: Sequence[int]) -> list[float]:
+    at = np.flatnonzero(tokens < NOTE_OFF)
+    steps = np.cumsum(np.where((tokens >= TIME_SHIFT) & (tokens < VELOCITY), tokens - TIME_SHIFT + 1, 0))
+    at = at[reading_order(steps[at], tokens[at])]
+    if len(at) < PASSAGE:
+        return [float("nan")] * len(distances)
+    intervals = np.diff(tokens[at])
+    _, name = np.unique(sliding_window_view(intervals, PASSAGE - 1), axis=0, return_inverse=True)
+    begins = at[: len(name)]
+    # One ascending number an occurrence, so that those of a name within a stretch of tokens are found by searching.
+    stride = 4 * len(tokens) + 2 * max(distances) + 2
+    key = name.ravel() * stride + begins
+    ordered = np.sort(key)
+    found = []
+    for distance in distances:
+        if tokens.size <= distance / 2:
+            found.append(float("nan"))
+            continue
+        earlier = np.searchsorted(ordered, key - (distance + 1) // 2, side="right") - np.searchsorted(
+            ordered, np.maximum(key - 2 * distance, name.ravel() * stride - 1), side="right"
+        )
+        again = np.zeros(len(at), bool)
+        for offset in range(PASSAGE):
+            again[offset : offset + len(name)] |= earlier > 0
+        found.append(float(again.mean()))
+    return found

@@ -1,0 +1,244 @@
+"""The demonstration: what it leaves behind, what it refuses, and that its checks can fail."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from html import escape, unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsmr.claim import OccupiedError, claimed
+from dsmr.cli import app
+from dsmr.corpus.prepare import PrepareReport
+from dsmr.demo import run as demo
+from dsmr.demo.run import FILES, QUICK, Outcome, run_demo
+from dsmr.evaluation.baselines import Assessment
+from dsmr.evaluation.models import Probed, Span
+from dsmr.evaluation.pieces import Evaluation
+from dsmr.evaluation.probes.krcu import Resets
+from dsmr.model.checkpoint import load_checkpoint
+from dsmr.music.analysis.comparison import NUMBERS, Group, Reference
+from dsmr.music.analysis.histograms import Profile
+from dsmr.music.analysis.statistics import ESSENTIAL, Comparison, Range, Statistics, measure
+from dsmr.music.midi import read_midi
+from dsmr.music.tokens import NOTE_DTYPE, Performance
+from dsmr.training import Run, RunFolder, TrainingConfig
+
+TINY = replace(
+    QUICK,
+    corpus_tokens=60_000,  # enough excerpts, of enough seconds, for verdicts
+    longest=3_000,
+    training=TrainingConfig(steps=2, lanes=1, validations=1, validation_tokens=500),
+    resets=Resets(at=(64,), width=64, end=512),
+    seconds=20.0,
+)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return folder, run_demo(folder, TINY)
+
+
+def test_leaves_what_it_lists(ran: tuple[Path, Outcome]) -> None:
+    folder, _ = ran
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    load_checkpoint(folder / "run" / "best")
+    assert len(list((folder / "takes").iterdir())) == TINY.takes
+
+
+@pytest.mark.parametrize(("plan", "tokens"), [(demo.FULL, 1_536_000), (QUICK, 133_120)], ids=["full", "quick"])
+def test_trains_on_a_number_of_tokens_unless_that_takes_far_too_long(plan: demo.Plan, tokens: int) -> None:
+    training = plan.training
+    assert training.steps is not None
+    assert training.minutes is not None
+    assert training.steps * training.lanes * training.accumulate * demo.MODEL.segment == tokens
+    assert tokens / (60 * training.minutes) < 7_250 / 4  # tokens/s: a quarter of those of two quiet cores are enough
+
+
+def test_keeps_the_take_that_it_names(ran: tuple[Path, Outcome]) -> None:
+    folder, outcome = ran
+    assert (folder / "music.mid").read_bytes() == (folder / f"takes/take-{outcome.chosen + 1}.mid").read_bytes()
+    kept = measure(read_midi(folder / "music.mid"), TINY.seconds)
+    assert kept.notes == outcome.takes[outcome.chosen].notes
+
+
+def test_writes_down_every_number(ran: tuple[Path, Outcome]) -> None:
+    folder, outcome = ran
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written["validation"]["whole"]["ppl"] == outcome.assessment.whole.ppl
+    assert written["validation"]["bigram"]["tokens"] == outcome.assessment.whole.tokens
+    assert len(written["takes"]) == TINY.takes
+    assert [each["name"] for each in written["takes"][0]["compared"]] == list(ESSENTIAL)
+    assert [each["name"] for each in written["music"]["music"]] == [f"take {i + 1}" for i in range(TINY.takes)]
+    assert [each["name"] for each in written["music"]["music"][0]["numbers"]] == list(NUMBERS)
+    assert written["failures"] == outcome.failures
+    assert sum(written["seconds"].values()) > 0
+
+
+def test_its_page_says_what_is_measured(ran: tuple[Path, Outcome]) -> None:
+    folder, outcome = ran
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for score in (outcome.assessment.whole, outcome.assessment.bigram):
+        assert score is not None
+        assert f'<dd class="value">{score.ppl:.1f} ' in page
+    assert all(escape(failure.replace("_", " ")) in page for failure in outcome.failures)
+    assert outcome.probed.krcu is not None
+    assert "KRCU: loss with the memory cleared minus loss, by position from 64 to 512 tokens" in page
+    assert all(each.title in unescape(page) for each in outcome.group.music[outcome.chosen].quotations)
+    assert page.count("<figure>") == page.count('role="img" aria-label') - 1 >= 4  # the piano roll is no figure
+    assert len(page) < 10e6
+
+
+def test_finds_that_a_model_of_two_steps_makes_no_music(ran: tuple[Path, Outcome]) -> None:
+    assert any("as in the corpus" in failure for failure in ran[1].failures)
+
+
+def test_replaces_only_an_older_demonstration(ran: tuple[Path, Outcome], tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="--force replaces it"):
+        run_demo(ran[0], TINY)
+    folder = tmp_path / "copy"
+    shutil.copytree(ran[0], folder, symlinks=True)
+    for name in ("thesis.tex", "takes/mine.mid", "probes/mine.png"):
+        (folder / name).write_text("precious")
+        with pytest.raises(FileExistsError, match=rf"demonstration alone, got one with {re.escape(name)}"):
+            run_demo(folder, TINY, force=True)
+        assert (folder / name).read_text() == "precious"
+        (folder / name).unlink()
+    demo._make_room(folder, force=True)
+    assert [path.name for path in folder.iterdir()] == [demo.MARK]
+
+
+@pytest.mark.parametrize("place", [".", "takes", "probes"])
+def test_what_a_killed_demonstration_left_is_its_own(
+    ran: tuple[Path, Outcome], tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(ran[0], folder, symlinks=True)
+    partial = folder / place / ".partial-0a_bcdef"
+    partial.mkdir()
+    half = partial / {".": demo.CORPUS, "takes": "take-1.mid", "probes": "krcu.png"}[place]
+    half.write_bytes(b"half of it")
+    (partial / "mine.png").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match=r"got one with .*\.partial-0a_bcdef/mine\.png"):
+        run_demo(folder, TINY, force=True)
+    assert half.exists()
+    (partial / "mine.png").unlink()
+    monkeypatch.setattr(demo, "_demonstrate", lambda folder, *_: sorted(path.name for path in folder.iterdir()))
+    assert run_demo(folder, TINY, force=True) == [demo.MARK]
+
+
+def test_no_file_of_it_is_there_in_part(
+    ran: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever write is the one that the disk has no room for."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(demo, "write_wav", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_demo(tmp_path, TINY)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        demo.MARK,
+        "corpus.tokens",
+        "run",
+        "training.png",
+        "probes",
+        "takes",
+    }
+    run_ended = [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+    assert run_ended == []
+
+
+def test_a_folder_without_its_mark_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("precious")
+    for force in (False, True):
+        with pytest.raises(OccupiedError, match="expected an empty folder or that of a demonstration"):
+            run_demo(tmp_path, TINY, force=force)
+    assert (tmp_path / "metrics.json").read_text() == "precious"
+
+
+def test_one_writer_at_a_time(ran: tuple[Path, Outcome]) -> None:
+    before = {path: path.read_bytes() for path in ran[0].rglob("*") if path.is_file()}
+    with claimed(ran[0], demo.MARK, "a demonstration"), pytest.raises(OccupiedError, match="nobody writes into"):
+        run_demo(ran[0], TINY, force=True)
+    with RunFolder(ran[0] / "run").claimed(), pytest.raises(OccupiedError, match="nobody writes into"):
+        run_demo(ran[0], TINY, force=True)
+    assert {path: path.read_bytes() for path in ran[0].rglob("*") if path.is_file()} == before
+
+
+def an_outcome(ppl: float, bigram: float, silence: float, beats_bigram: bool = True) -> Outcome:
+    def score(value: float) -> Evaluation:
+        return Evaluation((0,), (np.full(10, np.log(value), np.float32),))
+
+    return Outcome(
+        corpus=PrepareReport(Path("corpus"), {}, {}, 0.0, 0, (), ()),
+        run=Run(),
+        probed=Probed(
+            "model", "run/best", "digest", Span((8,), 16), Assessment("validation", score(ppl), None, score(bigram))
+        ),
+        takes=(),
+        music=((Comparison("silence", 0.9, 0.0, 0.1, 99),), (Comparison("silence", silence, 0.0, 0.1, 99),)),
+        group=Group(Reference("train", 1.0, 1, {}, Profile(1.0, 1, {}, {}), [], 0, None), []),
+        chosen=1,
+        beats_bigram=beats_bigram,
+        seconds={},
+    )
+
+
+def test_fails_by_the_number_that_is_wrong() -> None:
+    assert an_outcome(ppl=20, bigram=30, silence=0.05).failures == []
+    assert an_outcome(ppl=31, bigram=30, silence=0.05).failures == [
+        "validation PPL 31.00 is not below the bigram's 30.00"
+    ]
+    assert an_outcome(ppl=31, bigram=30, silence=0.05, beats_bigram=False).failures == []
+    assert an_outcome(ppl=20, bigram=30, silence=0.5).failures == [
+        "silence 0.5 is not within 0 .. 0.1, as in the corpus"
+    ]
+    assert len(an_outcome(ppl=np.inf, bigram=30, silence=np.nan).failures) == 2
+
+
+def test_prefers_what_is_usual_and_then_what_is_in_the_middle() -> None:
+    def take(keys: int, every: float) -> Statistics:
+        notes = np.zeros(int(20 / every), NOTE_DTYPE)
+        notes["onset"] = np.arange(len(notes)) * every
+        notes["offset"] = notes["onset"] + every
+        notes["pitch"] = 60 + np.arange(len(notes)) % keys
+        notes["velocity"] = 64
+        return measure(Performance(notes), 20.0)
+
+    ranges = {
+        "notes_per_second": Range(2.0, 10.0, 99),
+        "pitch_range": Range(10.0, 30.0, 99),
+        "silence": Range(0.0, 0.2, 99),
+    }
+    middle, edge, sparse = take(21, 0.16), take(12, 0.11), take(21, 1.0)
+    ordered = sorted([sparse, edge, middle], key=lambda each: demo._strangeness(each, ranges))
+    assert ordered == [middle, edge, sparse]
+
+
+@pytest.mark.parametrize(("silence", "exits"), [(0.05, 0), (0.5, 1)], ids=["music", "noise"])
+def test_the_command_exits_by_the_checks(
+    silence: float, exits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = an_outcome(ppl=20, bigram=30, silence=silence)
+    outcome = replace(outcome, run=Run(step=1, best_ppl=20.0, best_step=1))
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: outcome)
+    assert app.run(["demo", "--out", str(tmp_path)]) == exits
+    out, error = capsys.readouterr()
+    assert "take 2 (kept)" in out
+    assert error == ("" if exits == 0 else "dsmr: silence 0.5 is not within 0 .. 0.1, as in the corpus\n")
+
+
+def test_the_command_leaves_other_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert app.run(["demo", "--out", str(tmp_path), "--force"]) == 2
+    assert capsys.readouterr().err.startswith(f"dsmr: {tmp_path}: expected a folder for the demonstration alone")

@@ -1,0 +1,237 @@
+"""The model: any way of feeding a piece gives the same, and its state is the memory alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dsmr.model.schedules import Schedule, make_schedule
+from dsmr.model.transformer import PRESETS, ModelConfig, Transformer, preset
+from dsmr.music.tokens import VOCAB_SIZE
+from dsmr_kernels import Retention
+
+SEGMENT = 16
+POSITIONS = ["sinusoidal", "rotary"]
+
+
+def make(
+    window: str = "segment", position: str = "rotary", retention: Retention | None = None, **changes
+) -> Transformer:
+    """A small float64 model with strongly unequal horizons: what differs is not rounding."""
+    torch.manual_seed(0)
+    schedule = Schedule("explicit", (40, 8, 3), retention)
+    config = ModelConfig(32, 4, 2, schedule, SEGMENT, window, position, **changes)
+    model = Transformer(config).double().eval()
+    for parameter in model.parameters():  # larger than at initialisation, so that attention is far from uniform
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def piece(lanes: int = 2, tokens: int = 70) -> Tensor:
+    return torch.randint(VOCAB_SIZE, (lanes, tokens), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def read(model: Transformer, tokens: Tensor, sizes: list[int], segment_size: int | None = None) -> Tensor:
+    """Logits of a piece fed in calls of the given sizes."""
+    state = model.new_state(len(tokens), max_segment=max(*sizes, SEGMENT))
+    return torch.cat([model(part, state, segment_size=segment_size) for part in tokens.split(sizes, 1)], 1)
+
+
+def in_segments(total: int, step: int) -> list[int]:
+    """Calls of at most `step` tokens, none across the end of a segment."""
+    whole = [SEGMENT] * (total // SEGMENT) + ([total % SEGMENT] if total % SEGMENT else [])
+    return [min(step, size - done) for size in whole for done in range(0, size, step)]
+
+
+@settings(max_examples=20)
+@given(cuts=st.lists(st.integers(1, SEGMENT), min_size=1, max_size=20), position=st.sampled_from(POSITIONS))
+def test_any_segmentation_equals_one_shot_under_the_token_window(cuts: list[int], position: str) -> None:
+    model, tokens = make("token", position), piece(tokens=sum(cuts))
+    torch.testing.assert_close(read(model, tokens, cuts), read(model, tokens, [sum(cuts)]))
+
+
+@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(
+    ("window", "retention"),
+    [("segment", None), ("token", None), ("segment", Retention(3)), ("segment", Retention(4, "random"))],
+    ids=["segment", "token", "segment-stride3", "segment-random4"],
+)
+def test_generation_equals_training(window: str, position: str, retention: Retention | None, step: int) -> None:
+    model, tokens = make(window, position, retention), piece()
+    training = read(model, tokens, in_segments(70, SEGMENT))
+    torch.testing.assert_close(read(model, tokens, in_segments(70, step), segment_size=SEGMENT), training)
+
+
+@pytest.mark.parametrize("layers", [2, 8])
+def test_what_writes_into_the_residual_stream_begins_smaller_the_deeper_the_model(layers: int) -> None:
+    torch.manual_seed(0)
+    schedule = make_schedule("uniform", layers, budget_tokens=layers)
+    net = Transformer(ModelConfig(64, 2, 2, schedule, segment=SEGMENT))
+    for name, parameter in net.named_parameters():
+        if parameter.dim() == 2:
+            residual = name.endswith(("out.weight", "down.weight"))
+            expected = 0.02 / math.sqrt(2 * layers) if residual else 0.02
+            # The deviation of n draws is known to 1 / sqrt(2 n): five of those.
+            assert float(parameter.detach().std()) == pytest.approx(
+                expected, rel=5 / math.sqrt(2 * parameter.numel())
+            ), name
+        elif name.endswith("bias"):
+            assert not parameter.any()
+
+
+@pytest.mark.parametrize("branch", ["out", "down"])
+def test_dropout_acts_on_both_residual_branches_and_on_the_embedding(branch: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(32, 2, 1, make_schedule("explicit", 1, horizons=[8]), segment=SEGMENT, dropout=1 - 1e-9)
+    net = Transformer(config)
+    (block,) = net.blocks
+    for name in {"out", "down"} - {branch}:  # only one branch writes anything
+        torch.nn.init.zeros_(getattr(block, name).weight)
+    x, position = torch.randn(1, SEGMENT, 32), net._position(piece(1, SEGMENT), net.new_state(1), None)
+    with torch.no_grad():
+        for training in (True, False):
+            net.train(training)
+            written = block(x, position, net.new_state(1)[0], None, None) - x
+            assert bool(written.any()) is not training
+        embedded = net.train().dropout(net.embedding(piece(1, SEGMENT)))
+        assert not embedded.any()
+
+
+def test_the_memory_matters() -> None:
+    model, tokens = make(), piece()
+    sizes = in_segments(70, SEGMENT)
+    with torch.no_grad():
+        forgetful = torch.cat([model(part, model.new_state(2)) for part in tokens.split(sizes, 1)], 1)
+    remembered = read(model, tokens, sizes)
+    torch.testing.assert_close(forgetful[:, :SEGMENT], remembered[:, :SEGMENT])
+    assert (forgetful[:, SEGMENT:] - remembered[:, SEGMENT:]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_piece_that_begins_inside_a_segment_is_read_as_if_alone(position: str) -> None:
+    model, tokens = make("token", position), piece(lanes=1, tokens=48)
+    state = model.new_state(1)
+    starts = torch.zeros(3, 1, SEGMENT, dtype=torch.int64)
+    starts[1, 0, 5:] = 5
+    with torch.no_grad():
+        parts = [model(tokens[:, i * 16 : i * 16 + 16], state, starts[i]) for i in range(3)]
+    alone = read(model, tokens[:, 21:], [11, 16])
+    torch.testing.assert_close(torch.cat(parts, 1)[:, 21:], alone)
+    assert state.clock.length.tolist() == [27]
+
+
+def test_a_reset_lane_reads_a_piece_as_a_fresh_model_does() -> None:
+    model, tokens = make(), piece(lanes=2, tokens=SEGMENT)
+    state = model.new_state(2)
+    with torch.no_grad():
+        model(piece(tokens=SEGMENT).flip(1), state)
+        state.reset([1])
+        logits = model(tokens, state)
+    torch.testing.assert_close(logits[1], read(model, tokens, [SEGMENT])[1])
+    assert (logits[0] - read(model, tokens, [SEGMENT])[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_positions_enter_queries_and_keys_only(position: str) -> None:
+    """Values in the ring do not depend on where in the piece a token stands; keys do."""
+    model = make(position=position)
+    state = model.new_state(1)
+    with torch.no_grad():
+        model(torch.full((1, SEGMENT), 60), state)
+    k, v, _ = state[0].export(0)
+    torch.testing.assert_close(v, v[:, :1].expand_as(v))
+    assert (k[:, 1:] - k[:, :1]).abs().amin(dim=(0, 2)).max() > 0
+    assert all((k[:, i] - k[:, 0]).abs().max() > 1e-3 for i in range(1, SEGMENT))
+
+
+def test_presets_have_about_the_parameters_they_promise() -> None:
+    for name, millions in {"tiny": 1, "small": 5, "base": 25, "large": 85}.items():
+        with torch.device("meta"):
+            count = Transformer(preset(name)).parameters_count
+        assert abs(count / 1e6 - millions) < 0.1 * millions
+    assert preset("base").schedule.horizons == (8192, 8192, *[512] * 6)
+    assert (preset("base").heads, preset("base").head_dim) == (8, 64)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configurations_survive_json(name: str) -> None:
+    config = replace(PRESETS[name], schedule=Schedule("selective", (4, 4), Retention(2, "random")))
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_state_takes_the_type_that_keys_will_have() -> None:
+    model = Transformer(make().config)
+    assert model.new_state(1).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        state = model.new_state(2)
+        assert state.dtype == torch.bfloat16
+        logits = model(piece(tokens=SEGMENT), state)
+    assert logits.dtype == torch.bfloat16
+    assert model.new_state(1, storage="int8").storage == "int8"
+
+
+def test_half_precision_weights_still_tell_distant_positions_apart() -> None:
+    model = Transformer(make().config).bfloat16()
+    state = model.new_state(1)
+    state.clock.length.fill_(30_000)
+    position = model._position(torch.zeros(1, 8, dtype=torch.int64), state, None)
+    assert position.dtype == torch.float32
+    assert len({tuple(row) for row in position[0, 0, :, 0].tolist()}) == 8
+
+
+def test_a_training_step_compiles_whole_and_does_not_recompile() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make()
+    step = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled, eager = model.new_state(2), model.new_state(2)
+    for part in piece(tokens=4 * SEGMENT).split(SEGMENT, 1):
+        results = []
+        for run, state in ((step, compiled), (model, eager)):
+            model.zero_grad()
+            logits = run(part, state)
+            logits.square().mean().backward()
+            results.append((logits, model.embedding.weight.grad.clone()))
+        for x, y in zip(*results, strict=True):
+            torch.testing.assert_close(x, y)
+        compiled.reset([0])
+        eager.reset([0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, "width: expected at least 1, got 0"),
+        ({"heads": 0}, "heads: expected at least 1, got 0"),
+        ({"kv_heads": -2}, "kv_heads: expected at least 1, got -2"),
+        ({"feed_forward": 0}, "feed_forward: expected at least 1, got 0"),
+        ({"heads": 5}, "heads: expected a divisor of width=32"),
+        ({"kv_heads": 3}, "kv_heads: expected a divisor of heads=4, got 3"),
+        ({"position": "learned"}, "position: expected 'sinusoidal' or 'rotary', got 'learned'"),
+        ({"window": "page"}, "window: expected 'segment' or 'token', got 'page'"),
+        ({"segment": 0}, "segment: expected at least 1 token, got 0"),
+        ({"dropout": 1.0}, "dropout: expected a probability below 1, got 1.0"),
+    ],
+    ids=lambda x: x.split(":")[0] if isinstance(x, str) else "",
+)
+def test_bad_configurations_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(make().config, **changes)
+
+
+def test_unknown_presets_and_fields_are_named() -> None:
+    with pytest.raises(ValueError, match="preset: expected one of tiny, small, base, large, got 'huge'"):
+        preset("huge")
+    values = preset("tiny").to_dict()
+    values["colour"] = values.pop("width")
+    with pytest.raises(ValueError, match="config: expected the fields"):
+        ModelConfig.from_dict(values)
