@@ -178,7 +178,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     from bench import runner
     from bench.harness import machine, measure, results
-    from bench.report import model_lines as summary
+    from bench.report import models as summary
     from bench.report import table
 
     if reason := _unknown(arguments):

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from bench import runner
-from bench.harness import measure
+from bench.harness import measure, memory
 from bench.harness.machine import commit
 from bench.harness.measure import Quantiles, Trial
 from bench.harness.results import Row
-from bench.models import fill, memory, step
+from bench.models import fill, step
 from bench.models.check import attend_and_append
 from bench.models.peers import Attention, state_bytes
 from dsmr.generation.decoding import Decoder, Decoding

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from bench import runner
-from bench.harness import measure
+from bench.harness import measure, memory
 from bench.harness.measure import Quantiles, Trial
 from bench.harness.results import Row
-from bench.models import check, memory, peers, step
+from bench.models import check, peers, step
 from bench.models.peers import Attention
 from dsmr.model.transformer import ModelConfig
 

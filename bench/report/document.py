@@ -13,7 +13,7 @@ from bench.harness.results import Row, Run
 from bench.report import duels as summary
 from bench.report import table
 from bench.report.duels import Duel, Roofs
-from bench.report.model_lines import lines as model_lines
+from bench.report.models import lines as model_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,8 +57,7 @@ def between_markers(text: str, block: str) -> str:
 
 def figures(runs: Sequence[Run]) -> dict[str, Figure]:
     """Every figure of one machine's results, by the end of its file's name."""
-    from bench.report import attention_plots as plots
-    from bench.report import model_plots
+    from bench.report import model_plots, plots
 
     return {**plots.figures(runs), **model_plots.figures(runs)}
 

@@ -10,9 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import runner
-from bench.harness import results
+from bench.harness import memory, results
 from bench.harness.measure import Limits
-from bench.models import check, fill, memory, peers, prepare, step, train
+from bench.models import check, fill, peers, prepare, step, train
 from bench.models.peers import Attention, Concatenation
 from dsmr.model.schedules import Schedule
 from dsmr.model.transformer import ModelConfig, Transformer
