@@ -158,7 +158,7 @@ def _unknown(arguments: argparse.Namespace) -> str | None:
     """What is wrong with the shapes or contenders that were asked for, or None."""
     import torch
 
-    from bench.attention.contenders import registry
+    from bench.attention.contenders.contender import registry
     from bench.attention.shapes import Shape
 
     if arguments.command in MODELS:

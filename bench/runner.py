@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from bench import models
-from bench.attention import contenders
+from bench.attention.contenders import contender as contenders
 from bench.attention.cases import Case, cases
-from bench.attention.contenders import Contender
+from bench.attention.contenders.contender import Contender
 from bench.harness import machine, measure
 from bench.harness.measure import Limits, Trial
 from bench.harness.results import Row, Run

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import runner
-from bench.attention import contenders
+from bench.attention.contenders import contender as contenders
 from bench.attention.cases import AttentionCase
 from bench.attention.shapes import Shape
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared
+from bench.attention.contenders.contender import Contender, Prepared
 from bench.attention.shapes import Inputs
 
 

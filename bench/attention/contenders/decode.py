@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import Contender, Prepared, differentiated
 from bench.attention.contenders.sdpa import BACKENDS, attend, chosen, no_backend
 from bench.attention.shapes import Inputs
 from dsmr_kernels.storage import quantise

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bench.attention.cases import MAIN_CPU, MAIN_CUDA, AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import Contender, Prepared, differentiated
 from bench.attention.contenders.sdpa import concatenated
 from bench.attention.shapes import Inputs
 

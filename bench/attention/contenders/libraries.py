@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import Contender, Prepared, differentiated
 from bench.attention.contenders.decode import window_slots
 from bench.attention.shapes import Inputs
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import Contender, Prepared, differentiated
 from bench.attention.shapes import Inputs
 
 QUERY_CHUNK = 256  # with one KV head at a time: logits of 256 x (M + T), some MB

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.attention import fill
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import Contender, Prepared, differentiated
 from bench.attention.shapes import Inputs
 from bench.harness.machine import commit
 from dsmr_kernels import MemoryStack, backends, ops, recurrent_attention

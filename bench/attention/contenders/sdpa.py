@@ -12,7 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import Contender, Prepared, differentiated
 from bench.attention.shapes import Inputs
 
 BACKENDS = {

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from bench import runner
-from bench.attention import check, contenders
+from bench.attention import check
+from bench.attention.contenders import contender as contenders
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import Contender, Prepared, differentiated
 from bench.attention.contenders.sdpa import attend, concatenated
 from bench.attention.shapes import Shape
 from bench.harness import measure
