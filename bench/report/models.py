@@ -1,22 +1,26 @@
-"""What the models' results come to, as Markdown."""
+"""Whole models' results as Markdown: tables of training, generation and preparation, and what to think of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from bench.harness import units
 from bench.harness.results import Row, Run
+from bench.harness.units import spread
+from bench.report.table import markdown
 
 PAPER = (
-    "The paper (arXiv 2602.19816), against its full horizon with multi-head attention: two-scale 0.41 x peak memory "
-    "and about 1.36 x tokens/s; 2 KV heads 0.29 to 0.36 x and 1.18 x. It differs in size (inferred: horizons of up to "
-    "32,768 tokens, tens of millions of parameters, 8 heads), in hardware (a GPU) and in its attention: compare "
-    "directions, not digits. Peak memory here counts weights, gradients, the optimiser's moments, activations and the "
-    "recurrent state: the shorter the horizons, the less the state matters in it."
+    "The paper (arXiv 2602.19816) compares with its full horizon under multi-head attention: two-scale takes 0.41 x "
+    "the peak memory at about 1.36 x the tokens/s, 2 KV heads 0.29 to 0.36 x at 1.18 x. It differs in size (inferred: "
+    "horizons of up to 32,768 tokens, tens of millions of parameters, 8 heads), in hardware (a GPU) and in its "
+    "attention: compare directions, not digits. Peak memory here counts weights, gradients, the optimiser's moments, "
+    "activations and the recurrent state. The shorter the horizons, the less the state matters."
 )
 
 REAL_TIME = (
-    "Real time is 42 tokens/s for each listener: recorded piano music on average; 160 keep up with its densest moments."
+    "Real time is 42 tokens/s per listener, the average of recorded piano music; its densest moments need 160 tokens/s."
 )
 
 
@@ -25,17 +29,11 @@ def lines(run: Run) -> list[str]:
     return SUMMARIES[run.command]([row for row in run.rows if row.status == "timed"])
 
 
-def markdown(header: Sequence[str], cells: Iterable[Sequence[str]]) -> list[str]:
-    """A table; all columns but the first two are numbers."""
-    rule = ["---"] * 2 + ["---:"] * (len(header) - 2)
-    return ["| " + " | ".join(line) + " |" for line in (header, rule, *cells)]
-
-
 def train(rows: Sequence[Row]) -> list[str]:
     """By schedule and attention, with the ratios that the paper reports."""
     header = ("schedule", "attention", "tokens/s", "x full", "peak memory", "x full", "recurrent state", "x full")
     made = []
-    for size, group in _by(rows, lambda row: f"{row.fields['size']}, lanes: {row.fields['lanes']}").items():
+    for (size, lanes, segment), group in groupby(rows, lambda row: itemgetter("size", "lanes", "segment")(row.fields)):
         cells = [
             (
                 row.fields["schedule"],
@@ -49,14 +47,9 @@ def train(rows: Sequence[Row]) -> list[str]:
             )
             for row in group
         ]
-        made += [f"Training, {size}, segments of {group[0].fields['segment']} tokens", "", *markdown(header, cells), ""]
+        title = f"Training `{size}`, {units.counted(lanes, 'lane')}, segments of {segment} tokens."
+        made += [title, "", *markdown(header, cells, left=2), ""]
     return [*made, PAPER]
-
-
-def spread(quantiles: Sequence[float], digits: int = 0) -> str:
-    """`1,234 (1,200 - 1,250)`: the median, and the 20 % and 80 % quantiles."""
-    low, median, high = (f"{x:,.{digits}f}" for x in quantiles)
-    return f"{median} ({low} - {high})"
 
 
 def _ratio(row: Row, name: str) -> str:
@@ -65,13 +58,6 @@ def _ratio(row: Row, name: str) -> str:
     if against is None:
         return "1"
     return f"{against[1] if isinstance(against, list) else against:.2f}"
-
-
-def _by(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
 
 
 def generate(rows: Sequence[Row]) -> list[str]:
@@ -89,27 +75,38 @@ def generate(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.fields["full"]
     ]
-    made = ["Generation with full memories; latencies of a step, which makes a token for every listener", ""]
-    made += [*markdown(header, cells), "", REAL_TIME, ""]
-    for row in rows:
-        if not row.fields["full"]:
-            held = ", ".join(f"{tokens:,}: {units.size(size or 0)}" for tokens, size in row.extra["resident"])
-            made.append(
-                f"Held by the process after so many tokens, {row.fields['size']}, {row.contender} (the longest ring is "
-                f"full after {row.extra['full_after']:,} and goes round): {held}"
-            )
+    made = ["Generation with full memories. A step makes one token per listener."]
+    made += ["50 %, 95 % and 99 % of the steps took no longer than shown.", ""]
+    made += [*markdown(header, cells, left=2), "", REAL_TIME]
+    watched = [row for row in rows if not row.fields["full"]]
+    if watched:
+        full = units.counted(watched[0].extra["full_after"], "token")
+        header = ("engine", *(units.counted(tokens, "token") for tokens, _ in watched[0].extra["resident"]))
+        cells = [(row.contender, *(units.size(size or 0) for _, size in row.extra["resident"])) for row in watched]
+        made += [
+            "",
+            f"Memory of the process that plays `{watched[0].fields['size']}`. The longest ring is full after {full}.",
+            "",
+            *markdown(header, cells, left=1),
+        ]
     return made
 
 
 def prepare(rows: Sequence[Row]) -> list[str]:
     """Pieces and tokens a second of every kind of work."""
     cells = [
-        (row.case, row.contender, spread(row.extra["pieces_per_second"], 1), spread(row.extra["tokens_per_second"]))
+        (
+            row.case,
+            row.contender,
+            spread(row.extra["pieces_per_second"], digits=1),
+            spread(row.extra["tokens_per_second"]),
+        )
         for row in rows
     ]
     header = ("work", "on", "pieces/s", "tokens/s")
-    started = "Processes are started anew each time, as `dsmr prepare` does; their start counts."
-    return ["Corpus preparation, of music that the built-in pianist plays", "", *markdown(header, cells), "", started]
+    music = "Corpus preparation, of music that the built-in pianist plays."
+    started = "As in `dsmr prepare`, processes start anew each time, and their start counts."
+    return [music, "", *markdown(header, cells, left=2), "", started]
 
 
 SUMMARIES = {"train": train, "generate": generate, "prepare": prepare}

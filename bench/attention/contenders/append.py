@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders.contender import Contender, Prepared
+from bench.attention.contenders.contender import AttentionContender, Prepared, torch_contender
 from bench.attention.shapes import Inputs
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """A ring written by `index_copy_`, and a fresh concatenation of what remains and what is new."""
     ways = {"ring, index_copy_": _prepare_ring, "torch.roll and a slice": _prepare_roll, "torch.cat": _prepare_cat}
-    version = f"torch {torch.__version__}"
-    return [Contender(name, frozenset({"append"}), version, way) for name, way in ways.items()]
+    return [torch_contender(name, "append", prepare=way) for name, way in ways.items()]
 
 
 def _prepare_ring(case: AttentionCase, inputs: Inputs) -> Prepared:

@@ -13,36 +13,33 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders.contender import Contender, Prepared, differentiated
-from bench.attention.contenders.sdpa import BACKENDS, attend, chosen, no_backend
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated, torch_contender
+from bench.attention.contenders.sdpa import BACKENDS, attend, no_backend, only
 from bench.attention.shapes import Inputs
 from dsmr_kernels.storage import quantise
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, 1, H, D], k, v [B, Hkv, N, D] -> o [B, 1, H, D]
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """Rings under SDPA's back ends and under matrix products in both orders; caches that move all they hold."""
-    version = f"torch {torch.__version__}"
-    tasks = frozenset({"decode"})
     made = []
     for backend in BACKENDS:
         for name, cache, on_request in (("ring", Ring, False), ("roll", Roll, True), ("cat", Cat, True)):
             made.append(
-                Contender(
+                torch_contender(
                     f"{name} + SDPA {backend}",
-                    tasks,
-                    version,
-                    partial(_prepare, cache=cache, attend=attend, backend=backend),
-                    partial(_no_backend, backend=backend),
+                    "decode",
+                    prepare=partial(_prepare, cache=cache, attend=attend, backend=backend),
+                    unavailable=partial(_no_backend, backend=backend),
                     on_request=(on_request and backend != "flash") or backend == "math",
                 )
             )
     for name, order in (("q K'", rows_first), ("K q'", keys_first)):
         prepare = partial(_prepare, cache=Ring, attend=order, backend=None)
-        made.append(Contender(f"ring + matmul, {name}", tasks, version, prepare, _one_token))
-    made.append(Contender("int8 ring + matmul", tasks, version, _prepare_int8, _one_token, storage="int8"))
-    return made
+        made.append(torch_contender(f"ring + matmul, {name}", "decode", prepare=prepare, unavailable=_one_token))
+    options = {"prepare": _prepare_int8, "unavailable": _one_token, "storage": "int8"}
+    return [*made, torch_contender("int8 ring + matmul", "decode", **options)]
 
 
 def _one_token(case: AttentionCase, device: torch.device) -> str | None:
@@ -129,7 +126,7 @@ def _prepare(
     def memory() -> tuple[Tensor, Tensor]:
         return keys.newest(horizon), values.newest(horizon)
 
-    return Prepared(step, memory, chosen(backend)) if backend else Prepared(step, memory)
+    return Prepared(step, memory, only(backend)) if backend else Prepared(step, memory)
 
 
 def rows_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

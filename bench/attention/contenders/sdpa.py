@@ -12,7 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders.contender import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated, torch_contender
 from bench.attention.shapes import Inputs
 
 BACKENDS = {
@@ -34,21 +34,18 @@ FORMS = {
 }
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """Per back end: with the explicit mask, with the best form without one; concatenated inside and before."""
-    version = f"torch {torch.__version__}"
-    merged = Contender(
-        name="two SDPA flash calls merged by LSE",
-        tasks=frozenset({"forward", "training"}),
-        version=version,
+    merged = torch_contender(
+        "two SDPA flash calls merged by LSE",
+        *("forward", "training"),
         prepare=_prepare_merged,
         unavailable=_merged_unavailable,
     )
     concatenations = [
-        Contender(
-            name=f"SDPA {backend}, {MASKS[mask]}, " + ("concatenated before" if hoisted else "cat"),
-            tasks=frozenset({"forward"} if hoisted else {"forward", "training"}),
-            version=version,
+        torch_contender(
+            f"SDPA {backend}, {MASKS[mask]}, " + ("concatenated before" if hoisted else "cat"),
+            *(("forward",) if hoisted else ("forward", "training")),
             prepare=partial(_prepare, backend=backend, mask=mask, hoisted=hoisted),
             unavailable=partial(_unavailable, backend=backend, mask=mask),
             causal=mask != "none",
@@ -64,7 +61,7 @@ def contenders(device: torch.device) -> list[Contender]:
 MASKS = {"mask": "explicit mask", "lower-right": "lower-right bias", "none": "no mask (a bound)"}
 
 
-def chosen(backend: str) -> partial[contextlib.AbstractContextManager[object]]:
+def only(backend: str) -> partial[contextlib.AbstractContextManager[object]]:
     """A context in which SDPA has this back end only."""
     return partial(sdpa_kernel, BACKENDS[backend])
 
@@ -98,7 +95,7 @@ def _prepare(case: AttentionCase, inputs: Inputs, backend: str, mask: str, hoist
     def forward() -> Tensor:
         return attend(inputs.q, *((k, v) if hoisted else concatenated(inputs)), bias)
 
-    return Prepared(differentiated(case, inputs, forward), context=chosen(backend))
+    return Prepared(differentiated(case, inputs, forward), context=only(backend))
 
 
 def concatenated(inputs: Inputs) -> tuple[Tensor, Tensor]:

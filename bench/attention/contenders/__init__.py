@@ -1,0 +1,1 @@
+"""Contenders: who computes attention's cases, each configured as its own experts would."""
