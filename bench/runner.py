@@ -1,4 +1,4 @@
-"""Run the parts of a command, one after another, and say what ran them."""
+"""The runner: the parts of a command, one after another, and what ran them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dozen cases for `pytest bench --benchmark-only`, to be compared with `--benchmark-compare`.
+"""Cases for `pytest bench --benchmark-only`, to be compared with `--benchmark-compare`.
 
 Each back end of ours that this machine has, on the CPU or, where there is one, the GPU; each checked first. Not part of
 the ordinary tests (they never time anything).

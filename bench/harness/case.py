@@ -1,4 +1,4 @@
-"""A case, who contends in it, and the verdict on a contender before its time counts."""
+"""Cases, who contends in them, and the verdict on a contender before its time counts."""
 
 from __future__ import annotations
 

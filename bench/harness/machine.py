@@ -1,4 +1,7 @@
-"""The machine and the software that a time depends on (never a host name or a path), and what else was at work."""
+"""The machine and the software that a time depends on (never a host name or a path), and what else was at work.
+
+Read from the system, not by a library: `python -m bench gpu` runs where nothing but PyTorch is installed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory something takes: by PyTorch's allocator, and by the system's count of this process."""
+"""Memory that something takes: by PyTorch's allocator, and by the system's count of this process."""
 
 from __future__ import annotations
 

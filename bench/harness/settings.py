@@ -1,4 +1,4 @@
-"""What the command line chose, and the parts that a command is measured in."""
+"""Settings that the command line chose, and the parts that a command is measured in."""
 
 from __future__ import annotations
 

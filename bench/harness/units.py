@@ -1,4 +1,7 @@
-"""Units: names of number types, and numbers as people read them."""
+"""Units: names of number types, and numbers as people read them.
+
+Ours, not a library's, because `python -m bench gpu` runs where nothing but PyTorch is installed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recurrent state as it is in the middle of a long piece: every memory full, every ring wrapped somewhere else."""
+"""Recurrent states as they are in the middle of a long piece: every memory full, every ring wrapped somewhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m bench generate`: tokens/s, latency per token, real-time factor and memory of generation, by engine.
+"""Generation, `python -m bench generate`: tokens/s, latency per token, real-time factor and memory, by engine.
 
 Models have random weights and full memories: what they play is no music, but it is sampled, with its grammar, by the
 very code that plays music, and as fast. One more case begins with empty memories and watches the process grow or not.

@@ -1,4 +1,4 @@
-"""A model's decode step on CPUs, natively and by PyTorch, over full memory: `python -m bench.models.native_step`.
+"""The decode step of a model on CPUs, natively and by PyTorch, over full memory: `python -m bench.models.native_step`.
 
 Weights and memory are random: what is in them does not matter for time. The ways take turns, each with `TOKENS` tokens
 in a row, as generation has them: what fits in the last-level cache stays there from token to token. The bytes that a

@@ -1,4 +1,4 @@
-"""Who computes the attention of the unchanged `dsmr.model.transformer.Transformer`: ours, and peers that concatenate.
+"""Peers that compute the attention of the unchanged `dsmr.model.Transformer` by concatenation, and ours.
 
 A peer stands in for `recurrent_attention` while its `context` is entered, and brings a state of its own. It is given
 its best case, the middle of long pieces: no piece begins or ends in a segment and all lanes are in step, so that one

@@ -1,4 +1,4 @@
-"""`python -m bench prepare`: how fast a corpus is made, from music that the built-in pianist plays.
+"""Corpus preparation, `python -m bench prepare`: how fast music that the built-in pianist plays becomes a corpus.
 
 Its pieces in all transpositions of two octaves stand for a corpus of recorded music: as many different files.
 """

@@ -1,4 +1,4 @@
-"""The real training step on full memories: forward, loss, backward, clipping, AdamW, and time moves on."""
+"""The training step, a real one on full memories: forward, loss, backward, clipping, AdamW, and time moves on."""
 
 from __future__ import annotations
 

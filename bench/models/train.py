@@ -1,4 +1,4 @@
-"""`python -m bench train`: tokens/s, peak memory and recurrent-state bytes of training, by schedule and attention.
+"""Training, `python -m bench train`: tokens/s, peak memory and recurrent-state bytes, by schedule and attention.
 
 All schedules and all contenders take turns in the same rounds, so that every ratio is one of the same run: against ours
 on the same schedule, and against the full schedule with the same attention (what the paper reports).

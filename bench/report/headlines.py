@@ -28,7 +28,8 @@ def block(runs: Sequence[Run]) -> list[str]:
         (words(one.ours), _value(one.ours), f"{_value(one.peer)}, {_who(one.peer)}", units.spread(one.lead, digits=2))
         for one in filter(None, (_headline(most, case) for case in CASES))
     ]
-    return [*markdown(header, cells), "", margins(duels(runs)), ""]
+    found = duels(runs)
+    return [*(markdown(header, cells) if cells else []), "", *([margins(found), ""] if found else [])]
 
 
 def margins(found: Sequence[Duel]) -> str:

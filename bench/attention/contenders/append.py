@@ -1,4 +1,4 @@
-"""Writing a segment into memory and nothing else: what a cache costs to keep.
+"""The append alone, a segment written into memory and nothing else: what a cache costs to keep.
 
 Ours is fused into the attention call, so it is measured as the call with `append=True` beyond the same call with
 `append=False`, round by round (see `bench.attention.contenders.ours`).

@@ -1,4 +1,4 @@
-"""A contender turns inputs into a step, a function that does the work once and returns the results.
+"""Contenders turn inputs into a step, a function that does the work once and returns the results.
 
 Everything that a model would do once rather than at every call (allocate a ring, build a mask) is done while preparing.
 """

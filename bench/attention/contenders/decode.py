@@ -1,4 +1,4 @@
-"""One token a lane against caches as they are written by hand: a ring, `torch.roll`, `torch.cat`.
+"""Decoding of one token per lane, against caches as they are written by hand: a ring, `torch.roll`, `torch.cat`.
 
 At one token a query sees the whole memory and itself, so no order matters and no mask is needed: a ring of M + 1 slots
 (M for the token window) is read as it lies.

@@ -1,4 +1,4 @@
-"""`scaled_dot_product_attention` over a concatenation, one contender a back end, and two calls merged by their LSE."""
+"""`scaled_dot_product_attention` over a concatenation, by each back end, and two calls merged by their LSE."""
 
 from __future__ import annotations
 
