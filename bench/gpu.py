@@ -60,14 +60,14 @@ def main(settings: Settings, sections: Sequence[str], out: Path | None) -> int:
         made = runner.run(command, section, known)
         runs.append(made)
         results.save(runs, folder / "gpu.jsonl")
-        (folder / "gpu.md").write_text(markdown(runs, tests))
+        (folder / "gpu.md").write_text(page(runs, tests))
         table.show(made)
         print(f"{command}: {time.monotonic() - begin:.0f} s since the beginning", flush=True)
     print(f"written: {folder / 'gpu.jsonl'}, {folder / 'gpu.md'}")
     return 1 if not tests.passed or any(results.faults(run) for run in runs) else 0
 
 
-def markdown(runs: list[Run], tests: Tests) -> str:
+def page(runs: list[Run], tests: Tests) -> str:
     """The Markdown of `python -m bench report` for these runs alone, and the tests' summary."""
     return "\n".join([f"Tests of the back ends on this device: {tests.summary}", "", *document.section(runs)])
 

@@ -1,4 +1,4 @@
-"""Our kernels as attention's and whole models' cases use them: why a back end refuses a call, and rings that are full."""
+"""Our kernels as attention's and whole models' cases use them: refusals of a back end, and rings that are full."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from bench.harness.measure import Quantiles, ratio
 FOLDER = Path(__file__).parents[1] / "data"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Row:
     """One contender in one case.
 
@@ -52,7 +52,7 @@ class Row:
 REQUIRED = ("task", "case", "fields", "contender", "version", "ours", "like_for_like", "status")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """What a file's rows have in common: they were measured in one process."""
 

@@ -92,7 +92,7 @@ def _panel(lines: Lines, title: str, **settings: Any) -> Panel | None:
     return draw if lines else None
 
 
-def _timed(rows: Sequence[Row], task: str, **fields: Any) -> list[Row]:
+def _rows_of(rows: Sequence[Row], task: str, **fields: Any) -> list[Row]:
     return [
         row
         for row in rows
@@ -113,7 +113,7 @@ def _gigaflops(row: Row) -> float:
 
 
 def _speed(rows: Sequence[Row], task: str, place: str) -> Panel | None:
-    timed = [row for row in _timed(rows, task, window="segment") if row.like_for_like and row.fields["horizon"]]
+    timed = [row for row in _rows_of(rows, task, window="segment") if row.like_for_like and row.fields["horizon"]]
     plane = _commonest(timed, "tokens", "lanes", "heads", "kv_heads", "head_dim", "dtype")
     shown = [row for row in timed if all(row.fields[key] == value for key, value in plane.items())]
     title = ", ".join(f"{key} {value}" for key, value in plane.items() if key in ("tokens", "heads", "dtype"))
@@ -126,7 +126,7 @@ def _horizon(row: Row) -> float:
 
 
 def _decode(rows: Sequence[Row], place: str) -> Panel | None:
-    timed = _timed(rows, "decode", hot=False)
+    timed = _rows_of(rows, "decode", hot=False)
     plane = _commonest(timed, "lanes", "heads", "kv_heads", "head_dim", "dtype", "graph")
     shown = [row for row in timed if all(row.fields[key] == value for key, value in plane.items())]
     title = ", ".join(f"{key} {value}" for key, value in plane.items() if key in ("lanes", "kv_heads", "dtype"))
@@ -172,7 +172,7 @@ def _memory(rows: Sequence[Row]) -> Panel | None:
 
 def _scaling(rows: Sequence[Row], field: str, symbol: str) -> Panel | None:
     others = [name for name in ("tokens", "lanes", "heads", "head_dim", "dtype", "horizon") if name != field]
-    timed = [row for row in _timed(rows, "forward", window="segment") if row.like_for_like]
+    timed = [row for row in _rows_of(rows, "forward", window="segment") if row.like_for_like]
     if field == "heads":
         timed = [row for row in timed if row.fields["heads"] == row.fields["kv_heads"]]
     else:

@@ -112,7 +112,7 @@ class Cat:
 
 
 def _prepare(
-    case: AttentionCase, inputs: Inputs, cache: type[Ring | Roll | Cat], attend: Attend, backend: str | None
+    case: AttentionCase, inputs: Inputs, *, cache: type[Ring | Roll | Cat], attend: Attend, backend: str | None
 ) -> Prepared:
     slots = window_slots(case)
     keys, values = cache(inputs.past_k, slots), cache(inputs.past_v, slots)

@@ -39,7 +39,7 @@ def _unavailable(case: AttentionCase, device: torch.device) -> str | None:
     return None
 
 
-def _prepare(case: AttentionCase, inputs: Inputs, chunk: int | None, transposed: bool) -> Prepared:
+def _prepare(case: AttentionCase, inputs: Inputs, *, chunk: int | None, transposed: bool) -> Prepared:
     shape = case.shape
     group = shape.heads // shape.kv_heads
     past_kt, past_v = (x.flatten(0, 1) for x in (inputs.past_k.transpose(2, 3), inputs.past_v))

@@ -74,7 +74,7 @@ def _overhead(impl: str) -> Iterator[AttentionContender]:
         yield _ours(f"{name}, {impl}", impl, "overhead", prepare=prepare, minus=minus)
 
 
-def _unavailable(case: AttentionCase, device: torch.device, impl: str, storage: str | None) -> str | None:
+def _unavailable(case: AttentionCase, device: torch.device, *, impl: str, storage: str | None) -> str | None:
     """Ask the back end about the very call that would be measured."""
     if impl == "eager" and case.graph:
         return "it asks the device for the clock, which a CUDA graph cannot hold"
@@ -92,7 +92,7 @@ def _call(case: AttentionCase, inputs: Inputs, stack: MemoryStack) -> Call:
     return Call(inputs.q, inputs.k, inputs.v, stack[0], window, None, None, None, scale, 0.0, True)
 
 
-def _prepare(case: AttentionCase, inputs: Inputs, impl: str, storage: str | None, append: bool) -> Prepared:
+def _prepare(case: AttentionCase, inputs: Inputs, *, impl: str, storage: str | None, append: bool) -> Prepared:
     stack = fill.stack(case.shape, inputs, storage)
 
     def forward() -> Tensor:
@@ -139,6 +139,6 @@ Entrance = Callable[[Call, str], Callable[[], Tensor]]
 ENTRANCES: dict[str, Entrance] = {"recurrent_attention": _public, "operator": _operator}
 
 
-def _prepare_entrance(case: AttentionCase, inputs: Inputs, impl: str, entrance: Entrance) -> Prepared:
+def _prepare_entrance(case: AttentionCase, inputs: Inputs, *, impl: str, entrance: Entrance) -> Prepared:
     call = _call(case, inputs, fill.stack(case.shape, inputs, None))
     return Prepared(differentiated(case, inputs, entrance(call._replace(wants_lse=False), impl)))

@@ -77,13 +77,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return scaled_dot_product_attention(q.transpose(1, 2), k, v, mask, enable_gqa=grouped).transpose(1, 2)
 
 
-def _unavailable(case: AttentionCase, device: torch.device, backend: str, mask: str) -> str | None:
+def _unavailable(case: AttentionCase, device: torch.device, *, backend: str, mask: str) -> str | None:
     if mask != "mask" and case.shape.window == "token":
         return "the token window needs a mask"
     return no_backend(backend, device)
 
 
-def _prepare(case: AttentionCase, inputs: Inputs, backend: str, mask: str, hoisted: bool) -> Prepared:
+def _prepare(case: AttentionCase, inputs: Inputs, *, backend: str, mask: str, hoisted: bool) -> Prepared:
     shape = case.shape
     bias = {
         "mask": lambda: shape.visible(inputs.q.device),

@@ -9,49 +9,28 @@ import pytest
 from bench.attention.cases import AttentionCase
 from bench.attention.shapes import Shape
 from bench.harness import results
-from bench.harness.results import Row, Run
+from bench.harness.case import Contender, new_row
 from bench.report import document
 from bench.report.document import BEGIN, END
 from bench.report.duels import duel
+from tests.bench import made
 
 pytest.importorskip("matplotlib")
 
-RUN = Run(
-    command="attention",
-    device="cpu",
-    threads=1,
-    machine={"cpu": "A", "cores": 2, "instructions": "AVX2", "gpu": None},
-    machine_name="a",
-    versions={"torch": "2"},
-    commit="abc",
-    roof={"flops": {"fp32": 1e11, "bf16": 2e11}, "read": 2e10},
-    quick=False,
-    others=0.021,
-    steal=0.004,
-)
+RUN = replace(made.RUN, others=0.021, steal=0.004)
 
 
 def rows(task, shape, ours, peer, memory=False):
     """A case with a back end of ours, another that is faster, a peer, and one that computes something easier."""
     case = AttentionCase(task, shape, memory=memory)
-    made = []
-    for name, median, is_ours, alike in (
-        ("ours cpu", ours, True, True),
-        ("ours eager", ours * 0.9, True, True),
-        ("peer", peer, False, True),
-        ("worse peer", 2 * peer, False, True),
-        ("bound", ours * 0.1, False, False),
-    ):
-        row = Row(task, case.name, case.fields, name, "1", is_ours, alike, "timed")
-        row.seconds = [0.9 * median, median, 1.1 * median]
-        row.against = {} if is_ours else {"ours cpu": [median / ours * x for x in (0.9, 1, 1.1)]}
-        row.work = case.work(None)._asdict()
-        if memory:
-            row.status, row.peak_bytes = "weighed", int(1e6 * median)
-        made.append(row)
-    made.append(Row(task, case.name, case.fields, "absent", "1", False, True, "unavailable", "not here"))
-    made.append(Row(task, case.name, case.fields, "liar", "1", False, True, "wrong", "o: off by 1"))
-    return made
+    listed = [made.row(case, "ours cpu", ours), made.row(case, "ours eager", ours * 0.9)]
+    for name, median in (("peer", peer), ("worse peer", 2 * peer), ("bound", ours * 0.1)):
+        against = {"ours cpu": [median / ours * x for x in (0.9, 1, 1.1)]}
+        listed.append(made.row(case, name, median, against=against, like_for_like=name != "bound"))
+    if memory:
+        listed = [replace(row, status="weighed", peak_bytes=int(1e6 * row.seconds[1])) for row in listed]
+    absent, liar = Contender(name="absent", version="1"), Contender(name="liar", version="1")
+    return [*listed, new_row(case, absent, "unavailable", "not here"), new_row(case, liar, "wrong", "o: off by 1")]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,11 @@ import torch
 from bench.attention.cases import COMMANDS, AttentionCase, cases
 from bench.attention.shapes import Shape
 from bench.harness import results
-from bench.harness.results import FOLDER, Row, Run
+from bench.harness.results import FOLDER
 from bench.models import generate, train
 from bench.report import headlines
 from bench.report.duels import duels, own_duel
-
-RUN = Run("attention", "cpu", 2, {}, "a", {}, "abc", {"flops": {"fp32": 1e11}, "read": 2e10}, False)
-
-
-def row(case, contender: str, median: float, **options: object) -> Row:
-    alike = {"ours": contender.startswith("ours"), "like_for_like": True, **options}
-    made = Row(case.task, case.name, case.fields, contender, "1", status="timed", **alike)
-    made.seconds = [0.9 * median, median, 1.1 * median]
-    return made
+from tests.bench import made
 
 
 @pytest.mark.parametrize("folder", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
@@ -60,23 +53,25 @@ def test_every_device_has_a_case_for_each_headline(device: str) -> None:
     ],
 )
 def test_a_case_in_words(case: AttentionCase, told: str) -> None:
-    assert headlines.words(row(case, "ours cpu", 1.0)).endswith(told)
+    assert headlines.words(made.row(case, "ours cpu", 1.0)).endswith(told)
 
 
 def test_every_case_of_a_duel_has_words_of_its_own() -> None:
     for device in map(torch.device, ("cpu", "cuda")):
         listed = [case for command in ("attention", "decode") for case in cases(command, device, False)]
         listed += [case for group in train.cases(device, False) for case in group]
-        assert len({headlines.words(row(case, "ours cpu", 1.0)) for case in listed}) == len(listed)
+        assert len({headlines.words(made.row(case, "ours cpu", 1.0)) for case in listed}) == len(listed)
 
 
 def test_losses_come_first() -> None:
     rows = []
     for horizon, lead in ((1024, 1.5), (4096, 0.5), (16384, 3.0)):
         case = AttentionCase("decode", Shape(1, horizon))
-        rows += [row(case, "ours cpu", 1.0), row(case, "peer", lead, ours=False)]
-        rows[-1].against = {"ours cpu": [lead, lead, lead]}
-    run = Run(**{**vars(RUN), "rows": rows})
+        rows += [
+            made.row(case, "ours cpu", 1.0),
+            made.row(case, "peer", lead, against={"ours cpu": [lead, lead, lead]}),
+        ]
+    run = replace(made.RUN, rows=rows)
     sentence = headlines.margins(duels([run]))
     assert sentence.startswith("Fastest in 2 of 3 like-for-like cases; largest losses: 0.50x (decode one token, 4,096 ")
     assert sentence.count("x (") == 3
@@ -87,10 +82,9 @@ def test_losses_come_first() -> None:
 
 def test_ours_stand_against_ours_only_where_nobody_else_does() -> None:
     case = generate.cases(torch.device("cpu"), True)[0]
-    slow, fast = row(case, "ours in PyTorch", 4.0), row(case, "ours natively", 1.0)
-    slow.against = {"ours natively": [3.0, 4.0, 5.0]}
-    rough = row(case, "ours in int8", 0.1, like_for_like=False)
-    found = own_duel(RUN, [slow, fast, rough])
+    slow = made.row(case, "ours in PyTorch", 4.0, against={"ours natively": [3.0, 4.0, 5.0]})
+    fast, rough = made.row(case, "ours natively", 1.0), made.row(case, "ours in int8", 0.1, like_for_like=False)
+    found = own_duel(made.RUN, [slow, fast, rough])
     assert (found.ours, found.peer, found.lead) == (fast, slow, (3.0, 4.0, 5.0))
-    assert own_duel(RUN, [fast, rough]) is None
-    assert duels([Run(**{**vars(RUN), "rows": [slow, fast, rough]})]) == []
+    assert own_duel(made.RUN, [fast, rough]) is None
+    assert duels([replace(made.RUN, rows=[slow, fast, rough])]) == []

@@ -9,19 +9,14 @@ import pytest
 from bench.attention.cases import AttentionCase
 from bench.attention.shapes import Shape
 from bench.harness import results
-from bench.harness.results import FOLDER, Row, Run
+from bench.harness.results import FOLDER
 from bench.harness.roof import Roof
 from bench.report import table
 from bench.report.roofs import roofs, share
+from tests.bench import made
 
 CASE = AttentionCase("forward", Shape(512, 1024))
-RUN = Run("attention", "cpu", 1, {}, "a", {}, "abc", {"flops": {"fp32": 1e11}, "read": 2e10}, False)
-
-
-def timed(seconds: float, case: AttentionCase = CASE, contender: str = "ours cpu") -> Row:
-    row = Row(case.task, case.name, case.fields, contender, "1", True, True, "timed", seconds=[seconds] * 3)
-    row.work = case.work(None)._asdict()
-    return row
+RUN = replace(made.RUN, roof={"flops": {"fp32": 1e11}, "read": 2e10})
 
 
 def test_a_machine_has_one_roof_the_best_of_all_its_runs() -> None:
@@ -29,21 +24,21 @@ def test_a_machine_has_one_roof_the_best_of_all_its_runs() -> None:
     machine = roofs([RUN, better, replace(RUN, threads=2)])
     assert machine["cpu", 1] == Roof({"fp32": 3e11, "bf16": 5e11}, 2e10)
     assert machine["cpu", 2] == Roof({"fp32": 1e11}, 2e10)
-    (row,) = [timed(0.01)]
+    row = made.row(CASE, "ours cpu", 0.01)
     assert share(RUN, row, machine) == pytest.approx(CASE.work(None).flops / 3e11 / 0.01)
 
 
 def test_nothing_exceeds_its_roof_who_beats_it_raises_it() -> None:
     seconds = CASE.work(None).flops / 2e11
-    run = replace(RUN, rows=[timed(seconds), timed(2 * seconds, contender="peer")])
+    run = replace(RUN, rows=[made.row(CASE, "ours cpu", seconds), made.row(CASE, "peer", 2 * seconds)])
     machine = roofs([run])
     assert [share(run, row, machine) for row in run.rows] == pytest.approx([1.0, 0.5])
 
 
 def test_only_what_is_all_of_the_time_has_a_share() -> None:
-    hot = timed(1e-9, replace(CASE, hot=True))
-    difference, others = timed(1e-9), timed(1e-9)
-    difference.beyond, others.work = [1e-9] * 3, {}
+    hot = made.row(replace(CASE, hot=True), "ours cpu", 1e-9)
+    difference = made.row(CASE, "ours cpu", 1e-9, beyond=[1e-9] * 3)
+    others = made.row(CASE, "ours cpu", 1e-9, work={})
     run = replace(RUN, rows=[hot, difference, others])
     machine = roofs([run])
     assert machine["cpu", 1] == Roof({"fp32": 1e11}, 2e10)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from bench.harness.results import Row
+from bench.attention.cases import AttentionCase
+from bench.attention.shapes import Shape
 from bench.report import table
+from tests.bench import made
 
 
 def test_a_difference_has_the_rate_of_the_difference() -> None:
-    row = Row("append", "case", {}, "ours cpu, append", "1", True, True, "timed", seconds=[1.0, 1.0, 1.0])
-    row.work, row.beyond = {"flops": 0, "bytes": 3e4, "tokens": 16}, [1e-4, 2e-4, 3e-4]
-    assert table.rate(row) == "150 MB/s"
-    row.beyond = [-2e-4, -1e-4, 1e-4]
-    assert table.rate(row) == ""
+    case = AttentionCase("append", Shape(16, 4096))
+    for beyond, shown in (
+        ([1e-4, 2e-4, 3e-4], f"{case.work(None).bytes / 2e-4 / 1e6:.3g} MB/s"),
+        ([-2e-4, -1e-4, 1e-4], ""),
+    ):
+        assert table.rate(made.row(case, "ours cpu, append", 1.0, beyond=beyond)) == shown
 
 
 @pytest.mark.parametrize(
