@@ -44,12 +44,11 @@ class Tests(NamedTuple):
     summary: str
 
 
-def main(settings: Settings, sections: Sequence[str], out: Path | None) -> int:
+def main(settings: Settings, sections: Sequence[str], folder: Path) -> int:
     """Test, measure, write `gpu.jsonl` and `gpu.md`; 1 if a test failed or results have faults."""
     begin = time.monotonic()
     tests = run_tests(settings, TESTS)
     print(f"tests: {tests.summary}", flush=True)
-    folder = out or results.FOLDER / machine.describe(settings.device).name
     known = runner.measure_roof(settings)
     limits = settings.limits if settings.quick else LIMITS
     runs: list[Run] = []

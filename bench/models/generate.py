@@ -7,7 +7,6 @@ very code that plays music, and as fast. One more case begins with empty memorie
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -207,10 +206,7 @@ class Playing:
     def __init__(self, case: GenerateCase, engine: Engine, device: torch.device) -> None:
         self.latencies: list[float] = []
         self._model = case.model(device)
-        self._steps = self._play(case, engine)
-
-    def _play(self, case: GenerateCase, engine: Engine) -> Iterator[Any]:
-        return stream(self._model, [None] * case.lanes, at_end="forbid", decoding=engine.decoding)
+        self._steps = stream(self._model, [None] * case.lanes, at_end="forbid", decoding=engine.decoding)
 
     @property
     def state_bytes(self) -> int:
@@ -255,18 +251,13 @@ def _watch(case: GenerateCase, engines: list[Engine], settings: Settings) -> lis
         playing = Playing(case, engine, settings.device)
         held, seconds = [[0, memory.held_now(settings.device)]], []
         for number in range(1, times + 1):
-            seconds.append(_seconds(partial(playing.play, tokens)))
+            playing.play(tokens)
+            seconds.append(sum(playing.latencies[-tokens:]))
             held.append([number * tokens, memory.held_now(settings.device)])
         _note(row, case, {row.contender: seconds}, tokens)
         row.extra["resident"] = held
         row.extra["full_after"] = case.config.segment + max(case.config.schedule.horizons)
     return list(rows.values())
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 def _note(row: Row, case: GenerateCase, samples: dict[str, list[float]], steps: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.harness import results, units
 from bench.harness.results import Run
 from bench.report import headlines, models, table
-from bench.report.duels import Duel, duels, worst
+from bench.report.duels import Duel, duels
 from bench.report.roofs import Roofs, roofs, share
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -62,8 +62,9 @@ def _document(folder: Path, machines: dict[str, list[Run]], plotted: list[Path])
 
 def section(runs: Sequence[Run], comments: str = "", images: Sequence[str] = ()) -> list[str]:
     """Everything about one machine, with the names of its plots."""
-    machine = roofs(runs)
-    lines = [f"## {_machine_title(runs[0])}", "", *_conditions(runs, machine), "", *_margins(duels(runs))]
+    machine, found = roofs(runs), duels(runs)
+    lines = [f"## {_machine_title(runs[0])}", "", *_conditions(runs, machine), ""]
+    lines += [headlines.margins(found), ""] if found else []
     lines += [comments.rstrip(), ""] if comments else []
     lines += [f"![{Path(image).stem.rpartition('-')[2]}](images/{image})\n" for image in images]
     for run in runs:
@@ -97,21 +98,6 @@ def _conditions(runs: Sequence[Run], machine: Roofs) -> list[str]:
         "",
         *table.markdown(("roof, the best seen", "GFLOP/s", "read"), cells),
     ]
-
-
-def _margins(found: Sequence[Duel]) -> list[str]:
-    """Which cases are lost most clearly, or won most narrowly, by their names and contenders."""
-    if not found:
-        return []
-    lost = sum(one.lead[1] < 1 for one in found)
-    if lost:
-        lines = [f"Slower than the best peer in {lost} of {len(found)} like-for-like cases. The largest losses:", ""]
-    else:
-        lines = [f"Fastest in all {len(found)} like-for-like cases. The smallest margins:", ""]
-    for one in worst(found):
-        lead = units.spread(one.lead, "x", 2)
-        lines.append(f"- {one.name}: {one.ours.contender} against {one.peer.contender}, {lead}.")
-    return [*lines, ""]
 
 
 def _run_tables(run: Run, machine: Roofs) -> list[str]:

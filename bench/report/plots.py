@@ -93,19 +93,14 @@ def _panel(lines: Lines, title: str, **settings: Any) -> Panel | None:
 
 
 def _rows_of(rows: Sequence[Row], task: str, **fields: Any) -> list[Row]:
-    return [
-        row
-        for row in rows
-        if row.status == "timed"
-        and row.task == task
-        and all(row.fields.get(key) == value for key, value in fields.items())
-    ]
+    return [row for row in rows if row.status == "timed" and row.task == task and fields.items() <= row.fields.items()]
 
 
-def _commonest(rows: Sequence[Row], *names: str) -> dict[str, Any]:
-    """The values of some fields that most rows share: the plane that a sweep lies in."""
+def _plane(rows: Sequence[Row], *names: str) -> tuple[list[Row], dict[str, Any]]:
+    """The rows that share the commonest values of some fields, the plane that a sweep lies in, and these values."""
     planes = [tuple(row.fields[name] for name in names) for row in rows]
-    return dict(zip(names, max(planes, key=planes.count), strict=True)) if planes else {}
+    plane = dict(zip(names, max(planes, key=planes.count), strict=True)) if planes else {}
+    return [row for row in rows if plane.items() <= row.fields.items()], plane
 
 
 def _gigaflops(row: Row) -> float:
@@ -114,8 +109,7 @@ def _gigaflops(row: Row) -> float:
 
 def _speed(rows: Sequence[Row], task: str, place: str) -> Panel | None:
     timed = [row for row in _rows_of(rows, task, window="segment") if row.like_for_like and row.fields["horizon"]]
-    plane = _commonest(timed, "tokens", "lanes", "heads", "kv_heads", "head_dim", "dtype")
-    shown = [row for row in timed if all(row.fields[key] == value for key, value in plane.items())]
+    shown, plane = _plane(timed, "tokens", "lanes", "heads", "kv_heads", "head_dim", "dtype")
     title = ", ".join(f"{key} {value}" for key, value in plane.items() if key in ("tokens", "heads", "dtype"))
     settings = {"xscale": "log", "xlabel": "M, memory entries", "ylabel": "useful GFLOP/s", "ylim": (0, None)}
     return _panel(_best_lines(shown, _horizon, _gigaflops), f"{task}: {title}, {place}", **settings)
@@ -127,8 +121,7 @@ def _horizon(row: Row) -> float:
 
 def _decode(rows: Sequence[Row], place: str) -> Panel | None:
     timed = _rows_of(rows, "decode", hot=False)
-    plane = _commonest(timed, "lanes", "heads", "kv_heads", "head_dim", "dtype", "graph")
-    shown = [row for row in timed if all(row.fields[key] == value for key, value in plane.items())]
+    shown, plane = _plane(timed, "lanes", "heads", "kv_heads", "head_dim", "dtype", "graph")
     title = ", ".join(f"{key} {value}" for key, value in plane.items() if key in ("lanes", "kv_heads", "dtype"))
     settings = {
         "xscale": "log",

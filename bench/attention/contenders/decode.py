@@ -76,24 +76,6 @@ class Ring:
         return self.held[:, :, self.order[-count:]]
 
 
-class Roll:
-    """The newest entry last, everything moved by one at each step."""
-
-    def __init__(self, past: Tensor, slots: int) -> None:
-        self.held = torch.cat([past[:, :, past.shape[2] - (slots - 1) :], past[:, :, :1]], 2)
-        self.held = torch.roll(self.held, 1, 2)
-
-    def append(self, new: Tensor) -> Tensor:
-        """As `Ring.append`."""
-        self.held = torch.roll(self.held, -1, 2)
-        self.held[:, :, -1:] = new
-        return self.held
-
-    def newest(self, count: int) -> Tensor:
-        """As `Ring.newest`."""
-        return self.held[:, :, -count:]
-
-
 class Cat:
     """The cache that most code has: concatenate, attend, cut."""
 
@@ -111,8 +93,22 @@ class Cat:
         return self.held[:, :, -count:]
 
 
+class Roll(Cat):
+    """The newest entry last, everything moved by one at each step."""
+
+    def __init__(self, past: Tensor, slots: int) -> None:
+        self.held = torch.cat([past[:, :, past.shape[2] - (slots - 1) :], past[:, :, :1]], 2)
+        self.held = torch.roll(self.held, 1, 2)
+
+    def append(self, new: Tensor) -> Tensor:
+        """As `Ring.append`."""
+        self.held = torch.roll(self.held, -1, 2)
+        self.held[:, :, -1:] = new
+        return self.held
+
+
 def _prepare(
-    case: AttentionCase, inputs: Inputs, *, cache: type[Ring | Roll | Cat], attend: Attend, backend: str | None
+    case: AttentionCase, inputs: Inputs, *, cache: type[Ring | Cat], attend: Attend, backend: str | None
 ) -> Prepared:
     slots = window_slots(case)
     keys, values = cache(inputs.past_k, slots), cache(inputs.past_v, slots)
