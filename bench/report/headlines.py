@@ -81,4 +81,4 @@ def _value(row: Row) -> str:
 
 
 def _who(peer: Row) -> str:
-    return f"our own {peer.contender} (no peer generates)" if peer.ours else peer.contender
+    return f"our own {peer.contender} (no peer was measured)" if peer.ours else peer.contender
