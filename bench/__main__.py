@@ -1,4 +1,4 @@
-"""`python -m bench COMMAND`: the command line. It pins threads before anything imports torch."""
+"""The command line, `python -m bench COMMAND`. It pins threads before anything imports torch."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def _in_process(threads: int, environment: dict[str, str], argv: list[str]) -> i
 
 
 def _report(folder: Path) -> int:
-    from bench.report import document as report
+    from bench.report import document
 
     try:
-        written = report.write(Path(__file__).parent.parent, folder)
+        written = document.write(Path(__file__).parent.parent, folder)
     except (ValueError, OSError) as error:
         print(f"bench report: {error}", file=sys.stderr)
         return 2
@@ -137,8 +137,9 @@ def _exist(*paths: Path) -> bool:
 def _gpu(arguments: argparse.Namespace) -> int:
     import torch
 
-    from bench import gpu, runner
+    from bench import gpu
     from bench.harness import machine, measure, results
+    from bench.harness.settings import Settings
 
     if arguments.quick and arguments.out is None:
         print("bench: gpu --quick: expected --out, a folder for what is not for the record", file=sys.stderr)
@@ -149,7 +150,7 @@ def _gpu(arguments: argparse.Namespace) -> int:
 
     limits = measure.QUICK if arguments.quick else measure.Limits()
     device, names = torch.device(arguments.device), tuple(arguments.contenders)
-    settings = runner.Settings(device, arguments.quick, (), names, limits)
+    settings = Settings(device, arguments.quick, (), names, limits)
     with own_random_numbers():
         return gpu.main(settings, arguments.sections, folder)
 
@@ -158,7 +159,7 @@ def _unknown(arguments: argparse.Namespace) -> str | None:
     """What is wrong with the shapes or contenders that were asked for, or None."""
     import torch
 
-    from bench.attention.contenders import registry
+    from bench.attention.contenders.registry import registry
     from bench.attention.shapes import Shape
 
     if arguments.command in MODELS:
@@ -178,8 +179,8 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     from bench import runner
     from bench.harness import machine, measure, results
-    from bench.report import model_lines as summary
-    from bench.report import table
+    from bench.harness.settings import Settings
+    from bench.report import models, table
 
     if reason := _unknown(arguments):
         print(f"bench {arguments.command}: {reason}", file=sys.stderr)
@@ -190,7 +191,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         path = (arguments.out or results.FOLDER / machine.describe(torch.device(arguments.device)).name) / name
         if not arguments.force and _exist(path):
             return 2
-    settings = runner.Settings(
+    settings = Settings(
         device=torch.device(arguments.device),
         quick=arguments.quick,
         shapes=tuple(arguments.shapes),
@@ -199,10 +200,10 @@ def _measure(arguments: argparse.Namespace) -> int:
     )
     threads = torch_threads(arguments.threads[0]) if arguments.device == "cpu" else nullcontext()
     with threads, own_random_numbers():
-        made = runner.run(arguments.command, settings, lambda row: None)
+        made = runner.run(arguments.command, settings)
     table.show(made)
     if arguments.command in MODELS:
-        print("\n" + "\n".join(summary.lines(made)))
+        print("\n" + "\n".join(models.lines(made)))
     print(f"\nwritten: {results.save([made], path)}" if path else "\nnot written: --quick without --out")
     return 1 if results.faults(made) else 0
 

@@ -1,4 +1,4 @@
-"""`python -m bench gpu`: everything a GPU can say in 8 minutes, from the source tree, with nothing installed.
+"""The command `python -m bench gpu`: all that a GPU can say in 8 minutes, from the source tree, with nothing installed.
 
 Sections follow each other, each with a share of the time. What a section leaves over goes to the next ones; a case
 that would begin after its section's end is reported as skipped. Results are written after each section, so that a run
@@ -21,8 +21,8 @@ from bench import runner
 from bench.harness import machine, results
 from bench.harness.measure import Limits
 from bench.harness.results import Run
-from bench.report import document as report
-from bench.report import table
+from bench.harness.settings import Settings
+from bench.report import document, table
 
 TESTS = 90.0  # seconds at most for the tests of the GPU's back ends
 SECTIONS = {  # seconds
@@ -44,38 +44,34 @@ class Tests(NamedTuple):
     summary: str
 
 
-def main(settings: runner.Settings, sections: Sequence[str], out: Path | None) -> int:
+def main(settings: Settings, sections: Sequence[str], folder: Path) -> int:
     """Test, measure, write `gpu.jsonl` and `gpu.md`; 1 if a test failed or results have faults."""
     begin = time.monotonic()
     tests = run_tests(settings, TESTS)
     print(f"tests: {tests.summary}", flush=True)
-    described = machine.describe(settings.device)
-    folder = out or results.FOLDER / described.name
-    peaks = machine.measure_peaks(
-        settings.device, 0 if settings.quick else described.cache_bytes, settings.limits.seconds
-    )
+    known = runner.measure_roof(settings)
     limits = settings.limits if settings.quick else LIMITS
     runs: list[Run] = []
     end = time.monotonic()
     for command in sections:
         end += SECTIONS[command]
         section = replace(settings, limits=limits, seconds=end - time.monotonic())
-        made = runner.run(command, section, lambda row: None, peaks)
+        made = runner.run(command, section, known)
         runs.append(made)
         results.save(runs, folder / "gpu.jsonl")
-        (folder / "gpu.md").write_text(markdown(runs, tests))
+        (folder / "gpu.md").write_text(page(runs, tests))
         table.show(made)
         print(f"{command}: {time.monotonic() - begin:.0f} s since the beginning", flush=True)
     print(f"written: {folder / 'gpu.jsonl'}, {folder / 'gpu.md'}")
     return 1 if not tests.passed or any(results.faults(run) for run in runs) else 0
 
 
-def markdown(runs: list[Run], tests: Tests) -> str:
+def page(runs: list[Run], tests: Tests) -> str:
     """The Markdown of `python -m bench report` for these runs alone, and the tests' summary."""
-    return "\n".join([f"Tests of the back ends on this device: {tests.summary}", "", *report.section(runs, "", None)])
+    return "\n".join([f"Tests of the back ends on this device: {tests.summary}", "", *document.section(runs)])
 
 
-def run_tests(settings: runner.Settings, seconds: float) -> Tests:
+def run_tests(settings: Settings, seconds: float) -> Tests:
     """The laws of the operator on the device's back ends: the tests marked `gpu`, stopped after `seconds`."""
     if settings.device.type != "cuda":
         return Tests(True, "not on this device")

@@ -1,4 +1,4 @@
-"""A dozen cases for `pytest bench --benchmark-only`, to be compared with `--benchmark-compare`.
+"""Cases for `pytest bench --benchmark-only`, to be compared with `--benchmark-compare`.
 
 Each back end of ours that this machine has, on the CPU or, where there is one, the GPU; each checked first. Not part of
 the ordinary tests (they never time anything).
@@ -9,10 +9,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import runner
-from bench.attention import contenders
+from bench.attention import race
 from bench.attention.cases import AttentionCase
 from bench.attention.shapes import Shape
+from bench.harness.case import judge
+from bench.harness.settings import Settings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = [
@@ -28,7 +29,7 @@ CASES = [
 PAIRS = [
     pytest.param(case, contender, id=f"{case.task}-{case.name}-{contender.name.replace(' ', '-')}")
     for case in CASES
-    for contender in contenders.for_case(case, DEVICE)
+    for contender in race.contending(case, Settings(DEVICE))
     if contender.ours
 ]
 
@@ -36,10 +37,10 @@ PAIRS = [
 @pytest.mark.parametrize(("case", "contender"), PAIRS)
 def test_speed(benchmark, case, contender):
     """One contender in one case, hot."""
-    status, reason = runner.judge(case, contender, DEVICE)
-    if status == "unavailable":
-        pytest.skip(reason)
-    assert status == "right", reason
+    row = judge(case, contender, DEVICE)
+    if row.status == "unavailable":
+        pytest.skip(row.reason)
+    assert row.status == "right", row.reason
     (inputs,) = case.inputs(DEVICE, 1)
     step = contender.prepare(case, inputs).step
 

@@ -1,4 +1,4 @@
-"""What is measured: shapes, the work they stand for, and the registry of cases by command.
+"""Attention's cases: shapes, the work they stand for, and the list of each command.
 
 Work is counted by formula, the same for every contender, so a FLOP/s is useful work and waste shows as a lower number:
 
@@ -13,70 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 
 from bench.attention import check
 from bench.attention.shapes import Inputs, Shape
+from bench.harness.case import Work
 from dsmr_kernels.storage import QUANTISED
-
-
-class Work(NamedTuple):
-    """What one call computes and must at least move."""
-
-    flops: float
-    bytes: float
-    tokens: int
-
-
-class Case(Protocol):
-    """What the runner needs to know of a case. `task` picks the contenders."""
-
-    @property
-    def task(self) -> str:
-        """`forward`, `training`, `decode`, `append`, `overhead`, ..."""
-
-    @property
-    def name(self) -> str:
-        """A readable name that tells it from every other case of its task."""
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """Its parameters, for results and plots."""
-
-    @property
-    def hot(self) -> bool:
-        """Time every call right after the same call (inputs in the cache), instead of rotating through inputs."""
-
-    @property
-    def graph(self) -> bool:
-        """Replay a captured CUDA graph."""
-
-    @property
-    def memory(self) -> bool:
-        """Measure the peak of memory instead of time."""
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of one set of inputs: how many copies a rotation needs."""
-
-    def work(self, storage: str | None) -> Work:
-        """Work of one call over memory in this storage (None: the case's own type)."""
-
-    def inputs(self, device: torch.device, copies: int) -> list[Any]:
-        """Sets of inputs, made once and shared by all contenders."""
-
-    def wrong(self, contender: Any, device: torch.device) -> str | None:
-        """What is wrong with the contender's results, or None."""
-
-    def tiny(self) -> Case:
-        """The same at sizes that take no memory to speak of."""
 
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """One call of the operator over full memory: `task` forward, training (forward + backward), decode or append."""
+    """One call of the operator over full memory.
+
+    `task`: forward, training (forward and backward), decode, append or overhead. `hot`: every call is timed right after
+    the same call, its inputs in the cache, instead of rotating through copies of the inputs. `graph`: a captured CUDA
+    graph is replayed. `memory`: the peak of memory is measured instead of the time.
+    """
 
     task: str
     shape: Shape
@@ -124,12 +78,23 @@ class AttentionCase:
         )
 
     def inputs(self, device: torch.device, copies: int) -> list[Inputs]:
-        """Seeds 0, 1, ...; the first are those that `wrong` uses."""
+        """Sets of inputs that all contenders share, of seeds 0, 1, ...; the first are those that `wrong` uses."""
         return [Inputs.random(self.shape, device, seed, self.task == "training") for seed in range(copies)]
 
     def wrong(self, contender: Any, device: torch.device) -> str | None:
-        """Compare with the oracle: see `bench.attention.check`."""
-        return check.wrong(self, contender, device)
+        """What is wrong with one step of the contender on fresh inputs, or None: see `bench.attention.check`."""
+        (inputs,) = self.inputs(device, 1)
+        prepared = contender.prepare(self, inputs)
+        with prepared.context():
+            results = prepared.step()
+        if self.task != "append":
+            results = check.as_named(results)
+            names = ["o", "dq", "dk", "dv"] if self.task == "training" else ["o"]
+            if reason := check.misshapen(results, names, inputs):
+                return reason
+            if reason := check.off(results, self.shape, contender.storage, contender.causal):
+                return reason
+        return prepared.memory and check.wrong_memory(prepared.memory(), self.shape, inputs, contender.storage)
 
     def tiny(self) -> AttentionCase:
         """The same heads over 16 tokens of memory."""
@@ -140,7 +105,7 @@ MAIN_CPU = tuple(Shape(t, m, d) for t, m in ((256, 1024), (512, 4096)) for d in 
 MAIN_CUDA = Shape(1024, 4096, "bf16", 16, 16, 64, lanes=8)  # the shape that sweeps on a GPU start from
 
 
-def _attention(device: torch.device, quick: bool) -> list[Case]:
+def _attention(device: torch.device, quick: bool) -> list[AttentionCase]:
     if quick:
         shapes = [Shape(16, 64, dtype, 2, 4, 32) for dtype in ("fp32", "bf16")]
         return [AttentionCase(task, shape) for shape in shapes for task in ("training", "forward")]
@@ -172,7 +137,7 @@ def _attention_shapes(device: torch.device) -> list[tuple[Shape, tuple[str, ...]
     return [(s, both) for s in main + wide] + [(s, forward) for s in others + exact]
 
 
-def _decode(device: torch.device, quick: bool) -> list[Case]:
+def _decode(device: torch.device, quick: bool) -> list[AttentionCase]:
     if quick:
         return [AttentionCase("decode", Shape(1, 64, "fp32", 2, 4, 32), hot=hot) for hot in (False, True)]
     if device.type == "cpu":
@@ -184,7 +149,7 @@ def _decode(device: torch.device, quick: bool) -> list[Case]:
     return [AttentionCase("decode", shape, graph=graph) for shape in shapes for graph in (True, False)]
 
 
-def _append(device: torch.device, quick: bool) -> list[Case]:
+def _append(device: torch.device, quick: bool) -> list[AttentionCase]:
     if quick:
         return [AttentionCase("append", Shape(8, 64, "fp32", 2, 2, 32))]
     if device.type == "cpu":
@@ -192,7 +157,7 @@ def _append(device: torch.device, quick: bool) -> list[Case]:
     return [AttentionCase("append", Shape(t, 4096, "bf16", 16, 16, 128, lanes=8)) for t in (1, 64, 1024)]
 
 
-def _memory(device: torch.device, quick: bool) -> list[Case]:
+def _memory(device: torch.device, quick: bool) -> list[AttentionCase]:
     if quick:
         return [AttentionCase("training", Shape(64, 512, "fp32", 2, 2, 64), memory=True)]
     base = Shape(256, 4096, "bf16") if device.type == "cpu" else Shape(1024, 4096, "bf16", 16, 16, 128, lanes=8)
@@ -200,11 +165,11 @@ def _memory(device: torch.device, quick: bool) -> list[Case]:
     return [AttentionCase(task, shape, memory=True) for task in ("training", "forward") for shape in shapes]
 
 
-def _overhead(device: torch.device, quick: bool) -> list[Case]:
+def _overhead(device: torch.device, quick: bool) -> list[AttentionCase]:
     return [AttentionCase("overhead", Shape(1, 64, "fp32", 4, 4, 32), hot=True)]
 
 
-COMMANDS: dict[str, Callable[[torch.device, bool], Sequence[Case]]] = {
+COMMANDS: dict[str, Callable[[torch.device, bool], Sequence[AttentionCase]]] = {
     "attention": _attention,
     "decode": _decode,
     "append": _append,
@@ -213,12 +178,10 @@ COMMANDS: dict[str, Callable[[torch.device, bool], Sequence[Case]]] = {
 }
 
 
-def cases(command: str, device: torch.device, quick: bool, shapes: Sequence[str] = ()) -> list[Case]:
-    """The cases of a command; `shapes` replaces its own list (attention commands only)."""
+def cases(command: str, device: torch.device, quick: bool, shapes: Sequence[str] = ()) -> list[AttentionCase]:
+    """The cases of a command; `shapes` replaces its own list."""
     listed = list(COMMANDS[command](device, quick))
     if not shapes:
         return listed
-    if not all(isinstance(case, AttentionCase) for case in listed):
-        raise ValueError(f"--shapes: {command} has no shapes to choose")
     variants = dict.fromkeys((case.task, case.hot, case.graph, case.memory) for case in listed)
     return [AttentionCase(task, Shape.parse(text), *options) for text in shapes for task, *options in variants]

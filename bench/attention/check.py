@@ -1,4 +1,4 @@
-"""Is a contender right? Asked before its time counts, of the oracle in float64, with derived tolerances.
+"""Tests of a contender's results against the oracle in float64, with derived tolerances, before its time counts.
 
 A result may be off by twice the error of the oracle computed in the case's own precision, plus rounding. Rounding: once
 to the result's type, once more in float32 where constants are folded into the logits (as in the kernels' tests), and by
@@ -12,7 +12,7 @@ Lanes and KV heads do not depend on each other, so in a large case the oracle lo
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,6 @@ from torch import Tensor
 from bench.attention import fill
 from bench.attention.shapes import Inputs, Shape
 from dsmr_kernels.reference import reference_attention
-
-if TYPE_CHECKING:
-    from bench.attention.cases import AttentionCase
-
 
 LARGE = 2**22  # visible pairs, all heads and lanes together
 
@@ -35,32 +31,21 @@ class Expected(NamedTuple):
     allowed: float
 
 
-def wrong(case: AttentionCase, contender: Any, device: torch.device) -> str | None:
-    """What is wrong with one step of the contender on fresh inputs, or None."""
-    (inputs,) = case.inputs(device, 1)
-    prepared = contender.prepare(case, inputs)
-    with prepared.context():
-        results = prepared.step()
-    if case.task != "append":
-        results = as_named(results)
-        names = ["o", "dq", "dk", "dv"] if case.task == "training" else ["o"]
-        if list(results) != names:
-            return f"returned {list(results)}, expected {names}"
-        for name, result in results.items():
-            whole = inputs.q if name in ("o", "dq") else inputs.k
-            if result.shape != whole.shape or result.dtype != whole.dtype:
-                return f"{name}: {list(result.shape)} {result.dtype}, expected {list(whole.shape)} {whole.dtype}"
-        if reason := off(results, case.shape, contender.storage, contender.causal):
-            return reason
-    if prepared.memory is None:
-        return None
-    return _wrong_memory(case.shape, inputs, contender.storage, *prepared.memory())
+def misshapen(results: dict[str, Tensor], names: list[str], inputs: Inputs) -> str | None:
+    """Which of the results that are asked for is missing, or has another shape or type than q and k have; or None."""
+    if list(results) != names:
+        return f"returned {list(results)}, expected {names}"
+    for name, result in results.items():
+        whole = inputs.q if name in ("o", "dq") else inputs.k
+        if result.shape != whole.shape or result.dtype != whole.dtype:
+            return f"{name}: {list(result.shape)} {result.dtype}, expected {list(whole.shape)} {whole.dtype}"
+    return None
 
 
 def off(results: dict[str, Tensor], shape: Shape, storage: str | None, causal: bool = True) -> str | None:
     """Which of some results (o, dq, dk, dv) on the inputs of seed 0 is off by more than is allowed, or None."""
     device = results[next(iter(results))].device
-    expected = oracle(shape, any(name != "o" for name in results), storage, causal, device)
+    expected = oracle(Question(shape, storage, causal, device), any(name != "o" for name in results))
     for name, result in results.items():
         value, allowed = expected[name]
         error = float((_sample(result.detach(), shape).double() - value).abs().max())
@@ -74,45 +59,52 @@ def as_named(results: Any) -> dict[str, Tensor]:
     return {"o": results} if isinstance(results, Tensor) else dict(zip(("o", "dq", "dk", "dv"), results, strict=False))
 
 
-def _wrong_memory(shape: Shape, inputs: Inputs, storage: str | None, k: Tensor, v: Tensor) -> str | None:
-    """Compare `k, v [B, Hkv, M, D]`, oldest first, with what must be there after the segment."""
-    for name, held, past, new in (("k", k, inputs.past_k, inputs.k), ("v", v, inputs.past_v, inputs.v)):
+def wrong_memory(held: tuple[Tensor, Tensor], shape: Shape, inputs: Inputs, storage: str | None) -> str | None:
+    """Compare `k, v [B, Hkv, M, D]`, oldest first, with what must be there after the segment; None: they are equal."""
+    given = (inputs.past_k, inputs.k), (inputs.past_v, inputs.v)
+    for name, found, (past, new) in zip("kv", held, given, strict=True):
         want = torch.cat([past, new.detach().transpose(1, 2)], 2)[:, :, new.shape[1] :]
         if storage:
             want = fill.dequantised(want, storage)
-        if held.shape != want.shape or not torch.equal(held.to(want.dtype), want):
+        if found.shape != want.shape or not torch.equal(found.to(want.dtype), want):
             return f"memory: {name} does not hold the newest {shape.horizon} entries"
     return None
 
 
-_known: dict[tuple[Any, ...], dict[str, Expected]] = {}  # of one shape: the cases of a shape follow each other
+class Question(NamedTuple):
+    """What the right results depend on, of inputs of seed 0."""
+
+    shape: Shape
+    storage: str | None
+    causal: bool
+    device: torch.device
 
 
-def oracle(
-    shape: Shape, gradients: bool, storage: str | None, causal: bool, device: torch.device
-) -> dict[str, Expected]:
-    """What a step on the inputs of seed 0 must return (a sample of it); more than asked if that is known already."""
-    key = (shape, storage, causal, device)
-    if key in _known and (not gradients or "dq" in _known[key]):
-        return _known[key]
-    if any(known[0] != shape for known in _known):
+_known: dict[Question, dict[str, Expected]] = {}  # of one shape: the cases of a shape follow each other
+
+
+def oracle(question: Question, gradients: bool) -> dict[str, Expected]:
+    """What a step must return (a sample of it); more than asked if that is known already."""
+    if question in _known and (not gradients or "dq" in _known[question]):
+        return _known[question]
+    shape = question.shape
+    if any(known.shape != shape for known in _known):
         _known.clear()
-    inputs = Inputs.random(shape, device, 0, False)
+    inputs = Inputs.random(shape, question.device, 0, False)
     segment = (_sample(x, shape) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
     chosen = Inputs(*segment, *(_sample(x, shape, axis=1) for x in (inputs.past_k, inputs.past_v)))
     lanes, kv_heads = chosen.k.shape[0], chosen.k.shape[2]
-    few = replace(shape, lanes=lanes, kv_heads=kv_heads, heads=chosen.q.shape[2])
-    function = _reference if causal else _unmasked
-    exact, lse = function(few, chosen, storage, torch.float64, gradients)
-    rough, _ = function(few, chosen, storage, shape.torch_dtype, gradients)
+    few = question._replace(shape=replace(shape, lanes=lanes, kv_heads=kv_heads, heads=chosen.q.shape[2]))
+    exact, lse = _attended(few, chosen, torch.float64, gradients)
+    rough, _ = _attended(few, chosen, shape.torch_dtype, gradients)
     folding = torch.finfo(torch.float32).eps * (1 + float(lse.abs().max()))
     summing = torch.finfo(torch.float32).eps * (shape.horizon + shape.tokens) ** 0.5
     rounding = torch.finfo(shape.torch_dtype).eps + folding + summing
-    _known[key] = {
+    _known[question] = {
         name: Expected(x, 2 * float((rough[name].double() - x).abs().max()) + rounding * float(x.abs().max()))
         for name, x in exact.items()
     }
-    return _known[key]
+    return _known[question]
 
 
 def _sample(x: Tensor, shape: Shape, axis: int = 2) -> Tensor:
@@ -124,30 +116,25 @@ def _sample(x: Tensor, shape: Shape, axis: int = 2) -> Tensor:
     return per_kv_head.index_select(axis, kv_heads).flatten(axis, axis + 1)
 
 
-def _reference(
-    shape: Shape, inputs: Inputs, storage: str | None, dtype: torch.dtype, gradients: bool
+def _attended(
+    question: Question, inputs: Inputs, dtype: torch.dtype, gradients: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
-    stack = fill.stack(shape, inputs, storage)
+    """The oracle's results by name, computed in `dtype`, and the log-sum-exp of its logits."""
     q, k, v = (x.to(dtype).requires_grad_(gradients) for x in (inputs.q, inputs.k, inputs.v))
-    o, lse = reference_attention(q, k, v, stack[0], window=shape.window)
-    return _with_gradients(o, (q, k, v), inputs, gradients), lse.detach()
+    if question.causal:
+        memory = fill.stack(question.shape, inputs, question.storage)[0]
+        o, lse = reference_attention(q, k, v, memory, window=question.shape.window)
+    else:
+        o, lse = _unmasked(q, k, v, inputs)
+    grads = torch.autograd.grad(o, (q, k, v), inputs.do.to(o.dtype)) if gradients else ()
+    return as_named((o.detach(), *grads)), lse.detach()
 
 
-def _unmasked(
-    shape: Shape, inputs: Inputs, storage: str | None, dtype: torch.dtype, gradients: bool
-) -> tuple[dict[str, Tensor], Tensor]:
+def _unmasked(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """For contenders that are a bound, not a competitor: every query sees the whole segment."""
-    q, k, v = (x.to(dtype).requires_grad_(gradients) for x in (inputs.q, inputs.k, inputs.v))
-    group = shape.heads // shape.kv_heads
     keys, values = (
-        torch.cat([past.to(dtype), x.transpose(1, 2)], 2).repeat_interleave(group, 1)
+        torch.cat([past.to(x.dtype), x.transpose(1, 2)], 2).repeat_interleave(q.shape[2] // k.shape[2], 1)
         for past, x in ((inputs.past_k, k), (inputs.past_v, v))
     )
-    scores = q.transpose(1, 2) @ keys.transpose(2, 3) * shape.head_dim**-0.5
-    o = (scores.softmax(-1) @ values).transpose(1, 2)
-    return _with_gradients(o, (q, k, v), inputs, gradients), scores.detach().logsumexp(-1)
-
-
-def _with_gradients(o: Tensor, leaves: tuple[Tensor, ...], inputs: Inputs, gradients: bool) -> dict[str, Tensor]:
-    grads = torch.autograd.grad(o, leaves, inputs.do.to(o.dtype)) if gradients else ()
-    return as_named((o.detach(), *grads))
+    scores = q.transpose(1, 2) @ keys.transpose(2, 3) * q.shape[3] ** -0.5
+    return (scores.softmax(-1) @ values).transpose(1, 2), scores.logsumexp(-1)

@@ -1,4 +1,4 @@
-"""Memories filled with given entries, without feeding them token by token."""
+"""Memories of one layer: filled with a case's inputs, and read back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.attention.shapes import Inputs, Shape
+from bench.harness import kernels
 from dsmr_kernels import MemoryStack
 from dsmr_kernels.storage import QUANTISED, quantise
 
@@ -13,18 +14,8 @@ from dsmr_kernels.storage import QUANTISED, quantise
 def stack(shape: Shape, inputs: Inputs, storage: str | None) -> MemoryStack:
     """A stack of one layer whose full memory is `inputs.past_k, past_v`, wrapped a third of the way round the ring."""
     made = empty(shape, inputs.q.device, storage)
-    ring = made[0]
-    capacity = ring.geometry.capacity
-    position = capacity + shape.horizon // 3
-    slots = torch.arange(position - shape.horizon, position, device=inputs.q.device) % capacity
-    for target, scale, past in ((ring.k, ring.k_scale, inputs.past_k), (ring.v, ring.v_scale, inputs.past_v)):
-        if scale is None:
-            target[:, :, slots] = past
-        else:
-            target[:, :, slots], scale[:, :, slots] = quantise(past, target.dtype)
-    ring.written.fill_(position)
-    made.clock.position.fill_(position)
-    made.clock.length.fill_(shape.horizon)
+    position = made[0].geometry.capacity + shape.horizon // 3
+    kernels.fill(made, [(inputs.past_k, inputs.past_v)], position)
     return made
 
 

@@ -1,4 +1,4 @@
-"""The sizes of one call, and inputs of those sizes."""
+"""Shapes, the sizes of one call, and inputs of those sizes."""
 
 from __future__ import annotations
 

@@ -33,17 +33,17 @@ def main() -> int:
         sys.exit("valgrind is not installed: instructions cannot be counted")
     compiler = _lines(arguments.driver, "compiler")[0]
     if arguments.command == "update":
-        budget = {"compiler": compiler, "instructions": measure(arguments.driver)}
+        budget = {"compiler": compiler, "instructions": count_all(arguments.driver)}
         BUDGET.write_text(json.dumps(budget, indent=2) + "\n")
         return 0
     budget = json.loads(BUDGET.read_text())
     if compiler != budget["compiler"]:
         print(f"*** NOT CHECKED: the budget is for {budget['compiler']}, the driver was built by {compiler}")
         return 0
-    return report(measure(arguments.driver), budget["instructions"])
+    return compare(count_all(arguments.driver), budget["instructions"])
 
 
-def measure(driver: Path) -> dict[str, int]:
+def count_all(driver: Path) -> dict[str, int]:
     """Instructions of every case on every instruction set that valgrind runs here, `{"isa/case": count}`."""
     available = subprocess.run(
         ["valgrind", "--tool=none", "-q", driver, "isas"], check=True, capture_output=True, text=True
@@ -63,7 +63,7 @@ def count(driver: Path, isa: str, case: str) -> int:
     return int(found[1])
 
 
-def report(counts: dict[str, int], budget: dict[str, int]) -> int:
+def compare(counts: dict[str, int], budget: dict[str, int]) -> int:
     """Print each count beside its budget; 1 if one is over it or is missing on either side."""
     failed = False
     for name in sorted(counts.keys() | budget.keys()):

@@ -1,4 +1,7 @@
-"""What ran the measurement (never a host name or a path), and what it can do at best: its own measured peaks."""
+"""The machine and the software that a time depends on (never a host name or a path), and what else was at work.
+
+Read from the system, not by a library: `python -m bench gpu` runs where nothing but PyTorch is installed.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,11 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
-
-from bench.harness import roof
-from bench.harness.units import DTYPES
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "triton", "numpy", "flash-attn", "xformers", "flashinfer-python")
@@ -40,11 +40,11 @@ class Machine:
 
 def describe(device: torch.device) -> Machine:
     """The machine at hand, as seen from `device`."""
-    gpu, cache = None, _cpu_cache_bytes()
+    gpu, cache_bytes = None, _cpu_cache_bytes()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        gpu, cache = properties.name, properties.L2_cache_size
-    return Machine(_cpu_model(), torch.backends.cpu.get_cpu_capability(), os.cpu_count() or 1, cache, gpu)
+        gpu, cache_bytes = properties.name, properties.L2_cache_size
+    return Machine(_cpu_model(), torch.backends.cpu.get_cpu_capability(), os.cpu_count() or 1, cache_bytes, gpu)
 
 
 def versions() -> dict[str, str]:
@@ -65,6 +65,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache  # asked for by every contender of ours
 def commit() -> str:
     """The source tree's commit, `+` if it has changes; `unknown` outside a git checkout."""
     git = ["git", "-C", str(ROOT)]
@@ -103,47 +104,6 @@ class Moment:
         whole = max(now.wall - self.wall, 1e-9) * (os.cpu_count() or 1)
         others = (now.busy - self.busy) - (now.own - self.own)
         return tuple(round(min(max(x / whole, 0.0), 1.0), 4) for x in (others, now.steal - self.steal))
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """The best this machine was seen to do with these threads: roofs for every other number."""
-
-    flops: dict[str, float]  # FLOP/s by type
-    read: float  # bytes/s from memory, more of it than the cache holds
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-
-def measure_peaks(device: torch.device, cache_bytes: int, seconds: float) -> Peaks:
-    """On CPUs the rates of `bench.harness.roof`, seen within `seconds`; on GPUs the best matrix product and copy."""
-    if device.type == "cpu":
-        rates = roof.measure(torch.get_num_threads(), seconds, cache_bytes)
-        return Peaks({name: rates[name] for name in ("fp32", "bf16")}, rates["read"])
-    flops = {}
-    for name, dtype in DTYPES.items():
-        rates = []
-        for size in (2048, 4096, 8192):
-            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-            rates.append(2 * size**3 / _best(lambda a=a, b=b: a @ b, device))
-        flops[name] = max(rates)
-    x = torch.ones(8 * max(cache_bytes, 2**22) // 4, device=device)
-    y = torch.empty_like(x)
-    return Peaks(flops, max(x.nbytes / _best(x.sum, device), 2 * x.nbytes / _best(lambda: y.copy_(x), device)))
-
-
-def _best(step: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """Seconds of the fastest of `repeats` calls after a warm-up."""
-    best = float("inf")
-    for _ in range(repeats + 1):
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        step()
-        torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def _cpu_model() -> str:

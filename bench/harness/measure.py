@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,6 +68,11 @@ class Quantiles:
 def ratio(samples: Sequence[float], base: Sequence[float]) -> Quantiles:
     """Quantiles of `samples / base`, round by round: what both saw of a busy machine cancels."""
     return Quantiles.of([a / b for a, b in zip(samples, base, strict=False)])
+
+
+def rates(amount: float, samples: Sequence[float]) -> list[float]:
+    """Quantiles of `amount` a second, for JSON."""
+    return Quantiles.of([amount / seconds for seconds in samples]).rounded()
 
 
 def difference(samples: Sequence[float], base: Sequence[float]) -> Quantiles:
@@ -164,34 +167,3 @@ def captured(step: Step) -> Step:
     with torch.cuda.graph(graph):
         step()
     return graph.replay
-
-
-def peak_bytes(step: Step, device: torch.device) -> int:
-    """The most memory that one step holds at a time beyond what is there before it; results included.
-
-    On a GPU the allocator's peak. On Linux the peak of resident memory, which also sees what native code allocates, to
-    a page or two a block. The process must have been started with an allocator that returns freed blocks at once (see
-    `bench.__main__`), or a block that is used again would not be seen.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        held = step()
-        torch.cuda.synchronize(device)
-        del held
-        return torch.cuda.max_memory_allocated(device) - before
-    Path("/proc/self/clear_refs").write_text("5")  # 5: begin a new peak of resident memory
-    before = _resident("VmRSS")
-    held = step()
-    peak = _resident("VmHWM") - before
-    del held
-    return max(peak, 0)
-
-
-def _resident(field: str) -> int:
-    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if match is None:
-        raise RuntimeError(f"/proc/self/status: expected a line {field}, got none; peaks of memory need Linux")
-    return int(match[1]) * 1024

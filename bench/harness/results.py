@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.harness import units
+from bench.harness.measure import Quantiles, ratio
+
 FOLDER = Path(__file__).parents[1] / "data"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Row:
-    """One contender in one case. `status`: timed, wrong, failed or unavailable, and `reason` unless timed."""
+    """One contender in one case.
+
+    `status`: timed or weighed; or wrong, failed, unavailable or skipped, and the `reason`. The row of a contender that
+    was found right is `right` until it is timed or weighed.
+    """
 
     task: str
     case: str
@@ -33,11 +40,19 @@ class Row:
     peak_bytes: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def time(self, seconds: Sequence[float], work: dict[str, float], others: Mapping[str, Sequence[float]]) -> None:
+        """Note a contender's seconds in each round, and how they compare with those of others, by name."""
+        self.status, self.rounds, self.work = "timed", len(seconds), work
+        self.seconds = Quantiles.of(seconds).rounded()
+        self.against = {
+            name: ratio(seconds, theirs).rounded() for name, theirs in others.items() if name != self.contender
+        }
+
 
 REQUIRED = ("task", "case", "fields", "contender", "version", "ours", "like_for_like", "status")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """What a file's rows have in common: they were measured in one process."""
 
@@ -48,7 +63,7 @@ class Run:
     machine_name: str
     versions: dict[str, str]
     commit: str
-    peaks: dict[str, Any]
+    roof: dict[str, Any]  # `bench.harness.roof.Roof`, as measured before the first case
     quick: bool
     others: float | None = None  # share of the cores' time that other processes took during the run
     steal: float | None = None  # share that other virtual machines took
@@ -60,9 +75,14 @@ class Run:
         return file_name(self.command, self.device, self.threads)
 
     @property
+    def place(self) -> str:
+        """`2 threads`, or `cuda`."""
+        return units.counted(self.threads, "thread") if self.device == "cpu" else self.device
+
+    @property
     def title(self) -> str:
-        """`decode, 2 threads`, or the command alone on a GPU."""
-        return self.command + (f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else "")
+        """`decode, 2 threads`."""
+        return f"{self.command}, {self.place}"
 
 
 def file_name(command: str, device: str, threads: int) -> str:

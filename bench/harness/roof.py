@@ -1,4 +1,4 @@
-"""The best that this machine's cores can do: `roof.cpp`, compiled for them and run in a process of its own."""
+"""The best that a device can do: on CPUs `roof.cpp`, compiled for them and run in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,26 +7,45 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bench.harness.units import DTYPES
 
 SOURCE = Path(__file__).with_name("roof.cpp")
 
 
-def measure(threads: int, seconds: float, cache_bytes: int) -> dict[str, float]:
-    """FLOP/s of `fp32` and `bf16` and bytes/s of `read`, by `threads` threads together, the best seen in `seconds`.
+class Roof(NamedTuple):
+    """The best that was seen of a device with these threads: what every other number is a share of."""
 
-    Memory is read in passes over four times what the last-level cache holds. RuntimeError without a C++ compiler.
+    flops: dict[str, float]  # FLOP/s by type
+    read: float  # bytes/s from memory, more of it than the cache holds
+
+
+def measure(device: torch.device, cache_bytes: int, seconds: float) -> Roof:
+    """The roof of this process's threads, the best seen in `seconds`, or of a GPU: the best matrix product and copy.
+
+    Memory is read in passes over four times what the last-level cache, of `cache_bytes`, holds. RuntimeError on a CPU
+    without a C++ compiler.
     """
+    return _of_gpu(device, cache_bytes) if device.type == "cuda" else _of_cpu(cache_bytes, seconds)
+
+
+def _of_cpu(cache_bytes: int, seconds: float) -> Roof:
     megabytes = max(4 * cache_bytes >> 20, 64)
-    command = [str(_program()), str(threads), str(seconds), str(megabytes)]
+    command = [str(_program()), str(torch.get_num_threads()), str(seconds), str(megabytes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
             f"bench/harness/roof.cpp: expected rates, got exit status {done.returncode}: {done.stderr.strip()}"
         )
     rates: dict[str, float] = json.loads(done.stdout)
-    return rates
+    return Roof({name: rates[name] for name in ("fp32", "bf16")}, rates["read"])
 
 
 @cache
@@ -46,3 +65,28 @@ def _program() -> Path:
 
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _of_gpu(device: torch.device, cache_bytes: int) -> Roof:
+    flops = {}
+    for name, dtype in DTYPES.items():
+        rates = []
+        for size in (2048, 4096, 8192):
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            rates.append(2 * size**3 / _best(lambda a=a, b=b: a @ b, device))
+        flops[name] = max(rates)
+    x = torch.ones(8 * max(cache_bytes, 2**22) // 4, device=device)
+    y = torch.empty_like(x)
+    return Roof(flops, max(x.nbytes / _best(x.sum, device), 2 * x.nbytes / _best(lambda: y.copy_(x), device)))
+
+
+def _best(step: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """Seconds of the fastest of `repeats` calls after a warm-up."""
+    best = float("inf")
+    for _ in range(repeats + 1):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        step()
+        torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best

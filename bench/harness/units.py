@@ -1,6 +1,11 @@
-"""Names of number types, and sizes and times as people read them."""
+"""Units: names of number types, and numbers as people read them.
+
+Ours, not a library's, because `python -m bench gpu` runs where nothing but PyTorch is installed.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -29,3 +34,14 @@ def decimal(x: float) -> str:
         if x / factor < 999.5:
             return f"{x / factor:.3g} {prefix}"
     return f"{x / 1e9:,.3g} G" if x < 999.5e9 else f"{x / 1e12:.3g} T"
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def spread(quantiles: Sequence[float], unit: str = "", digits: int = 0) -> str:
+    """`1,234 (1,200 - 1,250)`, `1.25x (1.15 - 1.46)`: the median, and the 20 % and 80 % quantiles."""
+    low, median, high = (f"{x:,.{digits}f}" for x in quantiles)
+    return f"{median}{unit} ({low} - {high})"

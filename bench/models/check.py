@@ -1,4 +1,4 @@
-"""Is the model right with a contender's attention? Asked before its time counts, of the oracle in float64.
+"""Tests of the model with a contender's attention against the oracle in float64, before its time counts.
 
 The model, scaled down along time, reads three segments from full memories. Logits and gradients may be off by twice the
 error of the oracle in the contender's own precision and storage, plus rounding to that precision. Logits are compared
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.models import step
 from bench.models.peers import Attention
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model import ModelConfig, Transformer
 from dsmr_kernels import RingMemory, recurrent_attention
 from dsmr_kernels.reference import reference_attention
 
@@ -84,7 +84,7 @@ def results(config: ModelConfig, attention: Attention, device: torch.device, dty
 
 
 def _oracle(storage: str | None) -> Attention:
-    return Attention("the oracle", "", attend_and_append, ours=True, storage=storage)
+    return Attention(name="the oracle", version="", attend=attend_and_append, ours=True, storage=storage)
 
 
 def attend_and_append(q: Tensor, k: Tensor, v: Tensor, memory: RingMemory, **arguments: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""`python -m bench generate`: tokens/s, latency per token, real-time factor and memory of generation, by engine.
+"""Generation, `python -m bench generate`: tokens/s, latency per token, real-time factor and memory, by engine.
 
 Models have random weights and full memories: what they play is no music, but it is sampled, with its grammar, by the
 very code that plays music, and as fast. One more case begins with empty memories and watches the process grow or not.
@@ -7,25 +7,25 @@ very code that plays music, and as fast. One more case begins with empty memorie
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench import runner
-from bench.harness import measure
+from bench.harness import measure, memory
+from bench.harness.case import Contender, Work, judge
 from bench.harness.machine import commit
-from bench.harness.measure import Quantiles, Trial
+from bench.harness.measure import Trial
 from bench.harness.results import Row
-from bench.models import fill, memory, step
+from bench.harness.settings import Part, Settings
+from bench.models import fill, step
 from bench.models.check import attend_and_append
 from bench.models.peers import Attention, state_bytes
 from dsmr.generation.decoding import Decoder, Decoding
 from dsmr.generation.takes import stream
-from dsmr.model.transformer import ModelConfig, Transformer, preset
+from dsmr.model import ModelConfig, Transformer, preset
 from dsmr.music.tokens import BEGIN, VELOCITY
 from dsmr_kernels import MemoryStack
 from dsmr_kernels.storage import QUANTISED, quantise
@@ -39,46 +39,47 @@ CHECKED_SEGMENT, CHECKED_STEPS, CHECKED_LANES = 16, 40, 2
 WATCHED = (5, 1000)  # how often the memory is looked at, and after how many tokens each
 
 
-@dataclass(frozen=True)
-class Engine:
-    """A contender: what makes single steps. `storage` is that of the memory."""
+@dataclass(frozen=True, kw_only=True)
+class Engine(Contender):
+    """What makes single steps."""
 
-    name: str
     decoding: Decoding
-    ours: bool = True
-    version: str = field(default_factory=lambda: f"commit {commit()}")
-
-    @property
-    def storage(self) -> str | None:
-        """How rings store keys and values; None: in the model's type."""
-        return self.decoding.memory
 
     @property
     def like_for_like(self) -> bool:
         """Are weights and memory as exact as the model's?"""
-        return self.decoding.memory is None and self.decoding.weights == "float32"
+        return self.storage is None and self.decoding.weights == "float32"
 
-    def unavailable(self, case: GenerateCase, device: torch.device) -> str | None:
-        """Why this engine cannot make the case's steps."""
+
+def engine(name: str, decoding: Decoding) -> Engine:
+    """A contender that makes steps in this way."""
+
+    def unavailable(case: GenerateCase, device: torch.device) -> str | None:
         try:
-            self.decoding.choose(replace(case, config=preset("tiny")).model(device))  # what counts is its device
+            decoding.choose(replace(case, config=preset("tiny")).model(device))  # what counts is its device
         except ValueError as error:
             return str(error)
         return None
 
+    storage, version = decoding.memory, f"commit {commit()}"
+    return Engine(name=name, version=version, ours=True, storage=storage, unavailable=unavailable, decoding=decoding)
+
 
 ENGINES = {
-    "cpu": {
-        "Python model": Decoding("python"),
-        "native step": Decoding("native"),
-        "native step, bf16 weights": Decoding("native", "bf16"),
-        "native step, int8 weights and memory": Decoding("native", "int8", "int8"),
-    },
-    "cuda": {"Python model": Decoding("python"), "Python model, int8 memory": Decoding("python", memory="int8")},
+    "cpu": [
+        engine("Python model", Decoding("python")),
+        engine("native step", Decoding("native")),
+        engine("native step, bf16 weights", Decoding("native", "bf16")),
+        engine("native step, int8 weights and memory", Decoding("native", "int8", "int8")),
+    ],
+    "cuda": [
+        engine("Python model", Decoding("python")),
+        engine("Python model, int8 memory", Decoding("python", memory="int8")),
+    ],
 }
 
 
-ORACLE = Attention("the oracle", "", attend_and_append)
+ORACLE = Attention(name="the oracle", version="", attend=attend_and_append)
 
 
 class FullMemory(Transformer):
@@ -131,10 +132,10 @@ class GenerateCase:
     def wrong(self, engine: Engine, device: torch.device) -> str | None:
         """Compare logits of single steps over more than two segments with the oracle's, from full memories."""
         config = step.reduced(self.config, CHECKED_SEGMENT)
-        return wrong(replace(self, config=config, lanes=CHECKED_LANES, full=True), engine, device)
+        return _wrong(replace(self, config=config, lanes=CHECKED_LANES, full=True), engine, device)
 
 
-def wrong(case: GenerateCase, engine: Engine, device: torch.device) -> str | None:
+def _wrong(case: GenerateCase, engine: Engine, device: torch.device) -> str | None:
     """What is wrong with an engine's logits, or None.
 
     They may be off by twice the error of the oracle with weights and memory in as many bits as the engine's, plus
@@ -190,19 +191,13 @@ def cases(device: torch.device, quick: bool) -> list[GenerateCase]:
     return [*made, *([replace(made[0], full=False)] if device.type == "cpu" else [])]
 
 
-def parts(settings: runner.Settings) -> list[runner.Part]:
+def parts(settings: Settings) -> list[Part]:
     """One part a case."""
-    wanted = settings.contenders or ("",)
-    there = ENGINES[settings.device.type].items()
-    engines = [Engine(name, how) for name, how in there if any(part in name for part in wanted)]
+    engines = settings.chosen(ENGINES[settings.device.type])
     return [
         (case, partial(_race if case.full else _watch, case, engines, settings))
         for case in cases(settings.device, settings.quick)
     ]
-
-
-def _judged(case: GenerateCase, engines: list[Engine], device: torch.device) -> dict[str, Row]:
-    return {e.name: runner.new_row(case, e, *runner.judge(case, e, device)) for e in engines}
 
 
 class Playing:
@@ -211,10 +206,7 @@ class Playing:
     def __init__(self, case: GenerateCase, engine: Engine, device: torch.device) -> None:
         self.latencies: list[float] = []
         self._model = case.model(device)
-        self._steps = self._play(case, engine)
-
-    def _play(self, case: GenerateCase, engine: Engine) -> Iterator[Any]:
-        return stream(self._model, [None] * case.lanes, at_end="forbid", decoding=engine.decoding)
+        self._steps = stream(self._model, [None] * case.lanes, at_end="forbid", decoding=engine.decoding)
 
     @property
     def state_bytes(self) -> int:
@@ -229,18 +221,17 @@ class Playing:
             self.latencies.append(time.perf_counter() - begin)
 
 
-def _race(case: GenerateCase, engines: list[Engine], settings: runner.Settings) -> list[Row]:
+def _race(case: GenerateCase, engines: list[Engine], settings: Settings) -> list[Row]:
     """Engines take turns of `STEPS` steps."""
     device = settings.device
-    rows = _judged(case, engines, device)
+    rows = {each.name: judge(case, each, device) for each in engines}
     playing = {e.name: Playing(case, e, device) for e in engines if rows[e.name].status == "right"}
     limits = settings.limits.for_all(len(playing))
     trials = [Trial(name, [each.play]) for name, each in playing.items()]
     samples = measure.rounds(trials, device, False, limits) if trials else {}
     for name, own in samples.items():
         row, latencies = rows[name], playing[name].latencies[-STEPS * len(own) :]  # those of the warm-up left out
-        _fill(row, case, own, STEPS)
-        row.against = {other: measure.ratio(own, samples[other]).rounded() for other in samples if other != name}
+        _note(row, case, samples, STEPS)
         row.extra["steps"] = len(latencies)
         row.extra["latency"] = {str(p): float(f"{np.percentile(latencies, p):.4g}") for p in (50, 95)}
         if len(latencies) >= FEWEST_FOR_P99:
@@ -249,35 +240,29 @@ def _race(case: GenerateCase, engines: list[Engine], settings: runner.Settings) 
     return list(rows.values())
 
 
-def _watch(case: GenerateCase, engines: list[Engine], settings: runner.Settings) -> list[Row]:
+def _watch(case: GenerateCase, engines: list[Engine], settings: Settings) -> list[Row]:
     """One engine after another: what is held after every so many tokens, while rings fill and go round."""
     times, tokens = (3, 100) if settings.quick else WATCHED
-    rows = _judged(case, engines, settings.device)
+    rows = {each.name: judge(case, each, settings.device) for each in engines}
     for engine in engines:
         row = rows[engine.name]
         if row.status != "right":
             continue
         playing = Playing(case, engine, settings.device)
-        held, seconds = [[0, memory.resident_bytes(settings.device)]], []
+        held, seconds = [[0, memory.held_now(settings.device)]], []
         for number in range(1, times + 1):
-            seconds.append(_seconds(partial(playing.play, tokens)))
-            held.append([number * tokens, memory.resident_bytes(settings.device)])
-        _fill(row, case, seconds, tokens)
+            playing.play(tokens)
+            seconds.append(sum(playing.latencies[-tokens:]))
+            held.append([number * tokens, memory.held_now(settings.device)])
+        _note(row, case, {row.contender: seconds}, tokens)
         row.extra["resident"] = held
         row.extra["full_after"] = case.config.segment + max(case.config.schedule.horizons)
     return list(rows.values())
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def _fill(row: Row, case: GenerateCase, seconds: list[float], steps: int) -> None:
-    tokens = steps * case.lanes
-    row.status, row.rounds = "timed", len(seconds)
-    row.seconds = Quantiles.of(seconds).rounded()
-    row.work = {"flops": 0, "bytes": 0, "tokens": tokens}
-    row.extra["tokens_per_second"] = Quantiles.of([tokens / t for t in seconds]).rounded()
+def _note(row: Row, case: GenerateCase, samples: dict[str, list[float]], steps: int) -> None:
+    """Note what a row's engine, among others, took for so many steps at a time."""
+    own, tokens = samples[row.contender], steps * case.lanes
+    row.time(own, Work(0, 0, tokens)._asdict(), samples)
+    row.extra["tokens_per_second"] = measure.rates(tokens, own)
     row.extra["real_time_factor"] = float(f"{steps / row.seconds[1] / TOKENS_PER_SECOND:.4g}")

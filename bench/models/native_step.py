@@ -1,4 +1,4 @@
-"""A whole model's decode step on CPUs, natively and by PyTorch, over full memory: `python -m bench.models.native_step`.
+"""The decode step of a model on CPUs, natively and by PyTorch, over full memory: `python -m bench.models.native_step`.
 
 Weights and memory are random: what is in them does not matter for time. The ways take turns, each with `TOKENS` tokens
 in a row, as generation has them: what fits in the last-level cache stays there from token to token. The bytes that a
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bench.harness import machine, measure, roof
 from bench.harness.units import seconds
+from bench.models import fill
 from dsmr.generation.decoding import Decoding, new_state
 from dsmr.model.native import NativeStep
 from dsmr.model.transformer import PRESETS, Transformer, preset
@@ -24,7 +25,6 @@ from dsmr.process import own_random_numbers, torch_threads
 from dsmr_kernels import MemoryStack
 
 TOKENS = 20
-POSITION = 20_480  # of the first token: every preset's memory is full
 WAYS = (Decoding(), Decoding(weights="bf16", memory="bf16"), Decoding(weights="int8", memory="int8"))
 
 
@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _table(presets: Sequence[str], threads: int) -> None:
-    described = machine.describe(torch.device("cpu"))
-    read = roof.measure(threads, 4.0, described.cache_bytes)["read"]
+    device = torch.device("cpu")
+    described = machine.describe(device)
+    read = roof.measure(device, described.cache_bytes, 4.0).read
     print(f"{described.name}, {threads} threads, reads {read / 1e9:.1f} GB/s")
     print(
         f"{'model':6} {'way':30} {'a token':>9} {'tokens/s':>8} {'of PyTorch':>10} {'MB':>6} {'GB/s':>6} {'of read':>7}"
@@ -52,12 +53,14 @@ def _table(presets: Sequence[str], threads: int) -> None:
 @torch.inference_mode()
 def _measure(name: str, read: float) -> None:
     model = Transformer(preset(name)).eval()
-    state = _full(model.new_state(1))
+    state = model.new_state(1)
+    fill.fill(state, model.config)
     trials = [measure.Trial("PyTorch float32", [partial(_by_model, model, state)])]
     needed = {trials[0].name: _bytes(sum(p.nbytes for p in model.parameters()), state)}
     for way in WAYS:
         label = f"native {way.weights}, memory {way.memory or 'float32'}"
-        step, state = NativeStep(model, way.weights), _full(new_state(model, 1, way.memory))
+        step, state = NativeStep(model, way.weights), new_state(model, 1, way.memory)
+        fill.fill(state, model.config)
         trials.append(measure.Trial(label, [partial(_natively, step, state)]))
         needed[label] = _bytes(step.nbytes - model.embedding.weight.nbytes, state)  # one row of the embedding is read
     samples = measure.rounds(trials, torch.device("cpu"), False, measure.Limits(seconds=4, slow_factor=1e9))
@@ -72,24 +75,6 @@ def _measure(name: str, read: float) -> None:
         )
 
 
-def _full(state: MemoryStack) -> MemoryStack:
-    """A memory that has seen many tokens, its lane at the beginning of a segment."""
-    for ring in state:
-        for name, tensor in ring.tensors().items():
-            if name == "written":
-                tensor.fill_(POSITION)
-            elif tensor.dtype == torch.int8:
-                tensor.random_(-127, 128)
-            else:
-                tensor.copy_(torch.rand(tensor.shape))
-    _rewind(state)
-    return state
-
-
-def _rewind(state: MemoryStack) -> None:
-    state.clock.state.copy_(torch.tensor([[POSITION], [POSITION], [0]]))
-
-
 def _by_model(model: Transformer, state: MemoryStack) -> None:
     segment = model.config.segment
     _play(state, lambda token: model(token[None], state, segment_size=segment))
@@ -100,10 +85,11 @@ def _natively(step: NativeStep, state: MemoryStack) -> None:
 
 
 def _play(state: MemoryStack, step: Callable[[Tensor], object]) -> None:
-    _rewind(state)
-    token = torch.tensor([60])
+    """`TOKENS` steps, after which the clock, and so the memory that a step sees, stands as before."""
+    before, token = state.clock.state.clone(), torch.tensor([60])
     for _ in range(TOKENS):
         step(token)
+    state.clock.state.copy_(before)
 
 
 def _bytes(weights: int, state: MemoryStack) -> float:

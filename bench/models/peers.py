@@ -1,4 +1,4 @@
-"""Who computes the attention of the unchanged `dsmr.model.transformer.Transformer`: ours, and peers that concatenate.
+"""Peers that compute the attention of the unchanged `dsmr.model.Transformer` by concatenation, and ours.
 
 A peer stands in for `recurrent_attention` while its `context` is entered, and brings a state of its own. It is given
 its best case, the middle of long pieces: no piece begins or ends in a segment and all lanes are in step, so that one
@@ -8,10 +8,10 @@ mask, made once, serves them all. (Training on whole pieces without padding take
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,9 +23,11 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 
 import dsmr.model.transformer
+from bench.harness import kernels
+from bench.harness.case import Contender
 from bench.harness.machine import commit
 from bench.models import fill
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model import ModelConfig, Transformer
 from dsmr_kernels import MemoryStack, backends, recurrent_attention
 from dsmr_kernels.backends import Call
 from dsmr_kernels.clock import Clock
@@ -66,13 +68,12 @@ class Concatenation:
         """Bytes that the memories keep alive: those of the concatenations that they are views of."""
         return sum(x.untyped_storage().nbytes() for layer in self for x in (layer.k, layer.v))
 
-    def fill(self, seed: int = 0) -> None:
+    def fill(self) -> None:
         """The same memory and the same clock as `bench.models.fill.fill`."""
-        config, device = self._config, self.clock.state.device
-        sizes = (config.schedule.horizons, self._lanes, config.kv_heads, config.head_dim)
-        for layer, past in zip(self._layers, fill.pasts(*sizes, device, seed), strict=True):
+        pasts = fill.pasts(self._config, self._lanes, self.clock.state.device)
+        for layer, past in zip(self._layers, pasts, strict=True):
             layer.k, layer.v = (x.to(self._dtype) for x in past)
-        self.clock.length.fill_(fill.position(config))
+        self.clock.length.fill_(fill.position(self._config))
 
     def reset(self, lanes: Tensor) -> None:
         """Refuses: a lane that begins a piece by itself is not a peer's best case."""
@@ -88,23 +89,12 @@ class Concatenation:
         self.clock.length.add_(tokens)
 
 
-@dataclass(frozen=True)
-class Attention:
-    """A contender: `attend` stands in for `recurrent_attention`; `storage` is that of the memory, None: q's type."""
+@dataclass(frozen=True, kw_only=True)
+class Attention(Contender):
+    """What stands in for `recurrent_attention`, and the back end of SDPA that it may use."""
 
-    name: str
-    version: str
     attend: Callable[..., Tensor]
     sdpa: SDPBackend | None = None
-    ours: bool = False
-    storage: str | None = None
-    unavailable: Callable[[object, torch.device], str | None] = field(default=lambda case, device: None)
-    on_request: bool = False
-
-    @property
-    def like_for_like(self) -> bool:
-        """Is the memory as exact as the segment?"""
-        return self.storage is None
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
@@ -133,13 +123,12 @@ def state_bytes(state: MemoryStack | Concatenation) -> int:
 
 def attentions(device: torch.device) -> list[Attention]:
     """Everyone that there is for a device, available or not; the one that is wrong on purpose comes last."""
-    version = f"torch {torch.__version__}"
     names = backends.FOR_DEVICE.get(device.type, ("eager",))
     made = [
         Attention(
-            f"ours {impl}" + (f", {storage} memory" if storage else ""),
-            f"commit {commit()}",
-            partial(recurrent_attention, impl=impl),
+            name=f"ours {impl}" + (f", {storage} memory" if storage else ""),
+            version=f"commit {commit()}",
+            attend=partial(recurrent_attention, impl=impl),
             ours=True,
             storage=storage,
             unavailable=partial(_unavailable, impl=impl, storage=storage),
@@ -157,22 +146,17 @@ def attentions(device: torch.device) -> list[Attention]:
     else:
         peers = [("flash, explicit mask", SDPBackend.FLASH_ATTENTION, partial(mask, device=device))]
     for name, backend, bias in peers:
-        attend = partial(concatenated, over=partial(sdpa, bias=bias))
-        made.append(Attention(f"concatenation + SDPA {name}", version, attend, backend))
-    flex = partial(concatenated, over=flex_compiled)
-    made.append(
-        Attention("concatenation + FlexAttention compiled", version, flex, unavailable=_flex_unavailable),
-    )
-    top_left = partial(concatenated, over=partial(sdpa, bias=partial(wrong_mask, device=device)))
-    made.append(Attention("broken on purpose: causal from the upper left", version, top_left, on_request=True))
-    return made
+        made.append(concatenation(f"concatenation + SDPA {name}", partial(sdpa, bias=bias), sdpa=backend))
+    flex, top_left = "concatenation + FlexAttention compiled", "broken on purpose: causal from the upper left"
+    made.append(concatenation(flex, flex_compiled, unavailable=_flex_unavailable))
+    over_wrong = partial(sdpa, bias=partial(wrong_mask, device=device))
+    return [*made, concatenation(top_left, over_wrong, on_request=True)]
 
 
-def chosen(device: torch.device, names: Sequence[str]) -> list[Attention]:
-    """Those of `attentions` whose names contain one of `names`; without names all but those on request."""
-    if names:
-        return [each for each in attentions(device) if any(name in each.name for name in names)]
-    return [each for each in attentions(device) if not each.on_request]
+def concatenation(name: str, over: Callable[[Tensor, Tensor, Tensor], Tensor], **options: Any) -> Attention:
+    """A peer: `over(q [B, H, T, D], k, v [B, Hkv, n + T, D])` on `[memory | segment]`."""
+    attend = partial(attend_concatenated, over=over)
+    return Attention(name=name, version=f"torch {torch.__version__}", attend=attend, **options)
 
 
 def _unavailable(case: object, device: torch.device, impl: str, storage: str | None) -> str | None:
@@ -180,16 +164,14 @@ def _unavailable(case: object, device: torch.device, impl: str, storage: str | N
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     memory = MemoryStack([8], 1, 2, 64, 8, dtype, device, storage)[0]
     x = torch.zeros(1, 8, 2, 64, dtype=dtype, device=device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of is the reason that it returns
-        return backends.load(impl).unsupported(Call(x, x, x, memory, "segment", None, None, None, 1.0, 0.0, True))
+    return kernels.refusal(impl, Call(x, x, x, memory, "segment", None, None, None, 1.0, 0.0, True))
 
 
 def _flex_unavailable(case: object, device: torch.device) -> str | None:
     return None if device.type == "cuda" else "FlexAttention has no backward pass on CPUs"
 
 
-def concatenated(
+def attend_concatenated(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -1,4 +1,4 @@
-"""`python -m bench prepare`: how fast a corpus is made, from music that the built-in pianist plays.
+"""Corpus preparation, `python -m bench prepare`: how fast music that the built-in pianist plays becomes a corpus.
 
 Its pieces in all transpositions of two octaves stand for a corpus of recorded music: as many different files.
 """
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import runner
 from bench.harness import measure
+from bench.harness.case import Contender, Work, judge
 from bench.harness.machine import commit
-from bench.harness.measure import Quantiles, Trial
+from bench.harness.measure import Trial
 from bench.harness.results import Row
+from bench.harness.settings import Part, Settings
 from dsmr.music.tokens import BEGIN, END, Ids, Performance, decode, encode
 from dsmr.pianist import FEWEST_TOKENS, compose
 
@@ -126,38 +127,37 @@ class PrepareCase:
         music = Music.played(self.pieces, self.length)
         return music.in_files(folder) if self.files else music
 
-    def wrong(self, way: Way, device: torch.device) -> str | None:
+    def wrong(self, on: Processes, device: torch.device) -> str | None:
         """Compare what comes out, as tokens, with what went in."""
         with tempfile.TemporaryDirectory() as folder:
             smaller = replace(self, pieces=1, length=FEWEST_TOKENS).music(Path(folder))
-            made = [x if isinstance(x, np.ndarray) else encode(x) for x in self.work(smaller, way.processes)]
+            made = [x if isinstance(x, np.ndarray) else encode(x) for x in self.work(smaller, on.count)]
         made = [x[1:-1] if (x[0], x[-1]) == (BEGIN, END) else x for x in made]  # a store frames its pieces
         got, want = (sorted(x.tobytes() for x in ids) for ids in (made, smaller.ids))
         return None if got == want else f"{len(set(got) & set(want))} of {len(want)} pieces came out right"
 
 
-@dataclass(frozen=True)
-class Way:
-    """A contender: the same work on so many processes."""
+@dataclass(frozen=True, kw_only=True)
+class Processes(Contender):
+    """The same work on so many processes."""
 
-    processes: int
-    version: str = field(default_factory=lambda: f"commit {commit()}")
-    ours: bool = True
-    like_for_like: bool = True
-    storage: None = None
+    count: int
 
-    @property
-    def name(self) -> str:
-        """`2 processes`."""
-        return f"{self.processes} process" + "es" * (self.processes > 1)
 
-    def unavailable(self, case: PrepareCase, device: torch.device) -> str | None:
-        """Why not here."""
-        missing = [name for name in MIDI_LIBRARIES if importlib.util.find_spec(name) is None]
-        if case.files and missing:
-            return f"reading and writing MIDI files needs {', '.join(missing)}"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return f"this process may use {cores} core" if self.processes > cores else None
+def processes(count: int) -> Processes:
+    """A contender that works on so many processes, where there are as many cores and what MIDI files need."""
+    name = f"{count} process" + "es" * (count > 1)
+    return Processes(
+        name=name, version=f"commit {commit()}", ours=True, unavailable=partial(_missing, count), count=count
+    )
+
+
+def _missing(count: int, case: PrepareCase, device: torch.device) -> str | None:
+    missing = [name for name in MIDI_LIBRARIES if importlib.util.find_spec(name) is None]
+    if case.files and missing:
+        return f"reading and writing MIDI files needs {', '.join(missing)}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"this process may use {cores} core" if count > cores else None
 
 
 def cases(quick: bool) -> list[PrepareCase]:
@@ -172,30 +172,24 @@ def cases(quick: bool) -> list[PrepareCase]:
     ]
 
 
-def parts(settings: runner.Settings) -> list[runner.Part]:
+def parts(settings: Settings) -> list[Part]:
     """One part a kind of work."""
     return [(case, partial(_measure, case, settings)) for case in cases(settings.quick)]
 
 
-def _measure(case: PrepareCase, settings: runner.Settings) -> list[Row]:
-    ways = [Way(count) for count in range(1, case.most_processes + 1)]
-    wanted = settings.contenders or ("",)
-    ways = [way for way in ways if any(part in way.name for part in wanted)]
-    rows = {way.name: runner.new_row(case, way, *runner.judge(case, way, settings.device)) for way in ways}
-    right = [way for way in ways if rows[way.name].status == "right"]
+def _measure(case: PrepareCase, settings: Settings) -> list[Row]:
+    contenders = settings.chosen(processes(count) for count in range(1, case.most_processes + 1))
+    rows = {each.name: judge(case, each, settings.device) for each in contenders}
+    right = [each for each in contenders if rows[each.name].status == "right"]
     if not right:
         return list(rows.values())
     with tempfile.TemporaryDirectory() as folder:
         music = case.music(Path(folder))
-        trials = [Trial(way.name, [partial(case.work, music, way.processes)]) for way in right]
+        trials = [Trial(each.name, [partial(case.work, music, each.count)]) for each in right]
         limits = settings.limits.for_all(len(trials))
         samples = measure.rounds(trials, torch.device("cpu"), False, limits)
     for name, own in samples.items():
-        row = rows[name]
-        row.status, row.rounds = "timed", len(own)
-        row.seconds = Quantiles.of(own).rounded()
-        row.work = {"flops": 0, "bytes": 0, "tokens": music.tokens}
-        row.against = {other: measure.ratio(own, samples[other]).rounded() for other in samples if other != name}
-        row.extra["tokens_per_second"] = Quantiles.of([music.tokens / t for t in own]).rounded()
-        row.extra["pieces_per_second"] = Quantiles.of([len(music.ids) / t for t in own]).rounded()
+        rows[name].time(own, Work(0, 0, music.tokens)._asdict(), samples)
+        rows[name].extra["tokens_per_second"] = measure.rates(music.tokens, own)
+        rows[name].extra["pieces_per_second"] = measure.rates(len(music.ids), own)
     return list(rows.values())

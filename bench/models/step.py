@@ -1,9 +1,9 @@
-"""A real training step on full memories: forward, loss, backward, clipping, AdamW, and time moves on."""
+"""The training step, a real one on full memories: forward, loss, backward, clipping, AdamW, and time moves on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle
 
 import torch
@@ -11,30 +11,22 @@ from torch import nn
 
 from bench.models.peers import Attention, state_bytes
 from dsmr.corpus.stream import Batch
+from dsmr.model import ModelConfig, Transformer, preset
 from dsmr.model.schedules import Schedule
-from dsmr.model.transformer import ModelConfig, Transformer, preset
 from dsmr.training import TrainingConfig, accumulate_gradients, make_optimizer
 
 TRAINING = TrainingConfig(steps=1)  # its defaults: of the optimiser, and of clipping
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A model of one size whose memory follows one of the paper's ideas."""
-
-    name: str
-    config: ModelConfig
-
-
-def variants(config: ModelConfig) -> list[Variant]:
-    """A two-scale preset as it is; its long horizon in every layer; and that with 2 KV heads (1 where it has 2)."""
+def schedules(config: ModelConfig) -> dict[str, ModelConfig]:
+    """A two-scale preset's long horizon in every layer; the preset as it is; and the first with 2 KV heads (1 of 2)."""
     full = replace(config, schedule=Schedule("explicit", (max(config.schedule.horizons),) * config.layers))
     few = 2 if config.kv_heads > 2 else 1
-    return [
-        Variant("full", full),
-        Variant("two_scale", config),
-        Variant(f"full, {few} of {config.heads} KV heads", replace(full, kv_heads=few)),
-    ]
+    return {
+        "full": full,
+        "two_scale": config,
+        f"full, {few} of {config.heads} KV heads": replace(full, kv_heads=few),
+    }
 
 
 def reduced(config: ModelConfig, segment: int) -> ModelConfig:
@@ -43,7 +35,7 @@ def reduced(config: ModelConfig, segment: int) -> ModelConfig:
     return replace(config, segment=segment, schedule=Schedule("explicit", horizons))
 
 
-def size(name: str, quick: bool, device: torch.device) -> ModelConfig:
+def measured_preset(name: str, quick: bool, device: torch.device) -> ModelConfig:
     """A preset, as it is measured: on CPUs with a quarter of the segment; scaled down to show that it runs."""
     config = preset(name)
     if quick:
@@ -61,9 +53,9 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def batches(config: ModelConfig, lanes: int, count: int, device: torch.device, seed: int = 0) -> list[Batch]:
+def batches(config: ModelConfig, lanes: int, count: int, device: torch.device) -> list[Batch]:
     """Segments in the middle of pieces, of random ids: their speed is that of music."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     shape = (lanes, config.segment)
     made = []
     for _ in range(count):

@@ -1,13 +1,14 @@
-"""Rows on a terminal: with rich where it is installed, else as aligned text."""
+"""Tables: a row's cells, on a terminal and as Markdown."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bench.harness import units
 from bench.harness.results import Row, Run
-from bench.report.duels import Roofs, base_of, grouped, roofs, share
+from bench.report.duels import base_of, grouped
+from bench.report.roofs import Roofs, roofs, share
 
 HEADER = ("contender", "median", "20 % - 80 %", "x ours", "rate", "% of roof", "")
 
@@ -61,38 +62,60 @@ def unavailable(rows: Sequence[Row]) -> dict[str, list[str]]:
     return reasons
 
 
+def compared(run: Run, machine: Roofs) -> dict[tuple[str, str], list[tuple[str, ...]]]:
+    """The cells of every case, by its task and name; who is unavailable is left out."""
+    found = {}
+    for case, rows in grouped(run.rows).items():
+        base = base_of(rows)
+        name = base.contender if base else None
+        found[case] = [cells(run, row, name, machine) for row in rows if row.status != "unavailable"]
+    return found
+
+
+def disturbance(run: Run) -> list[str]:
+    """The sentence about others' share of the machine, where the system tells."""
+    if run.others is None or run.steal is None:
+        return []
+    return [f"Other processes took {run.others:.1%} of the cores' time, other machines {run.steal:.1%}."]
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], left: int | None = None) -> list[str]:
+    """A Markdown table, its columns but the first `left` (None: all) aligned at the right.
+
+    Ours, because `python -m bench gpu` writes it where nothing but PyTorch is installed.
+    """
+    rule = "".join("---|" if left is None or i < left else "---:|" for i in range(len(header)))
+    return [f"| {' | '.join(header)} |", f"|{rule}", *(f"| {' | '.join(line)} |" for line in lines)]
+
+
 def show(run: Run) -> None:
     """Print every case as a table."""
     print(f"{run.title}: {run.machine['cpu'] if run.device == 'cpu' else run.machine['gpu']}, commit {run.commit}")
-    if run.others is not None and run.steal is not None:
-        print(f"other processes took {run.others:.1%} of the cores' time, other machines {run.steal:.1%}")
-    for (task, case), rows in grouped(run.rows).items():
-        base, machine = base_of(rows), roofs([run])
+    print(*disturbance(run), sep="\n")
+    for (task, case), lines in compared(run, roofs([run])).items():
+        rows = grouped(run.rows)[task, case]
         work = next((row.work for row in rows if row.work and row.storage is None), {})
         title = f"{task} {case}"
         if work:
             counted = [f"{work['flops'] / 1e9:.4g} GFLOP"] * (work["flops"] > 0)
             counted += [units.size(work["bytes"])] * (work["bytes"] > 0)
             title += ": " + ", ".join(counted or [f"{work['tokens']:,.0f} tokens"])
-        name = base.contender if base else None
-        _print(title, [cells(run, row, name, machine) for row in rows if row.status != "unavailable"])
+        _print(title, lines)
     for reason, names in unavailable(run.rows).items():
         print(f"unavailable, {reason}: {'; '.join(names)}")
 
 
 def _print(title: str, lines: Sequence[tuple[str, ...]]) -> None:
-    if importlib.util.find_spec("rich"):
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=title, title_justify="left")
-        for i, name in enumerate(HEADER):
-            table.add_column(name, justify="right" if 0 < i < len(HEADER) - 1 else "left")
-        for line in lines:
-            table.add_row(*line)
-        Console(width=150).print(table)
+    """With rich where it is installed; a GPU that was rented for ten minutes has PyTorch and nothing else."""
+    if not importlib.util.find_spec("rich"):
+        print("", title, *markdown(HEADER, lines), sep="\n")
         return
-    widths = [max(len(line[i]) for line in (HEADER, *lines)) for i in range(len(HEADER))]
-    print(f"\n{title}")
-    for line in (HEADER, *lines):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(HEADER):
+        table.add_column(name, justify="right" if 0 < i < len(HEADER) - 1 else "left")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=150).print(table)

@@ -9,6 +9,7 @@ from bench import gpu, models, runner
 from bench.__main__ import GPU, main
 from bench.attention import cases
 from bench.harness import measure, results
+from bench.harness.settings import Settings
 
 
 def test_it_runs_through_on_a_bare_machine_without_a_gpu_and_writes_two_files(bench, tmp_path):
@@ -24,7 +25,7 @@ def test_it_runs_through_on_a_bare_machine_without_a_gpu_and_writes_two_files(be
 
 
 def test_its_sections_take_less_than_eight_minutes_and_are_all_there():
-    assert gpu.TESTS + sum(gpu.SECTIONS.values()) <= 8 * 60 - 30  # the rest is for starting and the peaks
+    assert gpu.TESTS + sum(gpu.SECTIONS.values()) <= 8 * 60 - 30  # the rest is for starting and the roof
     assert tuple(gpu.SECTIONS) == GPU
     assert set(gpu.SECTIONS) == {*cases.COMMANDS, *models.COMMANDS} - {"prepare"}  # which a GPU has no part in
 
@@ -36,8 +37,8 @@ def test_a_wrong_contender_fails_it(tmp_path, capsys):
 
 
 def test_when_time_is_over_cases_are_skipped_and_said_to_be():
-    settings = runner.Settings(torch.device("cpu"), quick=True, limits=measure.QUICK, seconds=-1.0)
-    made = runner.run("decode", settings, lambda row: None)
+    settings = Settings(torch.device("cpu"), quick=True, limits=measure.QUICK, seconds=-1.0)
+    made = runner.run("decode", settings)
     assert [(row.status, row.reason) for row in made.rows] == [("skipped", "the time for decode was over")] * 2
 
 

@@ -1,4 +1,4 @@
-"""Writing a segment into memory and nothing else: what a cache costs to keep.
+"""The append alone, a segment written into memory and nothing else: what a cache costs to keep.
 
 Ours is fused into the attention call, so it is measured as the call with `append=True` beyond the same call with
 `append=False`, round by round (see `bench.attention.contenders.ours`).
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared
+from bench.attention.contenders.contender import AttentionContender, Prepared, torch_contender
 from bench.attention.shapes import Inputs
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """A ring written by `index_copy_`, and a fresh concatenation of what remains and what is new."""
     ways = {"ring, index_copy_": _prepare_ring, "torch.roll and a slice": _prepare_roll, "torch.cat": _prepare_cat}
-    version = f"torch {torch.__version__}"
-    return [Contender(name, frozenset({"append"}), version, way) for name, way in ways.items()]
+    return [torch_contender(name, "append", prepare=way) for name, way in ways.items()]
 
 
 def _prepare_ring(case: AttentionCase, inputs: Inputs) -> Prepared:

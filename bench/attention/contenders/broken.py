@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated, torch_contender
 from bench.attention.contenders.sdpa import attend, concatenated
 from bench.attention.shapes import Inputs
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """Forgets the oldest memory entry: fast, plausible, wrong."""
-    tasks = frozenset({"forward", "training", "decode"})
-    return [Contender("broken on purpose", tasks, "any", _prepare, on_request=True)]
+    return [torch_contender("broken on purpose", "forward", "training", "decode", prepare=_prepare, on_request=True)]
 
 
 def _prepare(case: AttentionCase, inputs: Inputs) -> Prepared:

@@ -1,4 +1,4 @@
-"""One token a lane against caches as they are written by hand: a ring, `torch.roll`, `torch.cat`.
+"""Decoding of one token per lane, against caches as they are written by hand: a ring, `torch.roll`, `torch.cat`.
 
 At one token a query sees the whole memory and itself, so no order matters and no mask is needed: a ring of M + 1 slots
 (M for the token window) is read as it lies.
@@ -13,36 +13,33 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
-from bench.attention.contenders.sdpa import BACKENDS, attend, chosen, no_backend
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated, torch_contender
+from bench.attention.contenders.sdpa import BACKENDS, attend, no_backend, only
 from bench.attention.shapes import Inputs
 from dsmr_kernels.storage import quantise
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, 1, H, D], k, v [B, Hkv, N, D] -> o [B, 1, H, D]
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """Rings under SDPA's back ends and under matrix products in both orders; caches that move all they hold."""
-    version = f"torch {torch.__version__}"
-    tasks = frozenset({"decode"})
     made = []
     for backend in BACKENDS:
         for name, cache, on_request in (("ring", Ring, False), ("roll", Roll, True), ("cat", Cat, True)):
             made.append(
-                Contender(
+                torch_contender(
                     f"{name} + SDPA {backend}",
-                    tasks,
-                    version,
-                    partial(_prepare, cache=cache, attend=attend, backend=backend),
-                    partial(_no_backend, backend=backend),
+                    "decode",
+                    prepare=partial(_prepare, cache=cache, attend=attend, backend=backend),
+                    unavailable=partial(_no_backend, backend=backend),
                     on_request=(on_request and backend != "flash") or backend == "math",
                 )
             )
     for name, order in (("q K'", rows_first), ("K q'", keys_first)):
         prepare = partial(_prepare, cache=Ring, attend=order, backend=None)
-        made.append(Contender(f"ring + matmul, {name}", tasks, version, prepare, _one_token))
-    made.append(Contender("int8 ring + matmul", tasks, version, _prepare_int8, _one_token, storage="int8"))
-    return made
+        made.append(torch_contender(f"ring + matmul, {name}", "decode", prepare=prepare, unavailable=_one_token))
+    options = {"prepare": _prepare_int8, "unavailable": _one_token, "storage": "int8"}
+    return [*made, torch_contender("int8 ring + matmul", "decode", **options)]
 
 
 def _one_token(case: AttentionCase, device: torch.device) -> str | None:
@@ -79,24 +76,6 @@ class Ring:
         return self.held[:, :, self.order[-count:]]
 
 
-class Roll:
-    """The newest entry last, everything moved by one at each step."""
-
-    def __init__(self, past: Tensor, slots: int) -> None:
-        self.held = torch.cat([past[:, :, past.shape[2] - (slots - 1) :], past[:, :, :1]], 2)
-        self.held = torch.roll(self.held, 1, 2)
-
-    def append(self, new: Tensor) -> Tensor:
-        """As `Ring.append`."""
-        self.held = torch.roll(self.held, -1, 2)
-        self.held[:, :, -1:] = new
-        return self.held
-
-    def newest(self, count: int) -> Tensor:
-        """As `Ring.newest`."""
-        return self.held[:, :, -count:]
-
-
 class Cat:
     """The cache that most code has: concatenate, attend, cut."""
 
@@ -114,8 +93,22 @@ class Cat:
         return self.held[:, :, -count:]
 
 
+class Roll(Cat):
+    """The newest entry last, everything moved by one at each step."""
+
+    def __init__(self, past: Tensor, slots: int) -> None:
+        self.held = torch.cat([past[:, :, past.shape[2] - (slots - 1) :], past[:, :, :1]], 2)
+        self.held = torch.roll(self.held, 1, 2)
+
+    def append(self, new: Tensor) -> Tensor:
+        """As `Ring.append`."""
+        self.held = torch.roll(self.held, -1, 2)
+        self.held[:, :, -1:] = new
+        return self.held
+
+
 def _prepare(
-    case: AttentionCase, inputs: Inputs, cache: type[Ring | Roll | Cat], attend: Attend, backend: str | None
+    case: AttentionCase, inputs: Inputs, *, cache: type[Ring | Cat], attend: Attend, backend: str | None
 ) -> Prepared:
     slots = window_slots(case)
     keys, values = cache(inputs.past_k, slots), cache(inputs.past_v, slots)
@@ -129,7 +122,7 @@ def _prepare(
     def memory() -> tuple[Tensor, Tensor]:
         return keys.newest(horizon), values.newest(horizon)
 
-    return Prepared(step, memory, chosen(backend)) if backend else Prepared(step, memory)
+    return Prepared(step, memory, only(backend)) if backend else Prepared(step, memory)
 
 
 def rows_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

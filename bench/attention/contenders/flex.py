@@ -10,20 +10,19 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bench.attention.cases import MAIN_CPU, MAIN_CUDA, AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated, torch_contender
 from bench.attention.contenders.sdpa import concatenated
 from bench.attention.shapes import Inputs
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """With either way to come by a block mask."""
     return [
-        Contender(
+        torch_contender(
             f"FlexAttention compiled, {what}, cat",
-            frozenset({"forward", "training"}),
-            f"torch {torch.__version__}",
-            partial(_prepare, rebuild=rebuild),
-            _unavailable,
+            *("forward", "training"),
+            prepare=partial(_prepare, rebuild=rebuild),
+            unavailable=_unavailable,
         )
         for what, rebuild in (("block mask made once", False), ("block mask made each call", True))
     ]

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated
 from bench.attention.contenders.decode import window_slots
 from bench.attention.shapes import Inputs
 
-Attend = Callable[[Any, AttentionCase, Tensor, Tensor, Tensor], Tensor]  # module, case, q, k, v `[B, N, Hkv, D]` -> o
+LibraryCall = Callable[[Any, AttentionCase, Tensor, Tensor, Tensor], Tensor]
+"""(module, case, q, k, v `[B, N, Hkv, D]`) to o."""
 
 
 class Library(NamedTuple):
@@ -29,12 +30,12 @@ class Library(NamedTuple):
     name: str
     module: str
     package: str
-    segment: Attend
-    step: Attend
+    segment: LibraryCall
+    step: LibraryCall
     limit: Callable[[AttentionCase], str | None]
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """Every library: a segment over a concatenation, and a token over a ring."""
     made = []
     for library in LIBRARIES:
@@ -45,7 +46,8 @@ def contenders(device: torch.device) -> list[Contender]:
             (f"ring + {library.name}", {"decode"}, _prepare_ring),
         ):
             ready = partial(prepare, library=library)
-            made.append(Contender(name, frozenset(tasks), version, ready, unavailable))
+            options = {"tasks": frozenset(tasks), "prepare": ready, "unavailable": unavailable}
+            made.append(AttentionContender(name=name, version=version, **options))
     return made
 
 

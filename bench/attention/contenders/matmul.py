@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated, torch_contender
 from bench.attention.shapes import Inputs
 
 QUERY_CHUNK = 256  # with one KV head at a time: logits of 256 x (M + T), some MB
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """Chunked over queries and heads; not chunked; not chunked and the memory's keys stored transposed."""
-    both, forward = frozenset({"forward", "training"}), frozenset({"forward"})
+    both, forward = ("forward", "training"), ("forward",)
     variants = {
         "matmul, chunked": (both, partial(_prepare, chunk=QUERY_CHUNK, transposed=False)),
         "matmul": (both, partial(_prepare, chunk=None, transposed=False)),
         "matmul, K stored transposed": (forward, partial(_prepare, chunk=None, transposed=True)),
     }
     return [
-        Contender(name, tasks, f"torch {torch.__version__}", prepare, _unavailable)
+        torch_contender(name, *tasks, prepare=prepare, unavailable=_unavailable)
         for name, (tasks, prepare) in variants.items()
     ]
 
@@ -39,7 +39,7 @@ def _unavailable(case: AttentionCase, device: torch.device) -> str | None:
     return None
 
 
-def _prepare(case: AttentionCase, inputs: Inputs, chunk: int | None, transposed: bool) -> Prepared:
+def _prepare(case: AttentionCase, inputs: Inputs, *, chunk: int | None, transposed: bool) -> Prepared:
     shape = case.shape
     group = shape.heads // shape.kv_heads
     past_kt, past_v = (x.flatten(0, 1) for x in (inputs.past_k.transpose(2, 3), inputs.past_v))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.attention import fill
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated
 from bench.attention.shapes import Inputs
+from bench.harness import kernels
 from bench.harness.machine import commit
 from dsmr_kernels import MemoryStack, backends, ops, recurrent_attention
 from dsmr_kernels.backends import Call, cpu
@@ -22,7 +23,7 @@ VERSION = f"commit {commit()}"
 STORAGES = (None, "int8", "float8_e4m3")
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """Every back end that serves the device, over every storage; each way into the best one for the overhead."""
     return [
         contender
@@ -31,65 +32,59 @@ def contenders(device: torch.device) -> list[Contender]:
     ]
 
 
-def _attention(impl: str) -> Iterator[Contender]:
+def _ours(
+    name: str, impl: str, *tasks: str, prepare: Callable[..., Prepared], storage: str | None = None, **options: Any
+) -> AttentionContender:
+    return AttentionContender(
+        name=name,
+        version=VERSION,
+        tasks=frozenset(tasks),
+        prepare=partial(prepare, impl=impl),
+        unavailable=partial(_unavailable, impl=impl, storage=storage),
+        ours=True,
+        storage=storage,
+        **options,
+    )
+
+
+def _attention(impl: str) -> Iterator[AttentionContender]:
     for storage in STORAGES:
-        yield Contender(
-            name=f"ours {impl}" + (f", {storage} memory" if storage else ""),
-            tasks=frozenset({"forward", "training", "decode"}),
-            version=VERSION,
-            prepare=partial(_prepare, impl=impl, storage=storage, append=True),
-            unavailable=partial(_unavailable, impl=impl, storage=storage),
-            ours=True,
+        yield _ours(
+            f"ours {impl}" + (f", {storage} memory" if storage else ""),
+            impl,
+            *("forward", "training", "decode"),
+            prepare=partial(_prepare, storage=storage, append=True),
             storage=storage,
             on_request=storage == "float8_e4m3" or (storage is not None and impl == "eager"),
         )
 
 
-def _append(impl: str) -> Iterator[Contender]:
+def _append(impl: str) -> Iterator[AttentionContender]:
     without = f"ours {impl}, append=False"
     for name, append, minus in ((f"ours {impl}, append", True, without), (without, False, None)):
-        yield Contender(
-            name=name,
-            tasks=frozenset({"append"}),
-            version=VERSION,
-            prepare=partial(_prepare, impl=impl, storage=None, append=append),
-            unavailable=partial(_unavailable, impl=impl, storage=None),
-            ours=True,
-            minus=minus,
-        )
+        prepare = partial(_prepare, storage=None, append=append)
+        yield _ours(name, impl, "append", prepare=prepare, minus=minus)
 
 
-def _overhead(impl: str) -> Iterator[Contender]:
+def _overhead(impl: str) -> Iterator[AttentionContender]:
     bare = "kernel alone" if impl == "cpu" else "plain function"
-    for name, way in {bare: _kernel if impl == "cpu" else _plain, **WAYS}.items():
-        yield Contender(
-            name=f"{name}, {impl}",
-            tasks=frozenset({"overhead"}),
-            version=VERSION,
-            prepare=partial(_prepare_way, impl=impl, way=way),
-            unavailable=partial(_unavailable, impl=impl, storage=None),
-            ours=True,
-            minus=f"{bare}, {impl}" if name in WAYS else None,
-        )
+    for name, entrance in {bare: _kernel if impl == "cpu" else _plain, **ENTRANCES}.items():
+        minus = f"{bare}, {impl}" if name in ENTRANCES else None
+        prepare = partial(_prepare_entrance, entrance=entrance)
+        yield _ours(f"{name}, {impl}", impl, "overhead", prepare=prepare, minus=minus)
 
 
-def _unavailable(case: AttentionCase, device: torch.device, impl: str, storage: str | None) -> str | None:
+def _unavailable(case: AttentionCase, device: torch.device, *, impl: str, storage: str | None) -> str | None:
     """Ask the back end about the very call that would be measured."""
     if impl == "eager" and case.graph:
         return "it asks the device for the clock, which a CUDA graph cannot hold"
-    try:
-        backend = backends.load(impl)
-    except ImportError as error:
-        return f"not built: {error}"
     shape = case.shape
     q, k = (
         torch.zeros(shape.lanes, shape.tokens, heads, shape.head_dim, dtype=shape.torch_dtype, device=device)
         for heads in (shape.heads, shape.kv_heads)
     )
     inputs = Inputs(q, k, k, q, k, k)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of is the reason that it returns
-        return backend.unsupported(_call(case, inputs, fill.empty(case.shape, device, storage)))
+    return kernels.refusal(impl, _call(case, inputs, fill.empty(case.shape, device, storage)))
 
 
 def _call(case: AttentionCase, inputs: Inputs, stack: MemoryStack) -> Call:
@@ -97,19 +92,12 @@ def _call(case: AttentionCase, inputs: Inputs, stack: MemoryStack) -> Call:
     return Call(inputs.q, inputs.k, inputs.v, stack[0], window, None, None, None, scale, 0.0, True)
 
 
-def _prepare(case: AttentionCase, inputs: Inputs, impl: str, storage: str | None, append: bool) -> Prepared:
+def _prepare(case: AttentionCase, inputs: Inputs, *, impl: str, storage: str | None, append: bool) -> Prepared:
     stack = fill.stack(case.shape, inputs, storage)
 
     def forward() -> Tensor:
-        o = recurrent_attention(
-            inputs.q,
-            inputs.k,
-            inputs.v,
-            stack[0],
-            window=case.shape.window,
-            append=append,
-            impl=impl,
-        )
+        q, k, v = inputs.q, inputs.k, inputs.v
+        o = recurrent_attention(q, k, v, stack[0], window=case.shape.window, append=append, impl=impl)
         assert isinstance(o, Tensor)
         return o
 
@@ -147,10 +135,10 @@ def _operator(call: Call, impl: str) -> Callable[[], Tensor]:
     return lambda: torch.ops.dsmr_kernels.attend_(*ops._flatten(call, impl))[0]
 
 
-Way = Callable[[Call, str], Callable[[], Tensor]]
-WAYS: dict[str, Way] = {"recurrent_attention": _public, "operator": _operator}
+Entrance = Callable[[Call, str], Callable[[], Tensor]]
+ENTRANCES: dict[str, Entrance] = {"recurrent_attention": _public, "operator": _operator}
 
 
-def _prepare_way(case: AttentionCase, inputs: Inputs, impl: str, way: Way) -> Prepared:
+def _prepare_entrance(case: AttentionCase, inputs: Inputs, *, impl: str, entrance: Entrance) -> Prepared:
     call = _call(case, inputs, fill.stack(case.shape, inputs, None))
-    return Prepared(differentiated(case, inputs, way(call._replace(wants_lse=False), impl)))
+    return Prepared(differentiated(case, inputs, entrance(call._replace(wants_lse=False), impl)))

@@ -1,4 +1,4 @@
-"""`scaled_dot_product_attention` over a concatenation, one contender a back end, and two calls merged by their LSE."""
+"""`scaled_dot_product_attention` over a concatenation, by each back end, and two calls merged by their LSE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.attention.cases import AttentionCase
-from bench.attention.contenders import Contender, Prepared, differentiated
+from bench.attention.contenders.contender import AttentionContender, Prepared, differentiated, torch_contender
 from bench.attention.shapes import Inputs
 
 BACKENDS = {
@@ -34,21 +34,18 @@ FORMS = {
 }
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def contenders(device: torch.device) -> list[AttentionContender]:
     """Per back end: with the explicit mask, with the best form without one; concatenated inside and before."""
-    version = f"torch {torch.__version__}"
-    merged = Contender(
-        name="two SDPA flash calls merged by LSE",
-        tasks=frozenset({"forward", "training"}),
-        version=version,
+    merged = torch_contender(
+        "two SDPA flash calls merged by LSE",
+        *("forward", "training"),
         prepare=_prepare_merged,
         unavailable=_merged_unavailable,
     )
     concatenations = [
-        Contender(
-            name=f"SDPA {backend}, {MASKS[mask]}, " + ("concatenated before" if hoisted else "cat"),
-            tasks=frozenset({"forward"} if hoisted else {"forward", "training"}),
-            version=version,
+        torch_contender(
+            f"SDPA {backend}, {MASKS[mask]}, " + ("concatenated before" if hoisted else "cat"),
+            *(("forward",) if hoisted else ("forward", "training")),
             prepare=partial(_prepare, backend=backend, mask=mask, hoisted=hoisted),
             unavailable=partial(_unavailable, backend=backend, mask=mask),
             causal=mask != "none",
@@ -64,7 +61,7 @@ def contenders(device: torch.device) -> list[Contender]:
 MASKS = {"mask": "explicit mask", "lower-right": "lower-right bias", "none": "no mask (a bound)"}
 
 
-def chosen(backend: str) -> partial[contextlib.AbstractContextManager[object]]:
+def only(backend: str) -> partial[contextlib.AbstractContextManager[object]]:
     """A context in which SDPA has this back end only."""
     return partial(sdpa_kernel, BACKENDS[backend])
 
@@ -80,13 +77,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return scaled_dot_product_attention(q.transpose(1, 2), k, v, mask, enable_gqa=grouped).transpose(1, 2)
 
 
-def _unavailable(case: AttentionCase, device: torch.device, backend: str, mask: str) -> str | None:
+def _unavailable(case: AttentionCase, device: torch.device, *, backend: str, mask: str) -> str | None:
     if mask != "mask" and case.shape.window == "token":
         return "the token window needs a mask"
     return no_backend(backend, device)
 
 
-def _prepare(case: AttentionCase, inputs: Inputs, backend: str, mask: str, hoisted: bool) -> Prepared:
+def _prepare(case: AttentionCase, inputs: Inputs, *, backend: str, mask: str, hoisted: bool) -> Prepared:
     shape = case.shape
     bias = {
         "mask": lambda: shape.visible(inputs.q.device),
@@ -98,7 +95,7 @@ def _prepare(case: AttentionCase, inputs: Inputs, backend: str, mask: str, hoist
     def forward() -> Tensor:
         return attend(inputs.q, *((k, v) if hoisted else concatenated(inputs)), bias)
 
-    return Prepared(differentiated(case, inputs, forward), context=chosen(backend))
+    return Prepared(differentiated(case, inputs, forward), context=only(backend))
 
 
 def concatenated(inputs: Inputs) -> tuple[Tensor, Tensor]:

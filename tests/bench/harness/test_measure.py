@@ -134,3 +134,10 @@ def test_shares_are_those_of_others(monkeypatch):
     then, now = machine.Moment(10.0, 5.0, 1.0, 0.5), machine.Moment(20.0, 5.0 + 4.0 * cores, 1.0 + 3.0 * cores, 1.5)
     monkeypatch.setattr(machine.Moment, "now", lambda: now)
     assert then.shares() == (0.1, pytest.approx(0.1 / cores))
+
+
+def test_those_that_take_turns_have_as_much_time_as_each_would_have_alone():
+    alone = Limits(seconds=2.0, patience=5.0, slow_factor=3.0)
+    together = alone.for_all(4)
+    assert (together.seconds, together.patience, together.least) == (8.0, 20.0, alone.least)
+    assert together.slow_factor == float("inf")

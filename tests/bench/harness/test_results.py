@@ -6,21 +6,20 @@ from dataclasses import replace
 
 import pytest
 
+from bench.attention.cases import AttentionCase
+from bench.attention.shapes import Shape
 from bench.harness import results
-from bench.harness.results import Row, Run
-
-RUN = Run("decode", "cpu", 1, {"cpu": "A"}, "a", {"torch": "2"}, "abc", {"flops": {"fp32": 1e9}}, False)
+from tests.bench.made import RUN, row
 
 
 def test_what_was_saved_is_loaded(tmp_path):
-    row = Row("decode", "case", {"tokens": 1}, "ours", "commit abc", True, True, "timed", rounds=3, seconds=[1.0, 2, 3])
-    made = replace(RUN, rows=[row])
-    assert results.load(results.save([made, RUN], tmp_path / "both.jsonl")) == [made, RUN]
+    run = replace(RUN, rows=[row(AttentionCase("decode", Shape(1, 8)), "ours", 2.0, rounds=3)])
+    assert results.load(results.save([run, RUN], tmp_path / "both.jsonl")) == [run, RUN]
 
 
 def test_threads_have_files_of_their_own(tmp_path):
-    assert [replace(RUN, threads=n).file for n in (1, 2)] == ["decode-cpu-1.jsonl", "decode-cpu-2.jsonl"]
-    assert replace(RUN, device="cuda").file == "decode-cuda.jsonl"
+    assert [replace(RUN, threads=n).file for n in (1, 2)] == ["attention-cpu-1.jsonl", "attention-cpu-2.jsonl"]
+    assert replace(RUN, device="cuda").file == "attention-cuda.jsonl"
 
 
 def test_results_of_two_machines_are_not_compared(tmp_path):

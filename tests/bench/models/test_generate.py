@@ -9,30 +9,30 @@ import torch
 
 from bench.harness import results
 from bench.models import generate
-from bench.models.generate import Engine, GenerateCase, Playing
+from bench.models.generate import GenerateCase, Playing, engine
 from bench.models.peers import Attention
 from dsmr.generation.decoding import Decoding
-from dsmr.model.transformer import preset
+from dsmr.model import preset
 from dsmr_kernels import recurrent_attention
 
 CPU = torch.device("cpu")
 CASE = GenerateCase("tiny", preset("tiny"), 2)
-ENGINES = [Engine(name, decoding) for name, decoding in generate.ENGINES["cpu"].items()]
+ENGINES = generate.ENGINES["cpu"]
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
-def test_every_engine_makes_the_models_steps(engine):
-    if reason := engine.unavailable(CASE, CPU):
+@pytest.mark.parametrize("one", ENGINES, ids=lambda one: one.name)
+def test_every_engine_makes_the_models_steps(one):
+    if reason := one.unavailable(CASE, CPU):
         pytest.skip(reason)
-    assert CASE.wrong(engine, CPU) is None
+    assert CASE.wrong(one, CPU) is None
 
 
 def test_an_engine_that_forgets_is_wrong():
     def forget(q, k, v, memory, **arguments):
         return recurrent_attention(q, k, v, impl="eager", segment_len=arguments["segment_len"])
 
-    with Attention("forgets", "", forget).context():
-        assert "logits: off by" in CASE.wrong(Engine("forgets", Decoding("python")), CPU)
+    with Attention(name="forgets", version="", attend=forget).context():
+        assert "logits: off by" in CASE.wrong(engine("forgets", Decoding("python")), CPU)
 
 
 def test_playing_keeps_the_seconds_of_every_step():

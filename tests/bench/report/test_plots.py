@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 
 from bench.harness import results
 from bench.harness.results import FOLDER
-from bench.report import document as report
 
 matplotlib = pytest.importorskip("matplotlib")
+plots = pytest.importorskip("bench.report.plots")
 
 
 def data(axes) -> list[np.ndarray]:
@@ -42,7 +43,7 @@ def faults(figure) -> list[str]:
 
 @pytest.mark.parametrize("folder", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
 def test_every_figure_of_the_committed_results_shows_something_in_each_panel(folder: Path) -> None:
-    figures = report.figures(results.load_machine(folder.glob("*.jsonl")))
+    figures = plots.figures(results.load_machine(folder.glob("*.jsonl")))
     assert figures
     for name, figure in figures.items():
         assert not faults(figure), name
@@ -56,3 +57,14 @@ def test_the_check_finds_empty_panels_zeros_and_shared_colours() -> None:
     for axes in (first, second, third):
         axes.set(title="t", ylabel="y")
     assert faults(figure) == ["panel 1 shows zeros only", "panel 2 is empty", "#1f77b4 stands for ['a', 'b']"]
+
+
+def test_results_make_a_plot_and_the_same_results_the_same_plot(bench, tmp_path):
+    done = bench("train", "--quick", "--contenders", "SDPA", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (run,) = results.load(tmp_path / "train-cpu-1.jsonl")
+    for name in ("first", "again"):
+        (figure,) = plots.figures([run]).values()
+        figure.savefig(tmp_path / f"{name}.png", metadata={"Software": None})
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert plots.figures([replace(run, rows=[])]) == {}
