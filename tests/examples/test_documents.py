@@ -131,3 +131,11 @@ def test_files_that_documents_name_exist() -> None:
     }
     assert len([path for document, path in named if document == "architecture.md"]) >= 30
     assert not {(document, path) for document, path in named if not (ROOT / path).exists()}
+
+
+@pytest.mark.parametrize("package", ["dsmr", "bench"])
+def test_the_picture_of_the_rooms_shows_every_room(package: str) -> None:
+    shown = re.findall(r'font-weight="bold"[^>]*>([^<]+)<', (ROOT / "docs" / "images" / "rooms.svg").read_text())
+    rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert len(rooms) >= 5
+    assert not rooms - set(shown)
