@@ -119,3 +119,23 @@ def test_finds_what_there_is() -> None:
     assert len(commands(ROOT / "docs" / "how-to.md")) >= 10
     unrun = [line for document in DOCUMENTS for line in commands(document) if NOT_RUN in line]
     assert all(line.partition(NOT_RUN)[2] for line in unrun)
+
+
+def test_files_that_documents_name_exist() -> None:
+    named = {
+        (document.name, path)
+        for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "bench" / "METHOD.md"]
+        for path in re.findall(
+            r"`((?:dsmr|dsmr_kernels|bench|tests|examples|docs)/[\w./-]+)`", document.read_text(encoding="utf-8")
+        )
+    }
+    assert len([path for document, path in named if document == "architecture.md"]) >= 30
+    assert not {(document, path) for document, path in named if not (ROOT / path).exists()}
+
+
+@pytest.mark.parametrize("package", ["dsmr", "bench"])
+def test_the_picture_of_the_rooms_shows_every_room(package: str) -> None:
+    shown = re.findall(r'font-weight="bold"[^>]*>([^<]+)<', (ROOT / "docs" / "images" / "rooms.svg").read_text())
+    rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert len(rooms) >= 5
+    assert not rooms - set(shown)
