@@ -21,10 +21,11 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from dsmr.model.schedules import Schedule, format_tokens
+from dsmr.model.schedules import Schedule
 from dsmr.music.analysis.histograms import FEATURES, Counts
 from dsmr.music.tokens import Performance
 from dsmr.text import escaped
+from dsmr.units import format_tokens
 
 Path = str | os.PathLike[str]
 

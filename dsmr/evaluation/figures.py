@@ -13,8 +13,8 @@ from dsmr.evaluation.models import Probed
 from dsmr.evaluation.probes.bins import Bin
 from dsmr.evaluation.probes.recall import Recall
 from dsmr.evaluation.probes.returns import KINDS, ReturnGain
-from dsmr.model.schedules import format_horizons, format_tokens
 from dsmr.plots import Curve, Mark, band, difference_panels, nll_by_position
+from dsmr.units import format_horizons, format_tokens
 
 POSITION_FIGURE = "nll_by_position.png"
 RETURNS_FIGURE, RECALL_FIGURE = "returns.png", "recall.png"

@@ -16,8 +16,8 @@ from dsmr.evaluation.probes.recall import Recall, recall
 from dsmr.evaluation.probes.returns import KINDS, SKIP, ReturnGain, return_gain
 from dsmr.evaluation.probes.truncation import Cuts, Truncation, truncation
 from dsmr.evaluation.score import Progress
-from dsmr.model.schedules import format_tokens
 from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.units import format_tokens
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from dsmr.claim import OccupiedError, claimed, is_file, is_folder, is_single_file, kind, writing
 from dsmr.fields import shown
+from dsmr.files import HALF_WRITTEN, flush_folder
 from dsmr.model.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     CheckpointError,
     CheckpointInfo,
-    flush_folder,
     load_checkpoint,
     save_checkpoint,
 )
@@ -42,9 +42,7 @@ CHECKPOINTS = "checkpoints"
 _STEP = "step-"
 _STATE = re.compile(rf"{_STEP}\d+|\.{_STEP}\d+\.(partial|removed)")
 """Folders in `checkpoints`: whole states, and what a crash left."""
-_IN_STATE = re.compile(
-    "|".join(rf"{name}|\.{name}\.\d+\.partial" for name in map(re.escape, (WEIGHTS_FILE, CONFIG_FILE, STATE_FILE)))
-)
+_FILES = (WEIGHTS_FILE, CONFIG_FILE, STATE_FILE)
 
 
 class RunFolder:
@@ -241,4 +239,9 @@ def _strangers(state: Path) -> list[Path]:
     """What lies in a state's folder, or in its place, and is not of a run."""
     if not is_folder(state):
         return [state]
-    return [path for path in sorted(state.iterdir()) if not (is_file(path) and _IN_STATE.fullmatch(path.name))]
+    return [path for path in sorted(state.iterdir()) if not (is_file(path) and _file_of_state(path.name) in _FILES)]
+
+
+def _file_of_state(name: str) -> str:
+    """Which file a name is, or was to become when a process was killed."""
+    return half["file"] if (half := HALF_WRITTEN.fullmatch(name)) else name

@@ -14,12 +14,12 @@ from dsmr.claim import writing
 from dsmr.corpus.stream import LaneStream
 from dsmr.fields import is_integer, shown
 from dsmr.model.checkpoint import CheckpointError
-from dsmr.model.schedules import format_bytes
 from dsmr.model.transformer import Transformer
 from dsmr.training.audience import Audience
 from dsmr.training.config import TrainingConfig
 from dsmr.training.folder import EVENTS, LAST, METRICS_FILE, TENSORBOARD
 from dsmr.training.run import Run, perplexity
+from dsmr.units import format_bytes
 from dsmr_kernels import MemoryStack
 
 if TYPE_CHECKING:

@@ -36,7 +36,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsmr.model.checkpoint import CheckpointError, digest_tensors, open_tensors, parse_document, write_durably
+from dsmr.files import write_durably
+from dsmr.model.checkpoint import CheckpointError, digest_tensors, open_tensors, parse_document
 from dsmr.model.transformer import Transformer
 from dsmr.training.distributed import World, spread_like, whole
 from dsmr.training.optimisation import Optimizers

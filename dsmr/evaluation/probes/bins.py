@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsmr.evaluation.bootstrap import Interval, PieceSums
-from dsmr.model.schedules import format_span
+from dsmr.units import format_span
 
 
 @dataclass(frozen=True)
