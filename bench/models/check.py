@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bench.models import step
 from bench.models.peers import Attention
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.config import ModelConfig
+from dsmr.model.transformer import Transformer
 from dsmr_kernels import RingMemory, recurrent_attention
 from dsmr_kernels.reference import reference_attention
 

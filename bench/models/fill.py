@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dsmr.model.transformer import ModelConfig
+from dsmr.model.config import ModelConfig
 from dsmr_kernels import MemoryStack
 from dsmr_kernels.storage import quantise
 

@@ -25,7 +25,8 @@ from bench.models.check import attend_and_append
 from bench.models.peers import Attention, state_bytes
 from dsmr.generation.decoding import Decoder, Decoding
 from dsmr.generation.takes import stream
-from dsmr.model.transformer import ModelConfig, Transformer, preset
+from dsmr.model.config import ModelConfig, preset
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import BEGIN, VELOCITY
 from dsmr_kernels import MemoryStack
 from dsmr_kernels.storage import QUANTISED, quantise

@@ -25,7 +25,8 @@ from torch.nn.functional import scaled_dot_product_attention
 import dsmr.model.transformer
 from bench.harness.machine import commit
 from bench.models import fill
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.config import ModelConfig
+from dsmr.model.transformer import Transformer
 from dsmr_kernels import MemoryStack, backends, recurrent_attention
 from dsmr_kernels.backends import Call
 from dsmr_kernels.clock import Clock

@@ -11,8 +11,9 @@ from torch import nn
 
 from bench.models.peers import Attention, state_bytes
 from dsmr.corpus.stream import Batch
+from dsmr.model.config import ModelConfig, preset
 from dsmr.model.schedules import Schedule
-from dsmr.model.transformer import ModelConfig, Transformer, preset
+from dsmr.model.transformer import Transformer
 from dsmr.training import TrainingConfig, accumulate_gradients, make_optimizer
 
 TRAINING = TrainingConfig(steps=1)  # its defaults: of the optimiser, and of clipping

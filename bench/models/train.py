@@ -19,7 +19,7 @@ from bench.harness.measure import Quantiles, Trial
 from bench.harness.results import Row
 from bench.models import check, memory, peers, step
 from bench.models.peers import Attention
-from dsmr.model.transformer import ModelConfig
+from dsmr.model.config import ModelConfig
 
 SIZES = {"cpu": (("small", 1),), "cuda": (("base", 16), ("small", 32))}
 """Presets and lanes. 16 lanes x 8 heads x 8 blocks of 128 queries are 1,024 blocks of work."""

@@ -35,7 +35,8 @@ from dsmr.evaluation.probes.krcu import Resets
 from dsmr.files import PARTIAL, filled, replaced
 from dsmr.generation.takes import Sampling, Take, generate
 from dsmr.model.checkpoint import load_checkpoint
-from dsmr.model.transformer import Transformer, preset
+from dsmr.model.config import preset
+from dsmr.model.transformer import Transformer
 from dsmr.music.analysis.comparison import Group, compare_music
 from dsmr.music.analysis.statistics import ESSENTIAL, Comparison, Range, Statistics, compare, measure, usual
 from dsmr.music.midi import write_midi, write_wav

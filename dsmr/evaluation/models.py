@@ -16,7 +16,8 @@ from dsmr.evaluation.probes.recall import Recall, recall
 from dsmr.evaluation.probes.returns import KINDS, SKIP, ReturnGain, return_gain
 from dsmr.evaluation.probes.truncation import Cuts, Truncation, truncation
 from dsmr.evaluation.score import Progress
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.config import ModelConfig
+from dsmr.model.transformer import Transformer
 from dsmr.units import format_tokens
 
 

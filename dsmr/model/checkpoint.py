@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dsmr.fields import check_types, is_integer, shown
 from dsmr.files import HALF_WRITTEN, write_durably
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.config import ModelConfig
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import CODEC, VOCAB_SIZE
 from dsmr.version import __version__
 

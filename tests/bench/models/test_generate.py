@@ -12,7 +12,7 @@ from bench.models import generate
 from bench.models.generate import Engine, GenerateCase, Playing
 from bench.models.peers import Attention
 from dsmr.generation.decoding import Decoding
-from dsmr.model.transformer import preset
+from dsmr.model.config import preset
 from dsmr_kernels import recurrent_attention
 
 CPU = torch.device("cpu")

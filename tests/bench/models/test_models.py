@@ -14,8 +14,9 @@ from bench.harness import results
 from bench.harness.measure import Limits
 from bench.models import check, fill, memory, peers, prepare, step, train
 from bench.models.peers import Attention, Concatenation
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import Schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr_kernels import recurrent_attention
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from dsmr.corpus.prepare import prepare_folder, prepare_pianist
 from dsmr.evaluation.baselines import RESET_EVERY
 from dsmr.generation.takes import Sampling
 from dsmr.model import schedules
-from dsmr.model.transformer import PRESETS
+from dsmr.model.config import PRESETS
 from dsmr.training import TrainingConfig
 from dsmr.version import __version__
 from tests.dsmr.cli.commands import ENVIRONMENT, fails, shell, succeeds

@@ -29,8 +29,9 @@ from dsmr.evaluation.probes.returns import SKIP
 from dsmr.evaluation.probes.truncation import PUBLISHED as TRUNCATION
 from dsmr.evaluation.probes.truncation import Cuts
 from dsmr.model.checkpoint import save_checkpoint
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr_kernels import Retention
 from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 

@@ -19,8 +19,9 @@ from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.evaluation.bigram import Bigram
 from dsmr.evaluation.bootstrap import compare
 from dsmr.evaluation.pieces import BEGINNING, Evaluation, PositionBin, _choose, count_steps, evaluate_pieces
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import BEGIN, END, PAD, VOCAB_SIZE
 from dsmr.training import TrainingConfig
 

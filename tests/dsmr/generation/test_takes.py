@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dsmr.generation.takes import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, aim_releases, generate, stream
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import (
     BEGIN,
     END,

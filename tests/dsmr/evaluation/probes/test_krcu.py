@@ -13,8 +13,9 @@ import torch
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
 from dsmr.evaluation.probes.krcu import PUBLISHED, Resets, krcu
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, SURE, Copier, Writer
 
 START, SOURCE, LONG = 360, 160, 30
