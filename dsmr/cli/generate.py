@@ -128,7 +128,7 @@ def generate(
     Memory stays constant however long the music gets. Take I depends on the seed and I alone.
     """
     from dsmr.generation.decoding import Decoding
-    from dsmr.generation.takes import Sampling
+    from dsmr.generation.sampling import Sampling
     from dsmr.generation.takes import generate as make_takes
     from dsmr.model.checkpoint import load_checkpoint
     from dsmr.music.midi import read_midi_with_tempo

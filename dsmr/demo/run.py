@@ -33,7 +33,8 @@ from dsmr.evaluation import models as probes
 from dsmr.evaluation.baselines import Assessment
 from dsmr.evaluation.probes.krcu import Resets
 from dsmr.files import PARTIAL, filled, replaced
-from dsmr.generation.takes import Sampling, Take, generate
+from dsmr.generation.sampling import Sampling
+from dsmr.generation.takes import Take, generate
 from dsmr.model.checkpoint import load_checkpoint
 from dsmr.model.config import preset
 from dsmr.model.transformer import Transformer

@@ -14,7 +14,7 @@ import pytest
 from dsmr.cli import app, evaluate, generate, prepare, schedule, schedule_table, train
 from dsmr.corpus.prepare import prepare_folder, prepare_pianist
 from dsmr.evaluation.baselines import RESET_EVERY
-from dsmr.generation.takes import Sampling
+from dsmr.generation.sampling import Sampling
 from dsmr.model import schedules
 from dsmr.model.config import PRESETS
 from dsmr.training import TrainingConfig

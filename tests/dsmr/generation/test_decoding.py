@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dsmr.generation.decoding import Decoder, Decoding
-from dsmr.generation.takes import Sampling, generate
+from dsmr.generation.sampling import Sampling
+from dsmr.generation.takes import generate
 from dsmr.model import native
 from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule

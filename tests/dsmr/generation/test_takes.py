@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dsmr.generation.takes import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, aim_releases, generate, stream
+from dsmr.generation.grammar import Grammar
+from dsmr.generation.sampling import Sampling, aim_releases
+from dsmr.generation.takes import NO_TOKEN, AtEnd, Progress, generate, stream
 from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import Transformer
