@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.music.augment import HIGHEST_KEY, LOWEST_KEY
-from dsmr.music.tokens import BEGIN, END, NOTE_OFF, PAD, PITCHES, STEPS_PER_SECOND, TIME_SHIFT, VELOCITY, VOCAB_SIZE
+from dsmr.music.tokens import (
+    BEGIN,
+    END,
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    NOTE_OFF,
+    PAD,
+    PITCHES,
+    STEPS_PER_SECOND,
+    TIME_SHIFT,
+    VELOCITY,
+    VOCAB_SIZE,
+)
 
 LONGEST_NOTE_SECONDS = 8.0
 """A key that has sounded for so long is released: about what a string rings, and longer than 99 % of real notes."""

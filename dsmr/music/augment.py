@@ -11,11 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PITCHES, TIME_SHIFT, Ids, Performance, decode, encode
-
-LOWEST_KEY = 21
-HIGHEST_KEY = 108
-"""MIDI pitches of the piano's outermost keys, A0 and C8."""
+from dsmr.music.tokens import (
+    BEGIN,
+    END,
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    NOTE_DTYPE,
+    PITCHES,
+    TIME_SHIFT,
+    Ids,
+    Performance,
+    decode,
+    encode,
+)
 
 
 def transpose(ids: Ids, semitones: int) -> Ids:

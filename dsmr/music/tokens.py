@@ -24,6 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LOWEST_KEY, HIGHEST_KEY = 21, 108
+"""MIDI pitches of the piano's outermost keys, A0 and C8."""
+
 NOTE_ON = 0
 NOTE_OFF = 128
 TIME_SHIFT = 256

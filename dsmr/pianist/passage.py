@@ -9,10 +9,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.music.tokens import Performance
+from dsmr.music.tokens import HIGHEST_KEY, LOWEST_KEY, Performance
 from dsmr.pianist.character import Composer
 from dsmr.pianist.dice import Dice
-from dsmr.pianist.harmony import HIGHEST_KEY, LOWEST_KEY
 from dsmr.pianist.performance import Cell, Grid, Nuances, Place, Score, Setting, perform, to_performance
 from dsmr.pianist.texture import Hands, Texture, arrange
 from dsmr.pianist.theme import Idea, Phrase

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dsmr.music.tokens import STEPS_PER_SECOND
+from dsmr.music.tokens import HIGHEST_KEY, STEPS_PER_SECOND
 from dsmr.pianist.character import Composer
 from dsmr.pianist.dice import Dice
-from dsmr.pianist.harmony import HIGHEST_KEY, Key
+from dsmr.pianist.harmony import Key
 from dsmr.pianist.melody import Range
 from dsmr.pianist.passage import Passage, Player, louder, token_count, transposed
 from dsmr.pianist.performance import Setting

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsmr.music.tokens import HIGHEST_KEY, LOWEST_KEY
 from dsmr.pianist.character import CHARACTERS, Character, draw_composer
 from dsmr.pianist.dice import Dice
-from dsmr.pianist.harmony import HIGHEST_KEY, LOWEST_KEY, Key, chord, lead, parallel_symbol
+from dsmr.pianist.harmony import Key, chord, lead, parallel_symbol
 from dsmr.pianist.melody import Motif, Range, draw_motif, realise
 from dsmr.pianist.ornament import ornamented
 from dsmr.pianist.progressions import DIALECTS, progression

@@ -15,12 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmr.music.tokens import NOTE_OFF, STEPS_PER_SECOND, TIME_SHIFT, encode, encode_indexed, fold_pedal
+from dsmr.music.tokens import (
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    NOTE_OFF,
+    STEPS_PER_SECOND,
+    TIME_SHIFT,
+    encode,
+    encode_indexed,
+    fold_pedal,
+)
 from dsmr.pianist import FEWEST_TOKENS, Composition, Return, compose
 from dsmr.pianist.character import draw_composer
 from dsmr.pianist.dice import Dice
 from dsmr.pianist.form import FORMS
-from dsmr.pianist.harmony import HIGHEST_KEY, LOWEST_KEY
 from dsmr.pianist.passage import (
     FEWEST_LABELLED,
     Passage,
