@@ -190,7 +190,8 @@ def generate(
 
 def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None, tempo: TempoMap | None) -> None:
     """Write the MIDI files, at the prompt's tempo if they hold the prompt, and then beside them the other kinds."""
-    from dsmr.music.midi import write_midi, write_wav
+    from dsmr.music.midi import write_midi
+    from dsmr.music.sound import write_wav
     from dsmr.music.tokens import STEP_SECONDS
     from dsmr.plots import piano_roll
 

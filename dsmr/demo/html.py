@@ -99,7 +99,7 @@ def write_page(page: Page, sound: Path, path: Path) -> None:
 
     Args:
         page: what it says.
-        sound: the music as a WAV file, as `dsmr.music.midi.write_wav` writes it.
+        sound: the music as a WAV file, as `dsmr.music.sound.write_wav` writes it.
         path: the HTML file to write.
     """
     template = _Template(files("dsmr").joinpath("page.html").read_text(encoding="utf-8"))

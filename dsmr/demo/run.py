@@ -40,7 +40,8 @@ from dsmr.model.config import preset
 from dsmr.model.transformer import Transformer
 from dsmr.music.analysis.comparison import Group, compare_music
 from dsmr.music.analysis.statistics import ESSENTIAL, Comparison, Range, Statistics, compare, measure, usual
-from dsmr.music.midi import write_midi, write_wav
+from dsmr.music.midi import write_midi
+from dsmr.music.sound import write_wav
 from dsmr.plots import Curve, histograms, piano_roll, training_curve
 from dsmr.process import own_random_numbers
 from dsmr.training import BEST, METRICS_FILE, Run, RunFolder, TrainingConfig, train

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dsmr.demo.html import SOUND_RATE, Figure, Number, Page, Row, drawn, write_page
-from dsmr.music.midi import write_wav
+from dsmr.music.sound import write_wav
 from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance
 from dsmr.plots import Curve, training_curve
 from tests import chromium

@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 from mido import Message, MetaMessage
 
 from dsmr.music import midi
-from dsmr.music.midi import SAMPLE_RATE, MidiError, read_midi, write_midi, write_wav
+from dsmr.music.midi import MidiError, read_midi, write_midi
+from dsmr.music.sound import SAMPLE_RATE, write_wav
 from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
 from dsmr.music.tokens import (
     NOTE_DTYPE,
