@@ -6,12 +6,10 @@ Everything is in the file; its security policy lets it reach no network. The tem
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import string
 import tempfile
-import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,11 +19,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from dsmr.music.sound import half_rate
 from dsmr.music.tokens import Performance, fold_pedal
 from dsmr.plots import COLOURS, FAINT, INK
-
-SOUND_RATE = 22_050
-"""Hz: half of what WAV files have, so that a minute and a half of sound is 5 MB of page."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def write_page(page: Page, sound: Path, path: Path) -> None:
         sound: the music as a WAV file, as `dsmr.music.sound.write_wav` writes it.
         path: the HTML file to write.
     """
-    template = _Template(files("dsmr").joinpath("page.html").read_text(encoding="utf-8"))
+    template = _Template(files("dsmr.demo").joinpath("page.html").read_text(encoding="utf-8"))
     notes = fold_pedal(page.music).notes
     data = {
         "seconds": round(page.seconds, 3),
@@ -118,7 +114,7 @@ def write_page(page: Page, sound: Path, path: Path) -> None:
         roll_alt=escape(f"{alt} Click to hear it from there."),
         seconds=f"{page.seconds:.1f}",
         length=f"{int(page.seconds) // 60}:{int(page.seconds) % 60:02d}",
-        sound=f"data:audio/wav;base64,{base64.b64encode(_half_rate(sound)).decode()}",
+        sound=f"data:audio/wav;base64,{base64.b64encode(half_rate(sound)).decode()}",
         music_caption=escape(page.music_caption),
         sections="\n".join([_numbers(page.numbers), _figures(page.figures), _table(page.rows, page.rows_caption)]),
         footer=_paragraphs(page.footer, ""),
@@ -157,23 +153,6 @@ def _own_font(found: re.Match[str]) -> str:
 
 def _numbered(colours: Sequence[str]) -> list[tuple[str, str]]:
     return [(colour, f"c{number}") for number, colour in enumerate(colours)]
-
-
-def _half_rate(sound: Path) -> bytes:
-    """A mono WAV file of 16 bits at half its rate, as a WAV file."""
-    with wave.open(str(sound), "rb") as source:
-        rate, samples = source.getframerate(), np.frombuffer(source.readframes(source.getnframes()), "<i2")
-    # What the new rate cannot hold is taken out first: a windowed sinc, 80 dB down above half of it.
-    time = np.arange(-48, 49)
-    low_pass = np.sinc(time * 0.46) * np.kaiser(len(time), 8.0)
-    kept = np.convolve(samples.astype(np.float32), (low_pass / low_pass.sum()).astype(np.float32), mode="same")[::2]
-    file = io.BytesIO()
-    with wave.open(file, "wb") as target:
-        target.setnchannels(1)
-        target.setsampwidth(2)
-        target.setframerate(rate // 2)
-        target.writeframes(np.clip(np.rint(kept), -32768, 32767).astype("<i2").tobytes())
-    return file.getvalue()
 
 
 def _paragraphs(texts: Sequence[str], kind: str) -> str:

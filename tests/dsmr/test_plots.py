@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from dsmr.model.schedules import make_schedule
-from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance
 from dsmr.plots import (
     COLOURS,
     DPI,
@@ -27,15 +26,12 @@ from dsmr.plots import (
     training_curve,
 )
 from dsmr_kernels import Retention
+from tests.dsmr.playing import performance
 
 
 @pytest.fixture(autouse=True)
 def no_global_state(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it now raises
-
-
-def performance(*rows: tuple[float, float, int, int], pedal: tuple[tuple[float, int], ...] = ()) -> Performance:
-    return Performance(np.array(list(rows), NOTE_DTYPE), np.array(list(pedal), PEDAL_DTYPE))
 
 
 def picture(path: Path) -> np.ndarray:

@@ -14,14 +14,10 @@ from hypothesis.extra.numpy import arrays
 from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.music.analysis.histograms import FEATURES, WIDEST, Profile, distances, divergence, histograms, profile
 from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, Performance, decode, encode
+from tests.dsmr.playing import performance
 
 COUNTS = arrays(np.float64, 5, elements=st.integers(0, 9).map(float))
 EPSILON = np.finfo(np.float64).eps
-
-
-def performance(*notes: tuple[float, float, int, int]) -> Performance:
-    """From onset, offset, pitch, velocity."""
-    return Performance(np.array(list(notes), dtype=NOTE_DTYPE))
 
 
 def filled(counts: np.ndarray, name: str) -> dict[str, float]:

@@ -23,13 +23,9 @@ from dsmr.music.analysis.statistics import (
     usual_range,
 )
 from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, STEPS_PER_SECOND, Performance, decode, encode
+from tests.dsmr.playing import performance
 
 NO_NOTES = Performance(np.empty(0, NOTE_DTYPE))
-
-
-def performance(*notes: tuple[float, float, int, int]) -> Performance:
-    """From onset, offset, pitch, velocity."""
-    return Performance(np.array(list(notes), dtype=NOTE_DTYPE))
 
 
 def approx(value: float) -> object:
