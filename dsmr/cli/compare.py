@@ -38,6 +38,7 @@ def compare(
     Every number stands beside those of excerpts of the corpus that are as long. Quotations stand beside what pieces of
     the other splits have in common with this one: music in one style shares figures without copying.
     """
+    from dsmr.corpus.reference import corpus_of
     from dsmr.music.analysis.comparison import compare_music
     from dsmr.music.midi import read_midi
 
@@ -48,7 +49,7 @@ def compare(
         names = [path.name for path in music]
         if len(set(names)) < len(names):
             names = [str(path) for path in music]
-        groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), store, split=split)
+        groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), corpus_of(store, split))
     try:
         if png is not None:
             _draw(groups, png)

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from dsmr.claim import claimed, is_file, is_folder
 from dsmr.corpus.prepare import PrepareReport, prepare_pianist
+from dsmr.corpus.reference import corpus_of
 from dsmr.corpus.store import TokenStore
 from dsmr.demo.html import write_page
 from dsmr.demo.page import demo_page
@@ -248,13 +249,13 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
     with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing"):
         made = generate(model, [None] * plan.takes, seconds=plan.seconds, at_end="forbid", sampling=SAMPLING, seed=seed)
     with stage("choose", f"the take that is most like {plan.seconds:.0f} s of the corpus"):
-        ranges = usual(store, store.indices("train"), plan.seconds)
+        ranges = usual(map(store.piece, store.indices("train")), plan.seconds)
         takes = tuple(measure(take.performance, plan.seconds) for take in made)
         chosen = min(range(len(takes)), key=lambda i: _strangeness(takes[i], ranges))
         _write_music(folder, made, chosen)
     with stage("compare", "the takes beside the corpus: histograms, self-similarity, quotations"):
         named = {f"take {number + 1}": take.performance for number, take in enumerate(made)}
-        (group,) = compare_music(named, store, seconds=plan.seconds)
+        (group,) = compare_music(named, corpus_of(store, "train"), seconds=plan.seconds)
         drawn = {each.name: each.histograms for each in group.music}
         with replaced(folder / HISTOGRAMS) as file:
             histograms(group.reference.profile.counts, drawn, file)

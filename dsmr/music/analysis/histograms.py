@@ -8,16 +8,15 @@ little: it is set beside those of excerpts of the corpus that are as long.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.corpus.store import TokenStore
 from dsmr.music.analysis.statistics import WINDOW_SECONDS, excerpts, spans
-from dsmr.music.tokens import STEPS_PER_SECOND, VELOCITY_BINS, Performance, decode, fold_pedal
+from dsmr.music.tokens import STEPS_PER_SECOND, VELOCITY_BINS, Ids, Performance, decode, fold_pedal
 
 Counts = NDArray[np.float64]
 """A histogram: what each bin holds, `[bins]`; notes or seconds, not shares."""
@@ -174,11 +173,11 @@ def divergence(p: Counts, q: Counts) -> float:
     return float(_entropy((p / p.sum() + q / q.sum()) / 2) - (_entropy(p / p.sum()) + _entropy(q / q.sum())) / 2)
 
 
-def profile(store: TokenStore, indices: Sequence[int], seconds: float) -> Profile:
+def profile(pieces: Iterable[Ids], seconds: float) -> Profile:
     """Count a corpus's excerpts: pieces cut end to end, as `dsmr.music.analysis.statistics.excerpts` does.
 
     Args:
-        store, indices: the pieces, at least two of them with notes.
+        pieces: the corpus, uint16 `[n]` each, at least two of them with notes.
         seconds: the excerpts' length: that of the music to compare.
 
     Raises:
@@ -186,25 +185,22 @@ def profile(store: TokenStore, indices: Sequence[int], seconds: float) -> Profil
     """
     if not seconds > 0:
         raise ValueError(f"seconds: expected a number above 0, got {seconds}")
-    pieces = [
-        [_count(notes, length) for notes, length in excerpts(decode(store.piece(index)).notes, seconds)]
-        for index in indices
-    ]
-    pieces = [piece for piece in pieces if piece]
-    if len(pieces) < 2:
-        raise ValueError(f"indices: expected at least two pieces with notes, got {len(pieces)}")
+    counted = [[_count(notes, length) for notes, length in excerpts(decode(piece).notes, seconds)] for piece in pieces]
+    counted = [piece for piece in counted if piece]
+    if len(counted) < 2:
+        raise ValueError(f"pieces: expected at least two with notes, got {len(counted)}")
     counts, distances = {}, {}
     for name in FEATURES:
-        of_piece = [np.sum([excerpt[name] for excerpt in piece], axis=0) for piece in pieces]
+        of_piece = [np.sum([excerpt[name] for excerpt in piece], axis=0) for piece in counted]
         counts[name] = np.sum(of_piece, axis=0)
         distances[name] = np.array(
             [
                 divergence(excerpt[name], counts[name] - own)
-                for piece, own in zip(pieces, of_piece, strict=True)
+                for piece, own in zip(counted, of_piece, strict=True)
                 for excerpt in piece
             ]
         )
-    return Profile(seconds, sum(map(len, pieces)), counts, distances)
+    return Profile(seconds, sum(map(len, counted)), counts, distances)
 
 
 def distances(counts: dict[str, Counts], corpus: Profile) -> list[Distance]:

@@ -12,17 +12,16 @@ Both depend on how much there is to compare, so music is set beside excerpts of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
-from dsmr.corpus.store import TokenStore
 from dsmr.music.analysis.quotation import reading_order
 from dsmr.music.analysis.statistics import Comparison, Range, usual_range
-from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VELOCITY
+from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VELOCITY, Ids
 
 DISTANCES = (1_000, 4_000, 16_000)
 """Tokens."""
@@ -60,8 +59,7 @@ def self_similarity(ids: ArrayLike, distances: Sequence[int] = DISTANCES) -> lis
 
 
 def usual_self_similarity(
-    store: TokenStore,
-    indices: Sequence[int],
+    pieces: Iterable[Ids],
     tokens: int,
     distances: Sequence[int] = DISTANCES,
 ) -> list[dict[str, Range]]:
@@ -70,7 +68,7 @@ def usual_self_similarity(
     Pieces are cut into excerpts, end to end; what remains counts if it is at least half as long, or all there is.
 
     Args:
-        store, indices: the pieces.
+        pieces: the corpus, uint16 `[n]` each.
         tokens: the excerpts' length: that of the music to compare.
         distances: as for `self_similarity`.
 
@@ -81,7 +79,7 @@ def usual_self_similarity(
         raise ValueError(f"tokens: expected at least 1, got {tokens}")
     found = [
         self_similarity(piece[start : start + tokens], distances)
-        for piece in map(store.piece, indices)
+        for piece in pieces
         for start in range(0, len(piece), tokens)
         if start == 0 or len(piece) - start >= tokens / 2
     ]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.corpus.store import TokenStore
-from dsmr.music.tokens import Performance, decode, fold_pedal
+from dsmr.music.tokens import Ids, Performance, decode, fold_pedal
 
 WINDOW_SECONDS = 5.0
 """Length of the windows in which the busiest and the quietest moment are looked for."""
@@ -110,26 +109,22 @@ def measure(performance: Performance, seconds: float | None = None) -> Statistic
     return _count(notes[notes["onset"] < seconds], seconds)
 
 
-def usual(store: TokenStore, indices: Sequence[int], seconds: float) -> dict[str, Range]:
+def usual(pieces: Iterable[Ids], seconds: float) -> dict[str, Range]:
     """What is usual in excerpts of a corpus, for every single number of `Statistics`.
 
     Numbers such as the range grow with the length of what is looked at, so pieces are cut into `excerpts`.
 
     Args:
-        store, indices: the pieces, e.g. `store.indices("train")`.
+        pieces: the corpus, uint16 `[n]` each.
         seconds: the excerpts' length: that of the performance to compare.
 
     Raises:
         ValueError: a length that is not above 0, or no pieces with notes.
     """
     _check_seconds(seconds)
-    counted = [
-        _count(notes, length)
-        for index in indices
-        for notes, length in excerpts(decode(store.piece(index)).notes, seconds)
-    ]
+    counted = [_count(notes, length) for piece in pieces for notes, length in excerpts(decode(piece).notes, seconds)]
     if not counted:
-        raise ValueError("indices: expected pieces with notes, got none")
+        raise ValueError("pieces: expected pieces with notes, got none")
     names = [name for name in Statistics.__dataclass_fields__ if name != "pitch_classes"]
     table = np.array([[getattr(excerpt, name) for name in names] for excerpt in counted], dtype=np.float64)
     return {name: usual_range(values) for name, values in zip(names, table.T, strict=True)}

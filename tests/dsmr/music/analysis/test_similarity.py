@@ -104,7 +104,7 @@ def test_the_pianists_returns_are_heard(store: TokenStore) -> None:
 
 def test_a_corpus_is_as_usual_as_itself(store: TokenStore) -> None:
     indices = store.indices("train")
-    usual = usual_self_similarity(store, indices, 2_000, [1_000, 16_000])
+    usual = usual_self_similarity(map(store.piece, indices), 2_000, [1_000, 16_000])
     (compared, too_far) = compare_self_similarity(
         self_similarity(store.piece(indices[0])[:2_000], [1_000, 16_000]), usual
     )
@@ -113,8 +113,8 @@ def test_a_corpus_is_as_usual_as_itself(store: TokenStore) -> None:
     assert all(math.isnan(each.low) and each.within is None for each in too_far)
 
 
-def test_bad_arguments_are_named(store: TokenStore) -> None:
+def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="distances: expected at least 2 tokens each, got 1"):
         self_similarity([], [1])
     with pytest.raises(ValueError, match="tokens: expected at least 1, got 0"):
-        usual_self_similarity(store, [0], 0)
+        usual_self_similarity([], 0)
