@@ -62,11 +62,11 @@ def compare(
 
 
 def _draw(groups: Sequence[Group], png: Path) -> None:
-    from dsmr.plots import histograms
+    from dsmr.music.analysis.panels import histogram_panels
 
     drawn = {each.name: each.histograms for group in groups for each in group.music}
     with writing(png) as file:
-        histograms(groups[0].reference.profile.counts, drawn, file)
+        histogram_panels(groups[0].reference.profile.counts, drawn, file)
 
 
 def print_group(group: Group) -> None:

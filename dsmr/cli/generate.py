@@ -191,9 +191,9 @@ def generate(
 def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None, tempo: TempoMap | None) -> None:
     """Write the MIDI files, at the prompt's tempo if they hold the prompt, and then beside them the other kinds."""
     from dsmr.music.midi import write_midi
+    from dsmr.music.roll import piano_roll
     from dsmr.music.sound import write_wav
     from dsmr.music.tokens import STEP_SECONDS
-    from dsmr.plots import piano_roll
 
     for name, take in takes.items():  # all of them, before the disk is filled with sound
         fine = None if tempo is None else tempo.fine_from(take.prompt_seconds, STEP_SECONDS / 4)

@@ -106,7 +106,7 @@ def schedule(
         reach = made.reach(segment)
     try:
         if png is not None:
-            from dsmr.plots import schedule_bars
+            from dsmr.model.schedule_bars import schedule_bars
 
             with writing(png) as file:
                 schedule_bars([made], file)

@@ -11,9 +11,10 @@ import numpy as np
 from dsmr.demo.html import Figure, Number, Page, Row, drawn
 from dsmr.evaluation.figures import draw_krcu, draw_returns
 from dsmr.music.analysis.comparison import Compared, Group
+from dsmr.music.analysis.panels import histogram_panels
 from dsmr.music.analysis.statistics import Comparison
 from dsmr.music.tokens import Performance
-from dsmr.plots import Curve, histograms, nll_by_position, training_curve
+from dsmr.plots import Curve, nll_by_position, training_curve
 from dsmr.version import __version__
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
         "Histograms of the music above, as a line, over those of the corpus, in grey. Where the line leaves the grey, "
         "the model plays what the corpus does not.",
         "Six histograms: pitch class, interval, time to the next note, velocity, notes at once, notes per second.",
-        drawn(lambda path: histograms(corpus, {"this music": kept.histograms}, path)),
+        drawn(lambda path: histogram_panels(corpus, {"this music": kept.histograms}, path)),
     )
 
 

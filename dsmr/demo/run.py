@@ -40,10 +40,12 @@ from dsmr.model.checkpoint import load_checkpoint
 from dsmr.model.config import preset
 from dsmr.model.transformer import Transformer
 from dsmr.music.analysis.comparison import Group, compare_music
+from dsmr.music.analysis.panels import histogram_panels
 from dsmr.music.analysis.statistics import ESSENTIAL, Comparison, Range, Statistics, compare, measure, usual
 from dsmr.music.midi import write_midi
+from dsmr.music.roll import piano_roll
 from dsmr.music.sound import write_wav
-from dsmr.plots import Curve, histograms, piano_roll, training_curve
+from dsmr.plots import Curve, training_curve
 from dsmr.process import own_random_numbers
 from dsmr.training import BEST, METRICS_FILE, Run, RunFolder, TrainingConfig, train
 from dsmr.version import __version__
@@ -258,7 +260,7 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         (group,) = compare_music(named, corpus_of(store, "train"), seconds=plan.seconds)
         drawn = {each.name: each.histograms for each in group.music}
         with replaced(folder / HISTOGRAMS) as file:
-            histograms(group.reference.profile.counts, drawn, file)
+            histogram_panels(group.reference.profile.counts, drawn, file)
     outcome = Outcome(
         corpus,
         run,
