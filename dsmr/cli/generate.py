@@ -27,7 +27,7 @@ from dsmr.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from dsmr.generation.takes import Progress, Take
+    from dsmr.generation.takes import Pace, Take
     from dsmr.music.tempo import TempoMap
 
 MUSIC, SAMPLING, SPEED = "Music", "Sampling", "Speed"
@@ -159,7 +159,7 @@ def generate(
             within.enter_context(torch_threads(1))  # a token's products are too small to share: waiting costs more
         bar = within.enter_context(progress_bar("generating"))
 
-        def show(progress: Progress) -> None:
+        def show(progress: Pace) -> None:
             done, total = (progress.tokens, tokens) if tokens else (progress.music_seconds, seconds)
             speed = f"{progress.tokens_per_second:,.0f} tokens/s, {progress.real_time_factor:.1f} x real time"
             bar(done, (total or 0) * takes, speed)

@@ -12,7 +12,7 @@ from dsmr.cli.terminal import stdout, title_of
 if TYPE_CHECKING:
     from dsmr.evaluation.baselines import Assessment
     from dsmr.evaluation.bootstrap import Interval
-    from dsmr.evaluation.models import Compared, Probed
+    from dsmr.evaluation.models import ModelDifference, Probed
     from dsmr.evaluation.probes.recall import Recall
     from dsmr.evaluation.probes.returns import ReturnGain
 
@@ -40,7 +40,7 @@ def print_assessment(found: Assessment) -> None:
     stdout.print(table)
 
 
-def print_probed(models: Sequence[Probed], differences: Sequence[Compared]) -> None:
+def print_probed(models: Sequence[Probed], differences: Sequence[ModelDifference]) -> None:
     """One model's scores, or those of several side by side; a table of each probe; and the paired tests."""
     if len(models) == 1:
         print_assessment(models[0].assessment)
@@ -148,7 +148,7 @@ def print_truncation(models: Sequence[Probed]) -> None:
     stdout.print(table)
 
 
-def print_differences(found: Sequence[Compared]) -> None:
+def print_differences(found: Sequence[ModelDifference]) -> None:
     """The paired tests, a row each."""
     table = Table(
         title=f"differences between models: paired sign-flip tests over pieces, p corrected for {len(found):,} rows"

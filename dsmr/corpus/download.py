@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from dsmr.claim import SaveError, writing
+from dsmr.claim import SaveError, saving
 
 MAESTRO_URL = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0-midi.zip"
 MAESTRO_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"
@@ -47,7 +47,7 @@ def download_maestro(folder: str | os.PathLike[str], progress: Callable[[int, in
         if (got := _sha256(path)) != MAESTRO_SHA256:
             raise ValueError(f"{path}: expected SHA-256 {MAESTRO_SHA256}, got {got}; remove it to download it anew")
         return path
-    with writing(path.parent):
+    with saving(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
@@ -61,7 +61,7 @@ def download_maestro(folder: str | os.PathLike[str], progress: Callable[[int, in
         raise ValueError(
             f"{MAESTRO_URL}: expected SHA-256 {MAESTRO_SHA256}, got {got}; what came was removed, try again"
         )
-    with writing(path):
+    with saving(path):
         os.replace(part, path)
     return path
 
@@ -105,10 +105,10 @@ def _fetch(part: Path, progress: Callable[[int, int], None] | None) -> None:
         if (free := shutil.disk_usage(part.parent).free) < int(length):
             raise OSError(f"{part.parent}: expected room for {int(length)} bytes, got {free}")
         if not have:
-            with writing(part):
+            with saving(part):
                 part.write_bytes(b"")
         while block := response.read(_BLOCK):
-            with writing(part), open(part, "ab") as file:
+            with saving(part), open(part, "ab") as file:
                 file.write(block)
             have += len(block)
             if progress is not None:

@@ -14,10 +14,10 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+from dsmr.progress import Progress
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is."""
 
 
 class ProcessesError(RuntimeError):

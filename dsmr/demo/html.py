@@ -35,7 +35,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Picture:
     """A plot, a sentence that says how to read it, and `alt`, what it shows, for those who do not see it.
 
     `svg` is what `drawn` returns.
@@ -80,7 +80,7 @@ class Page:
     seconds: float
     music_caption: str
     numbers: Sequence[Number]
-    figures: Sequence[Figure]
+    figures: Sequence[Picture]
     rows: Sequence[Row]
     rows_caption: str
     footer: Sequence[str]
@@ -172,7 +172,7 @@ def _numbers(numbers: Sequence[Number]) -> str:
     return _section("numbers", "The model, in numbers", f'<dl class="numbers">\n{cells}\n</dl>')
 
 
-def _figures(figures: Sequence[Figure]) -> str:
+def _figures(figures: Sequence[Picture]) -> str:
     body = "\n".join(
         f"<figure><figcaption><h3>{escape(each.title)}</h3><p>{escape(each.sentence)}</p></figcaption>"
         f'<div class="plot" tabindex="0" role="group" aria-label="{escape(each.title)}, plot">'

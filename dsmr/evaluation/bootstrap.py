@@ -131,7 +131,7 @@ class Difference:
     p: float | None
 
 
-def compare(ours: PieceSums, theirs: PieceSums) -> list[Difference]:
+def compare_bins(ours: PieceSums, theirs: PieceSums) -> list[Difference]:
     """The difference `ours - theirs` of each bin's mean; NaN for bins without tokens.
 
     Raises:

@@ -22,7 +22,7 @@ KRCU_FIGURE, TRUNCATION_FIGURE = "krcu.png", "truncation.png"
 EACH_LAYER = "tokens that each layer remembers,\nthe lowest layer first"
 MARKED_MODELS = 3
 """The ends of more models' memories would hide the curves; the legend tells them."""
-FILES = (POSITION_FIGURE, RETURNS_FIGURE, RECALL_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE)
+FIGURE_FILES = (POSITION_FIGURE, RETURNS_FIGURE, RECALL_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE)
 MEMORY_ENDS = {":": "horizon of a layer", "--": "reach over all layers"}
 """What the marks' line styles mean."""
 

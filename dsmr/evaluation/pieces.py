@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.bootstrap import CONFIDENCE, Interval, PieceSums
-from dsmr.evaluation.score import Progress, Stretch, score
+from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
+from dsmr.progress import Progress
 
 POSITION_BIN = 1024
 """Tokens a bin when the NLL is shown by position in the piece."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from dsmr.corpus.store import TokenStore
 from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import PAD
-
-Progress = Callable[[int, int], None]
-"""`progress(done, total)`: tokens read so far and in all."""
+from dsmr.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ PROGRESS_SECONDS = 0.1  # between two calls of a progress callback
 
 
 @dataclass(frozen=True)
-class Progress:
+class Pace:
     """How far generation is, all lanes together, and how fast it is.
 
     `tokens` sampled, `music_seconds` of music in them, `wall_seconds` they took (reading prompts not counted), `lanes`
@@ -163,7 +163,7 @@ def generate(
     decoding: Decoding | None = None,
     seed: int = 0,
     include_prompt: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Pace], None] | None = None,
 ) -> list[Take]:
     """Make a take of each prompt, all side by side, and return them in that order.
 
@@ -191,7 +191,7 @@ def generate(
                     sampled[i].append(token)
                     wall_seconds[i] = now - begun
             if progress is not None and (now - shown > PROGRESS_SECONDS or all(lane.stopped for lane in lanes)):
-                progress(_progress(lanes, now - begun))
+                progress(_pace(lanes, now - begun))
                 shown = now
     return [_take(*each, include_prompt) for each in zip(lanes, sampled, wall_seconds, strict=True)]
 
@@ -307,8 +307,8 @@ def _sample(
             logits = decoder.step(sampled, running)
 
 
-def _progress(lanes: list[_Lane], wall_seconds: float) -> Progress:
-    return Progress(
+def _pace(lanes: list[_Lane], wall_seconds: float) -> Pace:
+    return Pace(
         tokens=sum(lane.tokens for lane in lanes),
         music_seconds=sum(lane.steps for lane in lanes) / STEPS_PER_SECOND,
         wall_seconds=wall_seconds,

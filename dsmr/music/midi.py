@@ -13,7 +13,7 @@ import mido
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.music.midi_events import CONTROL, NOTE_ON, MidiEvents, read_events
+from dsmr.music.midi_events import STATUS_CONTROL, STATUS_NOTE_ON, MidiEvents, read_events
 from dsmr.music.midi_events import MidiError as MidiError
 from dsmr.music.tempo import MICROSECONDS_PER_BEAT, TempoMap
 from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, PITCHES, Performance
@@ -75,7 +75,7 @@ def read_midi_with_tempo(source: str | os.PathLike[str] | bytes) -> tuple[Perfor
 def _performance(events: MidiEvents) -> Performance:
     pitched = events.select(events.channel != DRUMS)
     seconds_at = events.tempo.seconds_at
-    if (count := np.count_nonzero(pitched.kind == NOTE_ON)) > MAX_NOTES:
+    if (count := np.count_nonzero(pitched.kind == STATUS_NOTE_ON)) > MAX_NOTES:
         raise MidiError(f"expected at most {MAX_NOTES} notes, got {count}")
     strikes, ends = _notes(pitched)
     if len(strikes) == 0:
@@ -161,14 +161,14 @@ def _track(events: Sequence[tuple[int, mido.Message | mido.MetaMessage]]) -> mid
 
 def _notes(events: MidiEvents) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which events begin and end notes, in order of the former: their indices, int64 `[N]` each."""
-    index = np.flatnonzero(events.kind != CONTROL)
+    index = np.flatnonzero(events.kind != STATUS_CONTROL)
     era, era_ends = _eras(events, index)
     # A voice is a key of a channel, from one message that ends all notes to the next: the first of its note-offs is
     # that of the first of its note-ons. The sort is stable: the events of a voice stay in order of time.
     voice = (era * CHANNELS + events.channel[index]) * PITCHES + events.number[index]
     order = np.argsort(voice, kind="stable")
     index, voice, era_ends = index[order], voice[order], era_ends[order]
-    is_on = events.kind[index] == NOTE_ON
+    is_on = events.kind[index] == STATUS_NOTE_ON
     is_off = ~is_on & ~_of_silent_keys(voice, is_on)
     on, off = index[is_on], index[is_off]
     first_on, first_off = (np.searchsorted(voice[each], voice[is_on]) for each in (is_on, is_off))
@@ -184,7 +184,7 @@ def _notes(events: MidiEvents) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _eras(events: MidiEvents, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For events: how many messages that end all notes of the channel come before, and the index of the next, or -1."""
     era, following = np.zeros(len(index), np.int64), np.full(len(index), -1)
-    messages = np.flatnonzero((events.kind == CONTROL) & _is_in(events.number, _END_ALL_NOTES))
+    messages = np.flatnonzero((events.kind == STATUS_CONTROL) & _is_in(events.number, _END_ALL_NOTES))
     for channel in np.unique(events.channel[messages]):
         own = np.flatnonzero(events.channel[index] == channel)
         of_channel = messages[events.channel[messages] == channel]
@@ -214,7 +214,7 @@ def _of_silent_keys(voice: NDArray[np.int64], is_on: NDArray[np.bool_]) -> NDArr
 
 def _pedals(events: MidiEvents) -> list[NDArray[np.void]]:
     """The pedal of each channel that has one, PEDAL_DTYPE [P], ending with a lift if the channel leaves it down."""
-    moves = events.select((events.kind == CONTROL) & _is_in(events.number, _MOVE_PEDAL))
+    moves = events.select((events.kind == STATUS_CONTROL) & _is_in(events.number, _MOVE_PEDAL))
     pedals = []
     for channel in np.unique(moves.channel):
         ticks, values = _pedal(moves.select(moves.channel == channel))

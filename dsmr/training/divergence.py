@@ -11,7 +11,7 @@ from torch import Tensor
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch
 
-WINDOW = 100
+LOSS_WINDOW = 100
 """Steps that `LossWatch` looks back on."""
 
 
@@ -23,14 +23,14 @@ class LossWatch:
     """Notices an exploded loss, and no healthy run.
 
     A model that knows nothing pays log(vocabulary) nats a token, and an untrained one hardly more. The loss has
-    exploded when the last `WINDOW` steps together cost more than a nat a step above that: e.g. every one of them more
-    than a nat, or ten of them ten nats. Steps before the first count as knowing nothing, and better ones make up for
-    worse ones: a run that has learned something is not ended by a spike, but by a loss that stays.
+    exploded when the last `LOSS_WINDOW` steps together cost more than a nat a step above that: e.g. every one of them
+    more than a nat, or ten of them ten nats. Steps before the first count as knowing nothing, and better ones make up
+    for worse ones: a run that has learned something is not ended by a spike, but by a loss that stays.
     """
 
     def __init__(self, vocab_size: int) -> None:
         self.ignorance = math.log(vocab_size)
-        self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.losses: deque[float] = deque(maxlen=LOSS_WINDOW)
 
     def add(self, loss: float) -> None:
         """Take note of a step's loss, nats per token."""
@@ -38,8 +38,8 @@ class LossWatch:
 
     @property
     def excess(self) -> float:
-        """Nats a step above knowing nothing, over the last `WINDOW` steps."""
-        return sum(loss - self.ignorance for loss in self.losses) / WINDOW
+        """Nats a step above knowing nothing, over the last `LOSS_WINDOW` steps."""
+        return sum(loss - self.ignorance for loss in self.losses) / LOSS_WINDOW
 
     @property
     def exploded(self) -> bool:

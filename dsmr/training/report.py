@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from dsmr.claim import writing
+from dsmr.claim import saving
 from dsmr.corpus.stream import LaneStream
 from dsmr.fields import is_integer, shown
 from dsmr.model.checkpoint import CheckpointError
@@ -60,7 +60,7 @@ class Report:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
-            with writing(self._file):
+            with saving(self._file):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 # Unbuffered: a row is the system's as soon as it is written, and a failed one is not tried again later.
                 self._metrics = opened.enter_context(open(self._file, "ab+", buffering=0, opener=_open_no_link))
@@ -97,7 +97,7 @@ class Report:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the measurements stand, as plain JSON values; all rows so far are on the disk then."""
-        with writing(self._file):
+        with saving(self._file):
             os.fsync(self._metrics.fileno())
         return {**self._state, "losses": list(self._losses)}
 
@@ -143,7 +143,7 @@ class Report:
 
     def _write(self, row: dict[str, Any]) -> None:
         rest = f"{json.dumps(row, allow_nan=False)}\n".encode()
-        with writing(self._file):
+        with saving(self._file):
             while rest:
                 rest = rest[self._metrics.write(rest) :]
         if self._writer is not None:

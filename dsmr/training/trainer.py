@@ -19,7 +19,7 @@ from dsmr.model.transformer import Transformer
 from dsmr.music.augment import Augmentation
 from dsmr.training.config import TrainingConfig
 from dsmr.training.distributed import World, clip_gradients, gathered, parallelise
-from dsmr.training.divergence import WINDOW, DivergedError, LossWatch, describe_worst
+from dsmr.training.divergence import LOSS_WINDOW, DivergedError, LossWatch, describe_worst
 from dsmr.training.ground import check_ground, describe_ground
 from dsmr.training.optimisation import (
     accumulate_gradients,
@@ -230,8 +230,10 @@ class Trainer:
         if run.tokens != (tokens := positions * self.config.lanes):
             raise ValueError(f"tokens: expected {tokens} in {run.step} steps, got {run.tokens}")
         losses = state.document["losses"]
-        if not isinstance(losses, list) or len(losses) != min(run.step, WINDOW):
-            raise ValueError(f"losses: expected those of the last {WINDOW} of {run.step} steps, got {shown(losses)}")
+        if not isinstance(losses, list) or len(losses) != min(run.step, LOSS_WINDOW):
+            raise ValueError(
+                f"losses: expected those of the last {LOSS_WINDOW} of {run.step} steps, got {shown(losses)}"
+            )
         if not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
             raise ValueError(f"losses: expected finite numbers, got {shown(losses)}")
         began_on = None if (found := state.document.get("ground")) is None else check_ground(found)
@@ -251,7 +253,7 @@ class Trainer:
         self.watch.add(loss)
         if self.watch.exploded:
             raise _diverged(
-                f"{step}: expected the last {WINDOW} steps to cost less than a nat more than knowing nothing "
+                f"{step}: expected the last {LOSS_WINDOW} steps to cost less than a nat more than knowing nothing "
                 f"({self.watch.ignorance:.2f}), got {self.watch.excess:.2f} nats more; "
                 f"worst is {self._worst(nll, batches)}"
             )

@@ -28,8 +28,9 @@ from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.bootstrap import Interval, PieceSums
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
-from dsmr.evaluation.score import Progress, Stretch, score
+from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
+from dsmr.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Krcu:
         }
 
 
-PUBLISHED = Resets()
+PUBLISHED_RESETS = Resets()
 """The resets, bins and end of the published figures."""
 
 
@@ -122,7 +123,7 @@ def krcu(
     model: Transformer,
     store: TokenStore,
     scores: Evaluation,
-    resets: Resets = PUBLISHED,
+    resets: Resets = PUBLISHED_RESETS,
     *,
     lanes: int = 4,
     progress: Progress | None = None,

@@ -28,9 +28,10 @@ from dsmr.corpus.store import Return, ReturnKind, TokenStore
 from dsmr.evaluation.bootstrap import PieceSums
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
-from dsmr.evaluation.probes.returns import DISTANCES, KINDS, SKIP
-from dsmr.evaluation.score import Progress, Stretch, score
+from dsmr.evaluation.probes.returns import KINDS, RETURN_DISTANCES, SKIP
+from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
+from dsmr.progress import Progress
 
 CONTEXT = 64
 """Tokens that must lie between a source and its return: about 15 notes."""
@@ -79,7 +80,7 @@ def recall(
     scores: Evaluation,
     *,
     sample: int = 32,
-    distances: Sequence[int] = DISTANCES,
+    distances: Sequence[int] = RETURN_DISTANCES,
     skip: int = SKIP,
     seed: int = 0,
     lanes: int = 4,

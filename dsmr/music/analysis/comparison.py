@@ -20,7 +20,7 @@ from dsmr.music.analysis.similarity import (
     self_similarity,
     usual_self_similarity,
 )
-from dsmr.music.analysis.statistics import Comparison, Range, Statistics, compare, excerpts, measure, usual
+from dsmr.music.analysis.statistics import Comparison, Range, Statistics, compare_statistics, excerpts, measure, usual
 from dsmr.music.tokens import Ids, Performance, decode, encode
 
 NUMBERS = (
@@ -208,7 +208,7 @@ def _one(
     return Compared(
         name,
         statistics,
-        compare(statistics, reference.ranges, NUMBERS),
+        compare_statistics(statistics, reference.ranges, NUMBERS),
         counts,
         distances(counts, reference.profile),
         similar,

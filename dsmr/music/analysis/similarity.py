@@ -25,7 +25,7 @@ from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VELOCITY, Ids
 
 DISTANCES = (1_000, 4_000, 16_000)
 """Tokens."""
-WINDOW = 256
+HARMONY_WINDOW = 256
 """Tokens whose notes make one pitch-class histogram: about six seconds."""
 PASSAGE = 8
 """Notes that must come in the same intervals to be a passage that returns."""
@@ -100,14 +100,14 @@ def compare_self_similarity(
 
 
 def _harmony(tokens: NDArray[np.int64], distances: Sequence[int]) -> list[float]:
-    windows = len(tokens) // WINDOW
-    at = np.flatnonzero(tokens[: windows * WINDOW] < NOTE_OFF)
+    windows = len(tokens) // HARMONY_WINDOW
+    at = np.flatnonzero(tokens[: windows * HARMONY_WINDOW] < NOTE_OFF)
     classes = np.zeros((windows, 12))
-    np.add.at(classes, (at // WINDOW, tokens[at] % 12), 1.0)
+    np.add.at(classes, (at // HARMONY_WINDOW, tokens[at] % 12), 1.0)
     sounding = np.flatnonzero(classes.any(axis=1))
     classes = classes[sounding] / np.linalg.norm(classes[sounding], axis=1, keepdims=True)
     alike = classes @ classes.T
-    apart = (sounding[:, None] - sounding[None, :]) * WINDOW
+    apart = (sounding[:, None] - sounding[None, :]) * HARMONY_WINDOW
     found = []
     for distance in distances:
         pairs = (apart >= distance / 2) & (apart < 2 * distance)

@@ -142,7 +142,9 @@ def usual_range(values: NDArray[np.float64]) -> Range:
     return Range(float(low), float(high), len(values))
 
 
-def compare(statistics: Statistics, ranges: Mapping[str, Range], names: Sequence[str] = ESSENTIAL) -> list[Comparison]:
+def compare_statistics(
+    statistics: Statistics, ranges: Mapping[str, Range], names: Sequence[str] = ESSENTIAL
+) -> list[Comparison]:
     """Set numbers of a performance beside the ranges that `usual` found."""
     return [Comparison(name, getattr(statistics, name), *ranges[name]) for name in names]
 

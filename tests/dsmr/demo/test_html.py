@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsmr.demo.html import Figure, Number, Page, Row, drawn, write_page
+from dsmr.demo.html import Number, Page, Picture, Row, drawn, write_page
 from dsmr.music.sound import SAMPLE_RATE, write_wav
 from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance
 from dsmr.plots import Curve, training_curve
@@ -44,7 +44,7 @@ def a_page(text: str = "plain") -> Page:
         seconds=30.0,
         music_caption=text,
         numbers=[Number(text, text, text, text)] * 2,
-        figures=[Figure(text, text, text, drawn(lambda path: training_curve(losses, path)))] * 2,
+        figures=[Picture(text, text, text, drawn(lambda path: training_curve(losses, path)))] * 2,
         rows=[Row(text, text, text, within, text) for within in (True, False, None)],
         rows_caption=text,
         footer=[text],

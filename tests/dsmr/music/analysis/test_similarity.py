@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import TokenStore
 from dsmr.music.analysis.similarity import (
+    HARMONY_WINDOW,
     MEASURES,
     PASSAGE,
-    WINDOW,
     compare_self_similarity,
     self_similarity,
     usual_self_similarity,
@@ -76,7 +76,7 @@ def test_recurrence_is_what_trying_all_pairs_finds(seed: int, keys: int, distanc
 
 
 def test_short_music_has_none() -> None:
-    for tokens in ([], notes_as_tokens(random_pitches(0, 5)), notes_as_tokens(random_pitches(0, WINDOW))):
+    for tokens in ([], notes_as_tokens(random_pitches(0, 5)), notes_as_tokens(random_pitches(0, HARMONY_WINDOW))):
         (found,) = self_similarity(tokens, [10_000])
         assert math.isnan(found.harmony)
         assert math.isnan(found.recurrence)

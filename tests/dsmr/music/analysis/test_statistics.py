@@ -15,7 +15,7 @@ from dsmr.music.analysis.statistics import (
     FEWEST_EXCERPTS,
     Comparison,
     Range,
-    compare,
+    compare_statistics,
     measure,
     usual,
     usual_range,
@@ -179,16 +179,16 @@ def test_numbers_that_no_excerpt_has_have_no_range() -> None:
 def test_usual_music_is_within_and_odd_music_is_not(corpus: list[np.ndarray]) -> None:
     ranges = usual(corpus[:3], 1.5)
     excerpt = measure(decode(corpus[1]), 1.5)
-    assert [each.name for each in compare(excerpt, ranges)] == list(ESSENTIAL)
-    assert all(each.within for each in compare(excerpt, ranges))
+    assert [each.name for each in compare_statistics(excerpt, ranges)] == list(ESSENTIAL)
+    assert all(each.within for each in compare_statistics(excerpt, ranges))
     cluster = measure(performance(*((i / 100, (i + 1) / 100, i % 128, 64) for i in range(500))), 10)
-    assert not any(each.within for each in compare(cluster, ranges))
-    assert not any(each.within for each in compare(measure(NO_NOTES, 10), ranges))
+    assert not any(each.within for each in compare_statistics(cluster, ranges))
+    assert not any(each.within for each in compare_statistics(measure(NO_NOTES, 10), ranges))
 
 
 def test_a_comparison_names_the_number_and_its_range() -> None:
     found = measure(performance((0, 1, 60, 64)))
-    assert compare(found, {"velocity_mean": Range(10.0, 64.0, 99)}, ["velocity_mean"]) == [
+    assert compare_statistics(found, {"velocity_mean": Range(10.0, 64.0, 99)}, ["velocity_mean"]) == [
         Comparison("velocity_mean", 64.0, 10.0, 64.0, 99)
     ]
 
