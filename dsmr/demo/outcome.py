@@ -14,7 +14,7 @@ from dsmr.evaluation.baselines import Assessment
 from dsmr.evaluation.models import Probed
 from dsmr.music.analysis.comparison import Group
 from dsmr.music.analysis.statistics import Comparison, Statistics
-from dsmr.training.run import Run
+from dsmr.training.trainer import Run
 from dsmr.version import __version__
 
 

@@ -18,7 +18,7 @@ from dsmr.model.transformer import Transformer
 from dsmr.training.audience import Audience
 from dsmr.training.config import TrainingConfig
 from dsmr.training.folder import EVENTS, LAST, METRICS_FILE, TENSORBOARD
-from dsmr.training.run import Run, perplexity
+from dsmr.training.trainer import Run, perplexity
 from dsmr.units import format_bytes
 from dsmr_kernels import MemoryStack
 
