@@ -1,4 +1,4 @@
-"""A folder with one writer at a time, which is empty or has been that writer's kind's before.
+"""Claimed folders: one writer at a time, in a folder that is empty or has been that writer's kind's before.
 
 Such a folder is known by a file of its own, its mark. Whoever writes holds a lock on the mark, which the system
 releases when the process ends, however it ends.

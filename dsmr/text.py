@@ -1,4 +1,4 @@
-"""Text that others wrote, on one line, in which nothing commands the terminal or hides."""
+"""Escaped text of others: on one line, in which nothing commands the terminal or hides."""
 
 from __future__ import annotations
 

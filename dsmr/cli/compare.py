@@ -1,4 +1,4 @@
-"""`dsmr compare`: music by numbers, beside a corpus."""
+"""Command `dsmr compare`: music by numbers, beside a corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dsmr demo`: from nothing to a trained, evaluated, playing model."""
+"""Command `dsmr demo`: from nothing to a trained, evaluated, playing model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dsmr evaluate`: how well checkpoints predict whole pieces, and what they do with their memory."""
+"""Command `dsmr evaluate`: how well checkpoints predict whole pieces, and what they do with their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dsmr generate`: new music from a checkpoint."""
+"""Command `dsmr generate`: new music from a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dsmr schedule`: what a horizon schedule remembers and costs, without training anything."""
+"""Command `dsmr schedule`: what a horizon schedule remembers and costs, without training anything."""
 
 from __future__ import annotations
 

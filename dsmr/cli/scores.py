@@ -1,4 +1,4 @@
-"""Tables for the terminal: the scores of one model or several, and what the probes found."""
+"""Score tables for the terminal: of one model or several, and what the probes found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pieces are nearly the same music, such as two performances of one composition.
+"""Near-duplicates: pieces that are nearly the same music, such as two performances of one composition.
 
 A piece is sketched by its figures: passages of ``FIGURE`` intervals from note to note, whatever the key, the tempo and
 the rhythm (see :mod:`dsmr.music.analysis.quotation` for the order in which notes are read). Of their hashes those

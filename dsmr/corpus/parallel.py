@@ -1,4 +1,4 @@
-"""A function over many items on all cores, results in order, that outlives the death of a process."""
+"""Parallel map: a function over many items on all cores, results in order, that outlives the death of a process."""
 
 from __future__ import annotations
 

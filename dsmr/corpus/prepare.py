@@ -1,4 +1,4 @@
-"""From MIDI files, or from the built-in pianist, to a token store.
+"""Preparation of a token store, from MIDI files or from the built-in pianist.
 
 Whatever the number of processes, equal input makes a store of equal bytes. A file that cannot be used never stops the
 run: it is left out, and the report says why.

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: music that can be seen while it is heard, figures and numbers, each with a sentence.
+"""HTML page in one file: music that can be seen while it is heard, figures and numbers, each with a sentence.
 
 Everything is in the file; its security policy lets it reach no network. The template is `page.html`.
 """

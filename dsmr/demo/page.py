@@ -1,4 +1,4 @@
-"""What the demonstration's page says: every number with a sentence on what it means, in words that need no glossary."""
+"""Page of the demonstration: every number with a sentence on what it means, in words that need no glossary."""
 
 from __future__ import annotations
 

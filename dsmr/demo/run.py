@@ -1,4 +1,4 @@
-"""The demonstration: from nothing to a model that has read whole pieces, a report of what it learned, and new music.
+"""Demonstration run: from nothing to a model that has read whole pieces, a report of what it learned, and new music.
 
 The built-in pianist composes a corpus, a `tiny` model is trained on it for some minutes, scored beside its baselines,
 and plays. The demonstration checks itself: the model must predict better than a bigram, and what it plays must be as

@@ -1,4 +1,4 @@
-"""Several models beside each other, on the same tokens: their numbers, and paired tests of the differences."""
+"""Models beside each other, on the same tokens: their numbers, and paired tests of the differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a model predicts whole pieces: negative log-likelihood of every token, perplexity with its uncertainty."""
+"""Whole-piece evaluation: the negative log-likelihood of every token, and perplexity with its uncertainty."""
 
 from __future__ import annotations
 

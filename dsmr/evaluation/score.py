@@ -1,4 +1,4 @@
-"""Reading stretches of pieces with a model, each from an empty memory on, and scoring its predictions."""
+"""Scores of stretches of pieces, each read with a model from an empty memory on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model: its configuration, its horizon schedules, its weights in a folder, and its decode step in native code."""
+"""Model: its configuration, its horizon schedules, its weights in a folder, and its decode step in native code."""
 
 from dsmr.model.checkpoint import load_checkpoint, save_checkpoint
 from dsmr.model.config import ModelConfig, preset

@@ -1,4 +1,4 @@
-"""A checkpoint: a model's weights and all that is needed to use them, in one folder.
+"""Checkpoint: a model's weights and all that is needed to use them, in one folder.
 
 `model.safetensors` is authoritative and complete: the weights, and in its metadata one JSON document (format version,
 dsmr version, vocabulary, model configuration, a summary of the training, a digest of the weights). `config.json` is the

@@ -1,4 +1,4 @@
-"""How far each layer remembers: named horizon schedules, and what they cost.
+"""Horizon schedules: how far each layer remembers, by name, and what that costs.
 
 A schedule gives every layer a memory horizon (entries of its ring). `make_schedule` shapes one by name and sizes it to
 a budget, so that variants compare at equal budgets. `full` alone is not shaped by a budget: each of its layers

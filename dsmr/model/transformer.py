@@ -1,4 +1,4 @@
-"""The Transformer: pre-LayerNorm blocks whose attention reads a ring memory with a horizon per layer."""
+"""Transformer: pre-LayerNorm blocks whose attention reads a ring memory with a horizon per layer."""
 
 from __future__ import annotations
 

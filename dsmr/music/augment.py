@@ -1,4 +1,4 @@
-"""The same piece, a little higher or lower, a little faster or slower: augmentation of stored token ids.
+"""Augmentation of stored token ids: the same piece, a little higher or lower, a little faster or slower.
 
 Both changes keep the codec's canonical form, so a changed piece is one that could have been stored, and both keep every
 note. `Augmentation` draws them for a piece and an epoch; give it to `LaneStream` as its `transform`.

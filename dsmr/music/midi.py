@@ -1,6 +1,6 @@
-"""Performances in and out: MIDI files read, and written with mido, and sound made with pretty_midi.
+"""MIDI files of performances: read, and written with mido.
 
-Needs the extra ``music``. Sound needs nothing more; with a soundfont and FluidSynth it is better.
+Needs the extra ``music``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The events of a Standard MIDI File, those of all tracks on one time line: the whole file, or the reason why not.
+"""MIDI events of a file, those of all tracks on one time line: the whole file, or the reason why not.
 
 The reader is our own because a channel is one instrument, in whichever tracks and under whichever programs its events
 are. symusic, three times as fast, splits by track and program before it gives controllers, so that a pedal in a track

@@ -1,4 +1,4 @@
-"""How a MIDI file measures time: ticks, and how long they last."""
+"""Tempo map: how a MIDI file measures time, in ticks, and how long they last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in pianist: composes and performs piano pieces from a seed.
+"""Built-in pianist: composes and performs piano pieces from a seed.
 
 Its pieces are the corpus that needs no download and, because it knows what it repeats, the instrument that shows
 whether a model's memory works. Everything in them is made up on the spot: themes from motifs, functional harmony,

@@ -1,4 +1,4 @@
-"""The workshop: sections of a wanted size, from themes and phrases up to compound songs, episodes and developments."""
+"""Workshop: sections of a wanted size, from themes and phrases up to compound songs, episodes and developments."""
 
 from __future__ import annotations
 

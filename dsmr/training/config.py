@@ -1,4 +1,4 @@
-"""How a model is trained: every setting that its result depends on."""
+"""Training settings: everything that the result of a training depends on."""
 
 from __future__ import annotations
 

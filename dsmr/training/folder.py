@@ -1,4 +1,4 @@
-"""A run's folder: saved states that exist whole or not at all, and one writer at a time.
+"""Run folder: saved states that exist whole or not at all, and one writer at a time.
 
     RUN/dsmr-run.lock               by which a run's folder is known; locked while a process writes there
     RUN/checkpoints/step-0001200/   a checkpoint like any other, and `training.safetensors` (see `state.py`)

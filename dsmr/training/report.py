@@ -1,4 +1,4 @@
-"""Where measurements go: `metrics.jsonl` always, a console and TensorBoard if wanted."""
+"""Metrics writer: `metrics.jsonl` always, a console and TensorBoard if wanted."""
 
 from __future__ import annotations
 

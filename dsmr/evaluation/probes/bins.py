@@ -1,4 +1,4 @@
-"""What a probe found by position, distance or index: means over the tokens of a bin."""
+"""Bins of what a probe found, by position, distance or index: means over the tokens of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Music beside a corpus: numbers, histograms, self-similarity and quotations, each as excerpts of the corpus have it.
+"""Comparison of music with a corpus: numbers, histograms, self-similarity and quotations, each beside excerpts' own.
 
 A number of generated music means nothing alone. Every one here stands beside the same number of excerpts of the corpus
 that are as long; quotations stand beside those of held-out pieces, which were certainly not copied.

@@ -1,4 +1,4 @@
-"""Is it quoting? The longest passages of some music that are found, transposed or not, in a corpus.
+"""Quotations: the longest passages of some music that are found, transposed or not, in a corpus.
 
 Three questions, from the loosest to the strictest; what counts as equal:
 

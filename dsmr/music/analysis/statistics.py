@@ -1,4 +1,4 @@
-"""Music by numbers: how dense, wide, loud, full and silent a performance is, and whether a corpus holds the like."""
+"""Statistics of music: how dense, wide, loud, full and silent a performance is, and what excerpts of a corpus have."""
 
 from __future__ import annotations
 
