@@ -62,6 +62,8 @@ def _named(path: Path) -> Iterator[None]:
 def write_durably(file: Path, content: bytes) -> None:
     """Replace `file` by `content` in one step that outlasts a power cut; until then, whatever happens, it is as it was.
 
+    Written here because `atomicwrites`, the library for it, is no longer maintained.
+
     What a killed process leaves is a file (see `HALF_WRITTEN`), not a folder as `filled` makes: a folder could hold
     something of somebody else's, too.
     """

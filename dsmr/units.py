@@ -1,4 +1,7 @@
-"""Numbers in few characters: tokens, stretches of tokens, horizons, bytes."""
+"""Numbers in few characters: tokens, stretches of tokens, horizons, bytes.
+
+rich.filesize and matplotlib's `EngFormatter` count in thousands; memory and horizons are powers of two.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ class Bigram:
 
     with c(v, w) the pair's count, n(v) the number of different tokens seen after v, and d = n1 / (n1 + 2 n2) from the
     numbers of pairs seen once and twice. p1 is proportional to the number of different tokens seen before w, plus one,
-    so that no token is impossible.
+    so that no token is impossible. NLTK has the same, but gives one probability a call; this
+    is a table of all pairs.
 
     Args:
         log_probability: float64 `[V, V]`; entry v, w is log p(w | v).

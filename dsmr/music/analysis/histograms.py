@@ -167,7 +167,10 @@ def histograms(performance: Performance, seconds: float | None = None) -> dict[s
 
 
 def divergence(p: Counts, q: Counts) -> float:
-    """The Jensen-Shannon divergence of two histograms of equal bins, in bits; NaN if one of them is empty."""
+    """The Jensen-Shannon divergence of two histograms of equal bins, in bits; NaN if one of them is empty.
+
+    Three lines are no reason to depend on SciPy, which has its square root.
+    """
     if not (p.sum() > 0 and q.sum() > 0):
         return float("nan")
     return float(_entropy((p / p.sum() + q / q.sum()) / 2) - (_entropy(p / p.sum()) + _entropy(q / q.sum())) / 2)

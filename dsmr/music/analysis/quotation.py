@@ -13,7 +13,8 @@ Music in one style shares figures without any copying, so a length means somethi
 common with the corpus that are certainly not copied from it: those that were held out.
 
 The longest match of every position is with a neighbour in the sorted order of all suffixes; the order is found by
-doubling (Manber and Myers, "Suffix Arrays", 1993), exactly, without hashing.
+doubling (Manber and Myers, "Suffix Arrays", 1993), exactly, without hashing. Neither NumPy nor SciPy sorts suffixes;
+pydivsufsort does, in compiled code, but twelve lines are no reason to depend on it.
 """
 
 from __future__ import annotations
