@@ -1,4 +1,4 @@
-"""Numbers in few characters: tokens, stretches of tokens, horizons, bytes.
+"""Numbers in few characters: tokens, stretches of tokens, horizons, times, bytes.
 
 rich.filesize and matplotlib's `EngFormatter` count in thousands; memory and horizons are powers of two.
 """
@@ -24,6 +24,11 @@ def format_horizons(horizons: Sequence[int]) -> str:
     """The horizons of a model's layers in few characters, the lowest layer's first: `2k, 4 x 256`."""
     runs = [(format_tokens(horizon), len(list(run))) for horizon, run in itertools.groupby(horizons)]
     return ", ".join(text if layers == 1 else f"{layers} x {text}" for text, layers in runs)
+
+
+def format_clock(seconds: float) -> str:
+    """A time in minutes and seconds: `1:05`."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def format_bytes(count: int) -> str:

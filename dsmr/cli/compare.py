@@ -19,6 +19,7 @@ from dsmr.cli.terminal import (
     stdout,
     writing,
 )
+from dsmr.units import format_clock
 
 if TYPE_CHECKING:
     from dsmr.music.analysis.comparison import Group
@@ -108,8 +109,8 @@ def print_group(group: Group) -> None:
     for each in group.music:
         for q in each.quotations:
             unit = "tokens" if q.equality == "tokens" else "notes"
-            where = "" if q.piece is None else f"{q.title}, {_clock(q.piece_seconds)}, {q.semitones:+d}"
-            table.add_row(each.name, q.equality, f"{q.length} {unit}", _clock(q.seconds[0]), where)
+            where = "" if q.piece is None else f"{q.title}, {format_clock(q.piece_seconds)}, {q.semitones:+d}"
+            table.add_row(each.name, q.equality, f"{q.length} {unit}", format_clock(q.seconds[0]), where)
     stdout.print(table)
 
 
@@ -142,7 +143,3 @@ def _value(each: Comparison) -> str:
     if each.value != each.value or each.low != each.low:
         return "too short"
     return f"{each.value:.3g}" + (" (outside)" if each.within is False else "")
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -22,6 +22,7 @@ import numpy as np
 from dsmr.music.sound import half_rate
 from dsmr.music.tokens import Performance, fold_pedal
 from dsmr.plots import COLOURS, FAINT, INK
+from dsmr.units import format_clock
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def write_page(page: Page, sound: Path, path: Path) -> None:
         lead=_paragraphs(page.lead, "lead") + _paragraphs(page.warnings, "warning"),
         roll_alt=escape(f"{alt} Click to hear it from there."),
         seconds=f"{page.seconds:.1f}",
-        length=f"{int(page.seconds) // 60}:{int(page.seconds) % 60:02d}",
+        length=format_clock(page.seconds),
         sound=f"data:audio/wav;base64,{base64.b64encode(half_rate(sound)).decode()}",
         music_caption=escape(page.music_caption),
         sections="\n".join([_numbers(page.numbers), _figures(page.figures), _table(page.rows, page.rows_caption)]),

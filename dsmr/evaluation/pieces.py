@@ -91,6 +91,11 @@ class Evaluation:
         rows = zip(sums.tokens.tolist(), sums.mean.tolist(), sums.intervals(), strict=True)
         return [PositionBin(i * width, *row) for i, row in enumerate(rows)]
 
+    def check_whole(self) -> None:
+        """ValueError if the context was cleared inside pieces: probes compare with an unbroken reading."""
+        if self.reset_every is not None:
+            raise ValueError(f"scores: expected whole pieces, got context cleared every {self.reset_every} tokens")
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the single tokens, as plain values for JSON."""
         return {

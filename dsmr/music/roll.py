@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dsmr.music.tokens import Performance
 from dsmr.plots import DPI, FAINT, INK, Path, apply_style, save
+from dsmr.units import format_clock
 
 BLACK_KEY = "#f3f4f6"
 
@@ -102,5 +103,5 @@ def _time_axis(axes: Axes, end: float, width: float) -> None:
     wanted = end / width  # seconds: a label every inch, or less often
     axes.set_xlim(0, end)
     axes.xaxis.set_major_locator(MultipleLocator(next((step for step in steps if step >= wanted), steps[-1])))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{int(t) // 60}:{int(t) % 60:02d}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: format_clock(seconds)))
     axes.set_xlabel("time (min:s)", color=INK)

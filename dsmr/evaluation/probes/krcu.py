@@ -141,8 +141,7 @@ def krcu(
     Raises:
         ValueError: no piece goes beyond the first reset, or the evaluation cleared the context.
     """
-    if scores.reset_every is not None:
-        raise ValueError(f"scores: expected whole pieces, got context cleared every {scores.reset_every} tokens")
+    scores.check_whole()
     first = resets.at[0]
     normal = {i: nll for i, nll in zip(scores.pieces, scores.token_nll, strict=True) if len(nll) > first}
     if not normal:

@@ -104,8 +104,7 @@ def recall(
     """
     if sample < 1:
         raise ValueError(f"sample: expected at least 1, got {sample}")
-    if scores.reset_every is not None:
-        raise ValueError(f"scores: expected whole pieces, got context cleared every {scores.reset_every} tokens")
+    scores.check_whole()
     found: defaultdict[tuple[str, int], list[tuple[int, Return]]] = defaultdict(list)
     for row, (piece, nll) in enumerate(zip(scores.pieces, scores.token_nll, strict=True)):
         for each in store.pieces[piece].returns:

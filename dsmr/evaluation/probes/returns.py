@@ -184,8 +184,7 @@ def return_gain(
     Raises:
         ValueError: none of the pieces has a scored return, the evaluation cleared the context, or a bad number.
     """
-    if scores.reset_every is not None:
-        raise ValueError(f"scores: expected whole pieces, got context cleared every {scores.reset_every} tokens")
+    scores.check_whole()
     if len(distances) == 0 or distances[0] != 0 or any(b <= a for a, b in itertools.pairwise(distances)):
         raise ValueError(f"distances: expected increasing numbers that begin with 0, got {list(distances)}")
     if skip < 0:

@@ -123,8 +123,7 @@ def truncation(
     Raises:
         ValueError: no piece reaches the first bucket, or the evaluation cleared the context.
     """
-    if scores.reset_every is not None:
-        raise ValueError(f"scores: expected whole pieces, got context cleared every {scores.reset_every} tokens")
+    scores.check_whole()
     chosen = _sample([len(nll) for nll in scores.token_nll], cuts)
     if not chosen:
         longest = max((len(nll) for nll in scores.token_nll), default=0)

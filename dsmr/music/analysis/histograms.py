@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.music.analysis.statistics import WINDOW_SECONDS, excerpts, spans
+from dsmr.music.analysis.statistics import WINDOW_SECONDS, check_seconds, densities, excerpts, spans
 from dsmr.music.tokens import STEPS_PER_SECOND, VELOCITY_BINS, Ids, Performance, decode, fold_pedal
 
 Counts = NDArray[np.float64]
@@ -75,11 +75,8 @@ def _polyphony(notes: NDArray[np.void], seconds: float) -> Counts:
 
 def _density(notes: NDArray[np.void], seconds: float) -> Counts:
     """Windows, by how many notes begin in each; what is left after the last whole window is not counted."""
-    windows, width = max(1, int(seconds // WINDOW_SECONDS)), min(WINDOW_SECONDS, seconds)
-    at = (notes["onset"] // width).astype(np.int64)
-    per_second = np.bincount(at[at < windows], minlength=windows) / width
     last = DENSEST // DENSITY_BIN
-    return _binned(np.minimum(per_second // DENSITY_BIN, last).astype(np.int64), last + 1)
+    return _binned(np.minimum(densities(notes, seconds) // DENSITY_BIN, last).astype(np.int64), last + 1)
 
 
 def _binned(bins: NDArray[Any], count: int) -> Counts:
@@ -161,8 +158,7 @@ def histograms(performance: Performance, seconds: float | None = None) -> dict[s
     """
     notes = fold_pedal(performance).notes
     seconds = float(notes["offset"].max(initial=0.0)) if seconds is None else seconds
-    if not seconds > 0:
-        raise ValueError(f"seconds: expected a number above 0, got {seconds}")
+    check_seconds(seconds)
     return _count(notes[notes["onset"] < seconds], seconds)
 
 
@@ -186,8 +182,7 @@ def profile(pieces: Iterable[Ids], seconds: float) -> Profile:
     Raises:
         ValueError: a length that is not above 0, or fewer than two pieces with notes.
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds: expected a number above 0, got {seconds}")
+    check_seconds(seconds)
     counted = [[_count(notes, length) for notes, length in excerpts(decode(piece).notes, seconds)] for piece in pieces]
     counted = [piece for piece in counted if piece]
     if len(counted) < 2:

@@ -105,7 +105,7 @@ def measure(performance: Performance, seconds: float | None = None) -> Statistic
     """
     notes = fold_pedal(performance).notes
     seconds = float(notes["offset"].max(initial=0.0)) if seconds is None else seconds
-    _check_seconds(seconds)
+    check_seconds(seconds)
     return _count(notes[notes["onset"] < seconds], seconds)
 
 
@@ -121,7 +121,7 @@ def usual(pieces: Iterable[Ids], seconds: float) -> dict[str, Range]:
     Raises:
         ValueError: a length that is not above 0, or no pieces with notes.
     """
-    _check_seconds(seconds)
+    check_seconds(seconds)
     counted = [_count(notes, length) for piece in pieces for notes, length in excerpts(decode(piece).notes, seconds)]
     if not counted:
         raise ValueError("pieces: expected pieces with notes, got none")
@@ -171,10 +171,7 @@ def excerpts(notes: NDArray[np.void], seconds: float) -> Iterator[tuple[NDArray[
 def _count(notes: NDArray[np.void], seconds: float) -> Statistics:
     """Statistics of folded notes with onsets in `[0, seconds)`."""
     pitch, velocity = notes["pitch"].astype(np.float64), notes["velocity"].astype(np.float64)
-    windows = max(1, int(seconds // WINDOW_SECONDS))
-    width = min(WINDOW_SECONDS, seconds)
-    window = (notes["onset"] // width).astype(np.int64)
-    density = np.bincount(window[window < windows], minlength=windows) / width
+    density = densities(notes, seconds)
     classes = np.bincount(notes["pitch"] % 12, minlength=12) / max(len(notes), 1)
     low, p10, median, p90, high = _quantiles(pitch, [0, 0.1, 0.5, 0.9, 1])
     span, sounding = spans(notes, seconds)
@@ -204,6 +201,13 @@ def _count(notes: NDArray[np.void], seconds: float) -> Statistics:
     )
 
 
+def densities(notes: NDArray[np.void], seconds: float) -> NDArray[np.float64]:
+    """Notes per second in each whole window of `WINDOW_SECONDS` (a shorter performance is one window), `[windows]`."""
+    windows, width = max(1, int(seconds // WINDOW_SECONDS)), min(WINDOW_SECONDS, seconds)
+    window = (notes["onset"] // width).astype(np.int64)
+    return np.asarray(np.bincount(window[window < windows], minlength=windows) / width)
+
+
 def spans(notes: NDArray[np.void], seconds: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Cut `[0, seconds]` where folded notes begin and end: the lengths of the spans, and how many notes sound in each.
 
@@ -221,6 +225,7 @@ def _quantiles(values: NDArray[np.float64], at: list[float]) -> list[float]:
     return found
 
 
-def _check_seconds(seconds: float) -> None:
+def check_seconds(seconds: float) -> None:
+    """ValueError for a length that is not above 0."""
     if not 0 < seconds < math.inf:
         raise ValueError(f"seconds: expected a finite number above 0, got {seconds}")

@@ -125,7 +125,7 @@ def test_one_note_has_no_intervals() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two with notes, got 1"):
         profile(pieces(60), 10)
-    with pytest.raises(ValueError, match="seconds: expected a number above 0, got 0"):
+    with pytest.raises(ValueError, match="seconds: expected a finite number above 0, got 0"):
         profile(pieces(60, 62), 0)
-    with pytest.raises(ValueError, match="seconds: expected a number above 0"):
+    with pytest.raises(ValueError, match="seconds: expected a finite number above 0"):
         histograms(Performance(np.empty(0, NOTE_DTYPE)))
