@@ -20,6 +20,7 @@ lint: $(VENV)/.dev-installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 # The native CPU kernels, beside the Python modules that load them.
 build: $(VENV)/.build-installed

@@ -1,4 +1,4 @@
-"""`python -m dsmr`: the same as the command `dsmr`."""
+"""Entry of `python -m dsmr`: the same as the command `dsmr`."""
 
 from dsmr.cli import main
 

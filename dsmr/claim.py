@@ -1,4 +1,4 @@
-"""A folder with one writer at a time, which is empty or has been that writer's kind's before.
+"""Claimed folders: one writer at a time, in a folder that is empty or has been that writer's kind's before.
 
 Such a folder is known by a file of its own, its mark. Whoever writes holds a lock on the mark, which the system
 releases when the process ends, however it ends.
@@ -23,7 +23,7 @@ class SaveError(OSError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def saving(path: Path) -> Iterator[None]:
     """Within, an OSError means that `path` cannot be written: it becomes a `SaveError` that says so."""
     try:
         yield
@@ -47,7 +47,7 @@ def claimed(folder: Path, mark: str, owner: str) -> Iterator[None]:
         SaveError: the folder or the mark cannot be written.
     """
     check_own(folder, mark, owner)
-    with writing(folder):
+    with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / mark)
     if not _lock_now(lock, folder):
@@ -60,7 +60,7 @@ def claimed(folder: Path, mark: str, owner: str) -> Iterator[None]:
 
 def _lock_now(lock: BaseFileLock, folder: Path) -> bool:
     """Take the lock, or say that somebody else has it."""
-    with writing(folder):
+    with saving(folder):
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -74,7 +74,7 @@ def check_own(folder: Path, mark: str, owner: str) -> None:
         return
     if not folder.is_dir():
         raise OccupiedError(f"{folder}: expected a folder, got {kind(folder)}")
-    with writing(folder):
+    with saving(folder):
         there = sorted(path.name for path in folder.iterdir())
     if there and not is_file(folder / mark):
         raise OccupiedError(

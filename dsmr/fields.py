@@ -1,4 +1,7 @@
-"""Dataclasses whose values come from files: every field of the type that it is annotated with, or an error by name."""
+"""Typed fields of dataclasses whose values come from files: each of its annotated type, or an error by name.
+
+It is our own so that a checkpoint can be read with PyTorch and safetensors alone, without pydantic.
+"""
 
 from __future__ import annotations
 

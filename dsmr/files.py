@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and that outlast a power cut where it is asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 PARTIAL = re.compile(r"\.partial-[a-z0-9_]{8}")
 """The folders in which files wait until they are whole; one that nobody writes into is what a killed process left."""
+HALF_WRITTEN = re.compile(r"\.(?P<file>.+)\.\d+\.partial")
+"""What a killed process left of a `file` that it was writing durably."""
 
 
 @contextmanager
@@ -55,3 +57,34 @@ def _named(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+def write_durably(file: Path, content: bytes) -> None:
+    """Replace `file` by `content` in one step that outlasts a power cut; until then, whatever happens, it is as it was.
+
+    Written here because `atomicwrites`, the library for it, is no longer maintained.
+
+    What a killed process leaves is a file (see `HALF_WRITTEN`), not a folder as `filled` makes: a folder could hold
+    something of somebody else's, too.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # of a process that had this number and crashed
+    try:
+        with open(partial, "xb") as opened:  # follows no link
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    flush_folder(file.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Let what was made, renamed and removed in `folder` outlast a power cut."""
+    if os.name == "posix":  # elsewhere folders cannot be flushed
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

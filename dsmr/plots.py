@@ -1,4 +1,4 @@
-"""Pictures: piano rolls, horizon schedules, and curves of what a model learned.
+"""Plots: the look that all figures share, and curves of what a model learned.
 
 Every function draws one figure of its own and writes it to a file; none touches matplotlib's global state, so they can
 be called from any thread, with or without a display.
@@ -13,23 +13,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MultipleLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from dsmr.model.schedules import Schedule, format_tokens
-from dsmr.music.analysis.histograms import FEATURES, Counts
-from dsmr.music.tokens import Performance
 from dsmr.text import escaped
+from dsmr.units import format_tokens
 
 Path = str | os.PathLike[str]
 
 DPI = 150
-INK, FAINT, BLACK_KEY = "#222222", "#d9d9d9", "#f3f4f6"
+INK, FAINT = "#222222", "#d9d9d9"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of Okabe and Ito (2008): told apart by colour-blind eyes, too."""
 DASHES = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (1.5, 1.5)))
@@ -39,16 +35,8 @@ LEGEND_POINTS = 8
 MARKED = 12
 """Markers on a curve of more than `DENSE` points."""
 DENSE = 30
-LOUDNESS = LinearSegmentedColormap.from_list(
-    "loudness", [(0.0, "#9ad9c9"), (0.3, "#1f9e96"), (0.5, "#3b4ba8"), (0.7, "#c4265e"), (1.0, "#f98e09")]
-)
-"""Soft to loud, with most of the change where most notes of a performance are."""
 
-ROLL_HEIGHT = 4.6  # inches
-ROLL_WIDTHS = (9.0, 48.0)  # inches, the narrowest and the widest picture
-ROLL_INCHES_PER_SECOND = 0.16
 LONGEST_LINE = 52  # characters of a title or a name: as many as fit above one of four panels
-LEAST_KEYS = (36, 84)  # a roll shows at least C2 to C6
 
 
 @dataclass(frozen=True)
@@ -94,75 +82,6 @@ class Mark:
     style: str = ":"
 
 
-def piano_roll(performance: Performance, path: Path, title: str | None = None) -> None:
-    """Draw notes as bars over time, coloured by velocity, above a strip that shows the sustain pedal if there was one.
-
-    The picture's width grows with the music's length, within limits; its keys are those that the music uses.
-
-    Args:
-        performance: what to draw; offsets are drawn as they are, when keys were released.
-        path: the file to write; its ending decides the format.
-        title: printed above.
-    """
-    notes, pedal = performance.notes, performance.pedal
-    end = max(notes["offset"].max(initial=0.0), pedal["time"].max(initial=0.0), 1.0)
-    narrowest, widest = ROLL_WIDTHS
-    width = min(max(end * ROLL_INCHES_PER_SECOND, narrowest), widest)
-    figure = Figure(figsize=(width, ROLL_HEIGHT), dpi=DPI, layout="constrained")
-    if len(pedal):
-        keys, strip = figure.subplots(2, 1, sharex=True, height_ratios=[14, 1])
-        _draw_pedal(strip, pedal, end)
-        bottom = strip
-    else:
-        keys = bottom = figure.subplots()
-    drawn = _draw_notes(keys, notes)
-    _time_axis(bottom, end, width)
-    bar = figure.colorbar(drawn, ax=keys, pad=0.15 / width, fraction=0.6 / width, aspect=25)
-    bar.set_label("velocity", color=INK)
-    bar.ax.tick_params(colors=INK, labelsize=9, length=3, color=FAINT)
-    bar.outline.set_visible(False)
-    if title:
-        keys.set_title(title, loc="left", color=INK, fontweight="bold")
-    _save(figure, path)
-
-
-def schedule_bars(schedules: Sequence[Schedule], path: Path) -> None:
-    """Draw each schedule's horizon per layer, the lowest layer at the bottom, all on one scale.
-
-    Args:
-        schedules: at least one, of any numbers of layers.
-        path: the file to write; its ending decides the format.
-    """
-    if not schedules:
-        raise ValueError("schedules: expected at least one, got none")
-    columns = min(len(schedules), 4)
-    rows = -(-len(schedules) // columns)
-    layers = max(len(schedule.horizons) for schedule in schedules)
-    size = (1.0 + 2.6 * columns, rows * (1.1 + 0.22 * layers))
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
-    for number, axes in enumerate(grid.flat):
-        if number >= len(schedules):
-            axes.set_visible(False)
-            continue
-        schedule = schedules[number]
-        _style(axes, grid="x")
-        axes.barh(range(len(schedule.horizons)), schedule.horizons, height=0.72, color=COLOURS[0])
-        kept = f", {r.keep} of every {r.stride}" if (r := schedule.retention) else ""
-        axes.set_title(f"{schedule.name}\n{schedule.total:,} entries{kept}", loc="left", color=INK, fontsize=9)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda entries, _: f"{entries:,.0f}"))
-        axes.set_xlim(left=0)
-        last_in_its_column = number + columns >= len(schedules)
-        axes.tick_params(labelbottom=last_in_its_column)
-        if last_in_its_column:
-            axes.set_xlabel("horizon (entries)", color=INK)
-        if number % columns == 0:
-            axes.set_ylabel("layer", color=INK)
-    _save(figure, path)
-
-
 def nll_by_position(
     curves: Sequence[Curve], path: Path, title: str | None = None, legend_title: str | None = None
 ) -> None:
@@ -186,36 +105,6 @@ def training_curve(curves: Sequence[Curve], path: Path, title: str | None = None
         title: printed above.
     """
     _loss_figure(curves, path, title, "tokens seen")
-
-
-def histograms(corpus: Mapping[str, Counts], music: Mapping[str, Mapping[str, Counts]], path: Path) -> None:
-    """Draw the histograms of music as lines over those of a corpus, as grey bars: the share of each bin.
-
-    Args:
-        corpus: a histogram for each of `dsmr.music.analysis.histograms.FEATURES`.
-        music: the same for each piece of music, by name.
-        path: the file to write; its ending decides the format.
-    """
-    figure = Figure(figsize=(11.0, 6.2), dpi=DPI, layout="constrained")
-    for (name, feature), axes in zip(FEATURES.items(), figure.subplots(2, 3).flat, strict=True):
-        _style(axes, grid="")
-        bins = np.arange(len(feature.labels))
-        axes.bar(bins, _shares(corpus[name]), width=1.0, color=FAINT, label="corpus")
-        for number, (label, counts) in enumerate(music.items()):
-            line = {"color": look(number)["color"], "linestyle": look(number)["linestyle"], "linewidth": 1.2}
-            axes.step(bins, _shares(counts[name]), where="mid", label=_named(label), **line)
-        every = -(-len(bins) // 13)
-        axes.set_xticks(bins[::every], feature.labels[::every])
-        axes.tick_params(axis="x", labelsize=7)
-        axes.set_yticks([])
-        axes.set_title(feature.title, loc="left", color=INK, fontsize=9)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK, fontsize=9)
-    _save(figure, path)
-
-
-def _shares(counts: Counts) -> Counts:
-    return np.asarray(counts / max(counts.sum(), 1e-12))
 
 
 def difference_panels(
@@ -257,7 +146,7 @@ def difference_panels(
         unused.set_visible(False)
     row = grid.flat[: len(panels)]
     for axes, (name, curves) in zip(row, panels.items(), strict=True):
-        _style(axes, grid="both")
+        apply_style(axes, grid="both")
         axes.axhline(0, color=INK, linewidth=0.9)
         for number, curve in enumerate(curves):
             aside = 0.007 * (number - (len(curves) - 1) / 2)  # bars of several curves would hide each other
@@ -290,7 +179,7 @@ def difference_panels(
     _legend_beside(figure, fullest, legend_title)
     if title:
         figure.suptitle(title, x=0.01, ha="left", color=INK, fontweight="bold")
-    _save(figure, path)
+    save(figure, path)
 
 
 def look(number: int) -> dict[str, Any]:
@@ -305,7 +194,7 @@ def look(number: int) -> dict[str, Any]:
 
 def _draw_bars(axes: Axes, curve: Curve, number: int) -> None:
     x, of_line = np.asarray(curve.x), look(number)
-    axes.plot(x, np.asarray(curve.y), label=_named(curve.label), linewidth=1.6, **of_line)
+    axes.plot(x, np.asarray(curve.y), label=shown_in_legend(curve.label), linewidth=1.6, **of_line)
     if curve.low is not None and curve.high is not None:
         axes.vlines(x, np.asarray(curve.low), np.asarray(curve.high), of_line["color"], linewidth=1.0, alpha=0.7)
 
@@ -314,7 +203,9 @@ def _draw_curve(axes: Axes, curve: Curve, number: int, alpha: float) -> None:
     x, of_line = np.asarray(curve.x), look(number)
     every = 1 if len(x) <= DENSE else -(-len(x) // MARKED)
     linewidth = 1.6 if len(x) <= 300 else 0.7  # many points are many ups and downs
-    axes.plot(x, np.asarray(curve.y), label=_named(curve.label), linewidth=linewidth, markevery=every, **of_line)
+    axes.plot(
+        x, np.asarray(curve.y), label=shown_in_legend(curve.label), linewidth=linewidth, markevery=every, **of_line
+    )
     if curve.low is not None and curve.high is not None:
         low, high = np.asarray(curve.low), np.asarray(curve.high)
         axes.fill_between(x, low, high, color=of_line["color"], alpha=alpha, linewidth=0)
@@ -348,7 +239,7 @@ def _loss_figure(
         raise ValueError("curves: expected at least one, got none")
     figure = Figure(figsize=(9.5, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    _style(axes, grid="both")
+    apply_style(axes, grid="both")
     for number, curve in enumerate(curves):
         _draw_curve(axes, curve, number, alpha=min(0.18, 0.6 / len(curves)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -363,60 +254,15 @@ def _loss_figure(
     _legend_beside(figure, axes, legend_title)
     if title:
         figure.suptitle(title, x=0.01, ha="left", color=INK, fontweight="bold")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _draw_notes(axes: Axes, notes: NDArray[np.void]) -> PolyCollection:
-    """The notes as rectangles on a keyboard; returns what the colour bar explains."""
-    left, right = notes["onset"], notes["offset"]
-    low, high = notes["pitch"] - 0.42, notes["pitch"] + 0.42
-    corners = np.stack([left, low, left, high, right, high, right, low], axis=-1).reshape(-1, 4, 2)
-    drawn = PolyCollection(list(corners), cmap=LOUDNESS, norm=Normalize(1, 127), linewidth=0.3)
-    drawn.set_array(notes["velocity"])
-    drawn.set_edgecolor("face")
-    _style(axes, grid="")
-    least, most = LEAST_KEYS
-    least, most = int(notes["pitch"].min(initial=least)), int(notes["pitch"].max(initial=most))
-    for key in range(least, most + 1):
-        if key % 12 in (1, 3, 6, 8, 10):
-            axes.axhspan(key - 0.5, key + 0.5, color=BLACK_KEY, linewidth=0, zorder=0)
-        if key % 12 == 0:
-            axes.axhline(key - 0.5, color=FAINT, linewidth=0.8, zorder=0.5)
-    axes.add_collection(drawn)
-    axes.set_ylim(least - 1, most + 1)
-    axes.yaxis.set_major_locator(MultipleLocator(12))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda pitch, _: f"C{int(pitch) // 12 - 1}"))
-    axes.set_ylabel("key", color=INK)
-    if len(notes) == 0:
-        axes.text(0.5, 0.5, "no notes", transform=axes.transAxes, ha="center", va="center", color=INK)
-    return drawn
-
-
-def _draw_pedal(axes: Axes, pedal: NDArray[np.void], end: float) -> None:
-    in_time = pedal[np.argsort(pedal["time"], kind="stable")]
-    time, value = np.append(in_time["time"], end), np.append(in_time["value"], in_time["value"][-1])
-    _style(axes, grid="")
-    axes.fill_between(time, value, step="post", color=INK, alpha=0.55, linewidth=0)
-    axes.set_ylim(0, 127)
-    axes.set_yticks([])
-    axes.set_ylabel("pedal", color=INK, rotation=0, ha="right", va="center")
-
-
-def _time_axis(axes: Axes, end: float, width: float) -> None:
-    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
-    wanted = end / width  # seconds: a label every inch, or less often
-    axes.set_xlim(0, end)
-    axes.xaxis.set_major_locator(MultipleLocator(next((step for step in steps if step >= wanted), steps[-1])))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{int(t) // 60}:{int(t) % 60:02d}"))
-    axes.set_xlabel("time (min:s)", color=INK)
-
-
-def _named(label: str) -> str:
+def shown_in_legend(label: str) -> str:
     """A label as the legend takes it: one that begins with an underscore would be left out."""
     return f" {label}" if label.startswith("_") else label
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write a figure in which every title and name is text: no formula, and nothing that its font cannot draw."""
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
@@ -436,7 +282,7 @@ def _drawable(line: str, text: Text) -> str:
     )
 
 
-def _style(axes: Axes, grid: str) -> None:
+def apply_style(axes: Axes, grid: str) -> None:
     """The look that all figures share; `grid` is "x", "both" or "" for none."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

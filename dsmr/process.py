@@ -1,4 +1,4 @@
-"""What a process has of everybody's settings: how its idle threads wait, how many there are, which random numbers come.
+"""Process-wide settings: how idle threads wait, how many there are, which random numbers come.
 
 Nothing here imports PyTorch before it is called: how threads wait can be said only before that.
 """

@@ -1,4 +1,7 @@
-"""Text that others wrote, on one line, in which nothing commands the terminal or hides."""
+"""Escaped text of others: on one line, in which nothing commands the terminal or hides.
+
+Python's own codec `unicode_escape` would escape every letter beyond ASCII as well.
+"""
 
 from __future__ import annotations
 

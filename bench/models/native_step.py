@@ -19,8 +19,9 @@ from bench.harness import machine, measure, roof
 from bench.harness.units import seconds
 from bench.models import fill
 from dsmr.generation.decoding import Decoding, new_state
+from dsmr.model.config import PRESETS, preset
 from dsmr.model.native import NativeStep
-from dsmr.model.transformer import PRESETS, Transformer, preset
+from dsmr.model.transformer import Transformer
 from dsmr.process import own_random_numbers, torch_threads
 from dsmr_kernels import MemoryStack
 

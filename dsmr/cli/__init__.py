@@ -1,4 +1,4 @@
-"""The command line: every module here parses one command's arguments, calls the library and prints what came."""
+"""Command line: every module here parses one command's arguments, calls the library and prints what came."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application: its commands, and what a shell sees of an error."""
+"""Application: its commands, and what a shell sees of an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dsmr compare`: music by numbers, beside a corpus."""
+"""Command `dsmr compare`: music by numbers, beside a corpus."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dsmr.cli.terminal import (
     stdout,
     writing,
 )
+from dsmr.units import format_clock
 
 if TYPE_CHECKING:
     from dsmr.music.analysis.comparison import Group
@@ -38,6 +39,7 @@ def compare(
     Every number stands beside those of excerpts of the corpus that are as long. Quotations stand beside what pieces of
     the other splits have in common with this one: music in one style shares figures without copying.
     """
+    from dsmr.corpus.reference import corpus_of
     from dsmr.music.analysis.comparison import compare_music
     from dsmr.music.midi import read_midi
 
@@ -48,7 +50,7 @@ def compare(
         names = [path.name for path in music]
         if len(set(names)) < len(names):
             names = [str(path) for path in music]
-        groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), store, split=split)
+        groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), corpus_of(store, split))
     try:
         if png is not None:
             _draw(groups, png)
@@ -61,11 +63,11 @@ def compare(
 
 
 def _draw(groups: Sequence[Group], png: Path) -> None:
-    from dsmr.plots import histograms
+    from dsmr.music.analysis.panels import histogram_panels
 
     drawn = {each.name: each.histograms for group in groups for each in group.music}
     with writing(png) as file:
-        histograms(groups[0].reference.profile.counts, drawn, file)
+        histogram_panels(groups[0].reference.profile.counts, drawn, file)
 
 
 def print_group(group: Group) -> None:
@@ -107,8 +109,8 @@ def print_group(group: Group) -> None:
     for each in group.music:
         for q in each.quotations:
             unit = "tokens" if q.equality == "tokens" else "notes"
-            where = "" if q.piece is None else f"{q.title}, {_clock(q.piece_seconds)}, {q.semitones:+d}"
-            table.add_row(each.name, q.equality, f"{q.length} {unit}", _clock(q.seconds[0]), where)
+            where = "" if q.piece is None else f"{q.title}, {format_clock(q.piece_seconds)}, {q.semitones:+d}"
+            table.add_row(each.name, q.equality, f"{q.length} {unit}", format_clock(q.seconds[0]), where)
     stdout.print(table)
 
 
@@ -141,7 +143,3 @@ def _value(each: Comparison) -> str:
     if each.value != each.value or each.low != each.low:
         return "too short"
     return f"{each.value:.3g}" + (" (outside)" if each.within is False else "")
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,4 +1,4 @@
-"""`dsmr demo`: from nothing to a trained, evaluated, playing model."""
+"""Command `dsmr demo`: from nothing to a trained, evaluated, playing model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsmr.cli.scores import print_probed
 from dsmr.cli.terminal import BadInput, CommandError, ForceOption, SeedOption, check_folder, explained, stderr, stdout
 
 if TYPE_CHECKING:
-    from dsmr.demo.run import Outcome
+    from dsmr.demo.outcome import Outcome
 
 
 def demo(
@@ -46,7 +46,7 @@ def demo(
 
 
 def _print(outcome: Outcome, out: Path) -> None:
-    from dsmr.demo.run import METRICS, MUSIC, PAGE, SOUND
+    from dsmr.demo.run import METRICS, MUSIC_FILE, PAGE, SOUND
 
     run, corpus = outcome.run, outcome.corpus
     stdout.print(
@@ -72,5 +72,6 @@ def _print(outcome: Outcome, out: Path) -> None:
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
     stdout.print(f"{sum(outcome.seconds.values()):.0f} s in all: {stages}")
     stdout.print(
-        f"open {out / PAGE} in a browser; listen to {out / SOUND} or {out / MUSIC}; all numbers are in {out / METRICS}"
+        f"open {out / PAGE} in a browser; listen to {out / SOUND} or {out / MUSIC_FILE}; "
+        f"all numbers are in {out / METRICS}"
     )

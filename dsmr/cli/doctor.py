@@ -1,4 +1,4 @@
-"""`dsmr doctor`: what works on this machine, why something does not, and what to run next."""
+"""Command `dsmr doctor`: what works on this machine, why something does not, and what to run next."""
 
 from __future__ import annotations
 

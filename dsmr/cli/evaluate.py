@@ -1,4 +1,4 @@
-"""`dsmr evaluate`: how well checkpoints predict whole pieces, and what they do with their memory."""
+"""Command `dsmr evaluate`: how well checkpoints predict whole pieces, and what they do with their memory."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def evaluate(
     six pieces have neither intervals nor tests.
     """
     from dsmr.evaluation.figures import draw, draw_positions
-    from dsmr.evaluation.models import Plan, check_baseline, differences, labels, probe, to_dict
+    from dsmr.evaluation.models import Questions, check_baseline, differences, labels, probe, to_dict
     from dsmr.evaluation.probes.krcu import Resets
     from dsmr.evaluation.probes.truncation import Cuts
     from dsmr.model.checkpoint import load_checkpoint
@@ -167,7 +167,7 @@ def evaluate(
     where = choose_device(device)
     with reading_input():
         store = open_store(data, split)
-    plan = Plan(pieces, reset_every or None, lanes, returns, skip, resets, cuts, recall)
+    plan = Questions(pieces, reset_every or None, lanes, returns, skip, resets, cuts, recall)
     begun = time.monotonic()
     found = []
     for checkpoint, label in zip(checkpoints, names, strict=True):

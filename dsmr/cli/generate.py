@@ -1,4 +1,4 @@
-"""`dsmr generate`: new music from a checkpoint."""
+"""Command `dsmr generate`: new music from a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dsmr.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from dsmr.generation.takes import Progress, Take
+    from dsmr.generation.takes import Pace, Take
     from dsmr.music.tempo import TempoMap
 
 MUSIC, SAMPLING, SPEED = "Music", "Sampling", "Speed"
@@ -128,7 +128,7 @@ def generate(
     Memory stays constant however long the music gets. Take I depends on the seed and I alone.
     """
     from dsmr.generation.decoding import Decoding
-    from dsmr.generation.takes import Sampling
+    from dsmr.generation.sampling import Sampling
     from dsmr.generation.takes import generate as make_takes
     from dsmr.model.checkpoint import load_checkpoint
     from dsmr.music.midi import read_midi_with_tempo
@@ -159,7 +159,7 @@ def generate(
             within.enter_context(torch_threads(1))  # a token's products are too small to share: waiting costs more
         bar = within.enter_context(progress_bar("generating"))
 
-        def show(progress: Progress) -> None:
+        def show(progress: Pace) -> None:
             done, total = (progress.tokens, tokens) if tokens else (progress.music_seconds, seconds)
             speed = f"{progress.tokens_per_second:,.0f} tokens/s, {progress.real_time_factor:.1f} x real time"
             bar(done, (total or 0) * takes, speed)
@@ -190,9 +190,10 @@ def generate(
 
 def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None, tempo: TempoMap | None) -> None:
     """Write the MIDI files, at the prompt's tempo if they hold the prompt, and then beside them the other kinds."""
-    from dsmr.music.midi import write_midi, write_wav
+    from dsmr.music.midi import write_midi
+    from dsmr.music.roll import piano_roll
+    from dsmr.music.sound import write_wav
     from dsmr.music.tokens import STEP_SECONDS
-    from dsmr.plots import piano_roll
 
     for name, take in takes.items():  # all of them, before the disk is filled with sound
         fine = None if tempo is None else tempo.fine_from(take.prompt_seconds, STEP_SECONDS / 4)

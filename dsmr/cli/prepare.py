@@ -1,4 +1,4 @@
-"""`dsmr prepare`: from MIDI files, or the built-in pianist, to a token store."""
+"""Command `dsmr prepare`: from MIDI files, or the built-in pianist, to a token store."""
 
 from __future__ import annotations
 

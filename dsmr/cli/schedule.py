@@ -1,4 +1,4 @@
-"""`dsmr schedule`: what a horizon schedule remembers and costs, without training anything."""
+"""Command `dsmr schedule`: what a horizon schedule remembers and costs, without training anything."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def schedule(
 
     Schedules of one budget can be compared; models that differ in nothing else, too.
     """
-    from dsmr.model.schedules import MemoryFormat, draw, make_schedule
+    from dsmr.cli.schedule_table import schedule_table
+    from dsmr.model.schedules import MemoryFormat, make_schedule
 
     if png is not None:
         check_file(png, force)
@@ -105,7 +106,7 @@ def schedule(
         reach = made.reach(segment)
     try:
         if png is not None:
-            from dsmr.plots import schedule_bars
+            from dsmr.model.schedule_bars import schedule_bars
 
             with writing(png) as file:
                 schedule_bars([made], file)
@@ -122,7 +123,7 @@ def schedule(
                 }
             )
         else:
-            stdout.print(draw(made, memory=memory, segment=segment, longest=longest))
+            stdout.print(schedule_table(made, memory=memory, segment=segment, longest=longest))
 
 
 def parse_budget(text: str | None) -> tuple[int | None, int | None]:

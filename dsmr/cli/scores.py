@@ -1,4 +1,4 @@
-"""Tables for the terminal: the scores of one model or several, and what the probes found."""
+"""Score tables for the terminal: of one model or several, and what the probes found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsmr.cli.terminal import stdout, title_of
 if TYPE_CHECKING:
     from dsmr.evaluation.baselines import Assessment
     from dsmr.evaluation.bootstrap import Interval
-    from dsmr.evaluation.models import Compared, Probed
+    from dsmr.evaluation.models import ModelDifference, Probed
     from dsmr.evaluation.probes.recall import Recall
     from dsmr.evaluation.probes.returns import ReturnGain
 
@@ -40,7 +40,7 @@ def print_assessment(found: Assessment) -> None:
     stdout.print(table)
 
 
-def print_probed(models: Sequence[Probed], differences: Sequence[Compared]) -> None:
+def print_probed(models: Sequence[Probed], differences: Sequence[ModelDifference]) -> None:
     """One model's scores, or those of several side by side; a table of each probe; and the paired tests."""
     if len(models) == 1:
         print_assessment(models[0].assessment)
@@ -72,7 +72,7 @@ def print_probed(models: Sequence[Probed], differences: Sequence[Compared]) -> N
 
 def print_models(models: Sequence[Probed]) -> None:
     """A row a model: its memory, its perplexity whole and with the context cleared."""
-    from dsmr.model.schedules import format_horizons
+    from dsmr.units import format_horizons
 
     first = models[0].assessment
     table = Table(title=f"{len(first.whole.pieces):,} {first.split} pieces, {first.whole.tokens:,} tokens")
@@ -110,7 +110,7 @@ def print_by_distance(models: Sequence[Probed], found: Sequence[ReturnGain | Rec
 
 def print_krcu(models: Sequence[Probed]) -> None:
     """The dNLL after the reset, bin by bin, and its mean: rows are bins, columns are models."""
-    from dsmr.model.schedules import format_tokens
+    from dsmr.units import format_tokens
 
     found = [model.krcu for model in models if model.krcu is not None]
     first, resets = found[0], found[0].resets
@@ -133,7 +133,7 @@ def print_krcu(models: Sequence[Probed]) -> None:
 
 def print_truncation(models: Sequence[Probed]) -> None:
     """The dNLL with the history cut: rows are histories and positions, columns are models."""
-    from dsmr.model.schedules import format_tokens
+    from dsmr.units import format_tokens
 
     found = [model.truncation for model in models if model.truncation is not None]
     table = Table(title="NLL with only the last tokens kept - NLL, nats per token (95 % interval)")
@@ -148,7 +148,7 @@ def print_truncation(models: Sequence[Probed]) -> None:
     stdout.print(table)
 
 
-def print_differences(found: Sequence[Compared]) -> None:
+def print_differences(found: Sequence[ModelDifference]) -> None:
     """The paired tests, a row each."""
     table = Table(
         title=f"differences between models: paired sign-flip tests over pieces, p corrected for {len(found):,} rows"

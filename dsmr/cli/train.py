@@ -24,8 +24,9 @@ from dsmr.cli.terminal import (
 
 if TYPE_CHECKING:
     from dsmr.model.checkpoint import CheckpointInfo
+    from dsmr.model.config import ModelConfig
     from dsmr.model.schedules import Schedule
-    from dsmr.model.transformer import ModelConfig, Transformer
+    from dsmr.model.transformer import Transformer
     from dsmr.training import Run, TrainingConfig
     from dsmr_kernels import Retention
 
@@ -270,7 +271,7 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
 
 
 def _model_config(options: dict[str, Any]) -> ModelConfig:
-    from dsmr.model.transformer import preset as make_preset
+    from dsmr.model.config import preset as make_preset
 
     changes = {name: options[name] for name in SIZES if options[name] is not None}
     if options["schedule"] is not None:
@@ -291,8 +292,8 @@ def _schedule(
     retention: Retention | None,
 ) -> Schedule:
     """A schedule in the place of the preset's, of as many layers and, where a budget shapes it, of the same budget."""
+    from dsmr.model.config import preset as make_preset
     from dsmr.model.schedules import make_schedule
-    from dsmr.model.transformer import preset as make_preset
 
     own = make_preset(preset).schedule
     if layers is None:

@@ -1,1 +1,1 @@
-"""Music in: from MIDI files or the built-in pianist to a token store, and from a store to lanes of segments."""
+"""Corpora: from MIDI files or the built-in pianist to a token store, and from a store to lanes of segments."""

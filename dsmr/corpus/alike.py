@@ -1,10 +1,12 @@
-"""Which pieces are nearly the same music, such as two performances of one composition.
+"""Near-duplicates: pieces that are nearly the same music, such as two performances of one composition.
 
 A piece is sketched by its figures: passages of ``FIGURE`` intervals from note to note, whatever the key, the tempo and
 the rhythm (see :mod:`dsmr.music.analysis.quotation` for the order in which notes are read). Of their hashes those
 below a bound are kept, the same ones in every piece (Broder, "On the resemblance and containment of documents", 1997),
 so that pieces can be compared by what they keep. Time and memory grow with the number of notes, not with the pairs of
 pieces: where a figure is in many pieces, each of them is compared with the next few.
+
+The library for this, datasketch, takes one figure after the other from Python; NumPy hashes all of a piece at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Fetch the MAESTRO dataset's MIDI files, resuming where an earlier attempt broke off."""
+"""Download of the MAESTRO dataset's MIDI files, resuming where an earlier attempt broke off.
+
+The code is our own because `torch.hub.download_url_to_file` and pooch verify a checksum but begin anew whenever a
+transfer breaks off. huggingface_hub resumes, but only files of its hub; its function for any address is not documented.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
-from dsmr.claim import SaveError, writing
+from dsmr.claim import SaveError, saving
+from dsmr.progress import Progress
 
 MAESTRO_URL = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0-midi.zip"
 MAESTRO_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"
@@ -25,7 +29,7 @@ _NOTHING_LEFT = 416  # HTTP: the range asked for begins at or beyond the end
 _PASSING = (ConnectionError, TimeoutError, urllib.error.URLError, http.client.HTTPException)
 
 
-def download_maestro(folder: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Path:
+def download_maestro(folder: str | os.PathLike[str], progress: Progress | None = None) -> Path:
     """Download MAESTRO v3.0.0, MIDI only (58 MB), and return the path of the zip file.
 
     The dataset is published under CC BY-NC-SA 4.0. What arrives is kept in a ``.part`` file until it is whole and its
@@ -47,7 +51,7 @@ def download_maestro(folder: str | os.PathLike[str], progress: Callable[[int, in
         if (got := _sha256(path)) != MAESTRO_SHA256:
             raise ValueError(f"{path}: expected SHA-256 {MAESTRO_SHA256}, got {got}; remove it to download it anew")
         return path
-    with writing(path.parent):
+    with saving(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
@@ -61,12 +65,12 @@ def download_maestro(folder: str | os.PathLike[str], progress: Callable[[int, in
         raise ValueError(
             f"{MAESTRO_URL}: expected SHA-256 {MAESTRO_SHA256}, got {got}; what came was removed, try again"
         )
-    with writing(path):
+    with saving(path):
         os.replace(part, path)
     return path
 
 
-def _fetch_patiently(part: Path, progress: Callable[[int, int], None] | None) -> None:
+def _fetch_patiently(part: Path, progress: Progress | None) -> None:
     """Fetch until the file is whole, or nothing more comes."""
     most = _size(part)
     in_vain = 0
@@ -83,7 +87,7 @@ def _fetch_patiently(part: Path, progress: Callable[[int, int], None] | None) ->
             time.sleep(_WAITS[max(in_vain - 1, 0)])
 
 
-def _fetch(part: Path, progress: Callable[[int, int], None] | None) -> None:
+def _fetch(part: Path, progress: Progress | None) -> None:
     """Append to a file what the server has beyond it."""
     have = _size(part)
     request = urllib.request.Request(MAESTRO_URL, headers={"Range": f"bytes={have}-"} if have else {})
@@ -105,10 +109,10 @@ def _fetch(part: Path, progress: Callable[[int, int], None] | None) -> None:
         if (free := shutil.disk_usage(part.parent).free) < int(length):
             raise OSError(f"{part.parent}: expected room for {int(length)} bytes, got {free}")
         if not have:
-            with writing(part):
+            with saving(part):
                 part.write_bytes(b"")
         while block := response.read(_BLOCK):
-            with writing(part), open(part, "ab") as file:
+            with saving(part), open(part, "ab") as file:
                 file.write(block)
             have += len(block)
             if progress is not None:

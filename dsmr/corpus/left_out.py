@@ -1,4 +1,4 @@
-"""What did not go into a store: a file beside it that lists everything, and a summary that fits a screen."""
+"""Left-out files: a list beside the store of everything that did not go into it, and a summary that fits a screen."""
 
 from __future__ import annotations
 

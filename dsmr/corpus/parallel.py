@@ -1,4 +1,8 @@
-"""A function over many items on all cores, results in order, that outlives the death of a process."""
+"""Parallel map: a function over many items on all cores, results in order, that outlives the death of a process.
+
+Beyond `concurrent.futures`, whose pool breaks with any of its processes, as little as possible. Pebble's pool outlives
+them, too, but it limits wall time, of which items take more on a busy machine; here it is processor time.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,10 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+from dsmr.progress import Progress
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is."""
 
 
 class ProcessesError(RuntimeError):

@@ -1,4 +1,4 @@
-"""From MIDI files, or from the built-in pianist, to a token store.
+"""Preparation of a token store, from MIDI files or from the built-in pianist.
 
 Whatever the number of processes, equal input makes a store of equal bytes. A file that cannot be used never stops the
 run: it is left out, and the report says why.
@@ -18,7 +18,7 @@ import numpy as np
 
 from dsmr.corpus.alike import Sketch, alike_across, sketch
 from dsmr.corpus.left_out import SAME_MUSIC
-from dsmr.corpus.parallel import ProcessDied, ProcessesError, Progress, map_in_order
+from dsmr.corpus.parallel import ProcessDied, ProcessesError, map_in_order
 from dsmr.corpus.sources import (
     LeftOut,
     Member,
@@ -33,6 +33,7 @@ from dsmr.music.midi import MidiError, read_midi
 from dsmr.music.tokens import BEGIN, END, Ids, encode, encode_indexed
 from dsmr.pianist import FEWEST_TOKENS, compose
 from dsmr.pianist.dice import Dice
+from dsmr.progress import Progress
 
 StrPath = str | os.PathLike[str]
 GroupBy = Literal["name", "parent"] | os.PathLike[str]

@@ -1,4 +1,4 @@
-"""Which MIDI files a corpus has, what they are, and where each lies: a MAESTRO release or any folder."""
+"""Sources: the MIDI files of a MAESTRO release or of any folder, what they are, and where each lies."""
 
 from __future__ import annotations
 

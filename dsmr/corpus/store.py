@@ -115,8 +115,7 @@ class StoreWriter:
         Raises:
             TypeError, ValueError: ids that are no such sequence, an unknown split, or a return that leaves the piece.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        _check_split(split)
         duration = duration_seconds(ids)
         tokens = np.asarray(ids).astype(_TOKEN_DTYPE)
         _check_framing(tokens)
@@ -218,8 +217,7 @@ class TokenStore:
         Raises:
             ValueError: an unknown split.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        _check_split(split)
         return [index for index, piece in enumerate(self.pieces) if piece.split == split]
 
     def verify(self) -> None:
@@ -290,6 +288,11 @@ def _typed(value: Any, kind: type[_Type]) -> _Type:
     if type(value) is not kind:  # not isinstance: True is no number
         raise TypeError(f"expected {kind.__name__}, got {value!r}")
     return value
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
 
 
 def _check_framing(tokens: Ids) -> None:

@@ -1,4 +1,4 @@
-"""Whole pieces, left to right, in segments: what a recurrent model is fed.
+"""Lane stream: whole pieces, left to right, in segments, as a recurrent model is fed.
 
 `LaneStream` keeps B lanes busy. Each lane streams one stored piece after another in segments of T tokens; where a
 piece ends inside a segment the next one begins at the very next position, so nothing is cropped and nothing is padded.

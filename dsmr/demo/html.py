@@ -1,4 +1,4 @@
-"""One self-contained HTML page: music that can be seen while it is heard, figures and numbers, each with a sentence.
+"""HTML page in one file: music that can be seen while it is heard, figures and numbers, each with a sentence.
 
 Everything is in the file; its security policy lets it reach no network. The template is `page.html`.
 """
@@ -6,12 +6,10 @@ Everything is in the file; its security policy lets it reach no network. The tem
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import string
 import tempfile
-import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,11 +19,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from dsmr.music.sound import half_rate
 from dsmr.music.tokens import Performance, fold_pedal
 from dsmr.plots import COLOURS, FAINT, INK
-
-SOUND_RATE = 22_050
-"""Hz: half of what WAV files have, so that a minute and a half of sound is 5 MB of page."""
+from dsmr.units import format_clock
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Picture:
     """A plot, a sentence that says how to read it, and `alt`, what it shows, for those who do not see it.
 
     `svg` is what `drawn` returns.
@@ -84,7 +81,7 @@ class Page:
     seconds: float
     music_caption: str
     numbers: Sequence[Number]
-    figures: Sequence[Figure]
+    figures: Sequence[Picture]
     rows: Sequence[Row]
     rows_caption: str
     footer: Sequence[str]
@@ -99,10 +96,10 @@ def write_page(page: Page, sound: Path, path: Path) -> None:
 
     Args:
         page: what it says.
-        sound: the music as a WAV file, as `dsmr.music.midi.write_wav` writes it.
+        sound: the music as a WAV file, as `dsmr.music.sound.write_wav` writes it.
         path: the HTML file to write.
     """
-    template = _Template(files("dsmr").joinpath("page.html").read_text(encoding="utf-8"))
+    template = _Template(files("dsmr.demo").joinpath("page.html").read_text(encoding="utf-8"))
     notes = fold_pedal(page.music).notes
     data = {
         "seconds": round(page.seconds, 3),
@@ -117,8 +114,8 @@ def write_page(page: Page, sound: Path, path: Path) -> None:
         lead=_paragraphs(page.lead, "lead") + _paragraphs(page.warnings, "warning"),
         roll_alt=escape(f"{alt} Click to hear it from there."),
         seconds=f"{page.seconds:.1f}",
-        length=f"{int(page.seconds) // 60}:{int(page.seconds) % 60:02d}",
-        sound=f"data:audio/wav;base64,{base64.b64encode(_half_rate(sound)).decode()}",
+        length=format_clock(page.seconds),
+        sound=f"data:audio/wav;base64,{base64.b64encode(half_rate(sound)).decode()}",
         music_caption=escape(page.music_caption),
         sections="\n".join([_numbers(page.numbers), _figures(page.figures), _table(page.rows, page.rows_caption)]),
         footer=_paragraphs(page.footer, ""),
@@ -159,23 +156,6 @@ def _numbered(colours: Sequence[str]) -> list[tuple[str, str]]:
     return [(colour, f"c{number}") for number, colour in enumerate(colours)]
 
 
-def _half_rate(sound: Path) -> bytes:
-    """A mono WAV file of 16 bits at half its rate, as a WAV file."""
-    with wave.open(str(sound), "rb") as source:
-        rate, samples = source.getframerate(), np.frombuffer(source.readframes(source.getnframes()), "<i2")
-    # What the new rate cannot hold is taken out first: a windowed sinc, 80 dB down above half of it.
-    time = np.arange(-48, 49)
-    low_pass = np.sinc(time * 0.46) * np.kaiser(len(time), 8.0)
-    kept = np.convolve(samples.astype(np.float32), (low_pass / low_pass.sum()).astype(np.float32), mode="same")[::2]
-    file = io.BytesIO()
-    with wave.open(file, "wb") as target:
-        target.setnchannels(1)
-        target.setsampwidth(2)
-        target.setframerate(rate // 2)
-        target.writeframes(np.clip(np.rint(kept), -32768, 32767).astype("<i2").tobytes())
-    return file.getvalue()
-
-
 def _paragraphs(texts: Sequence[str], kind: str) -> str:
     return "\n".join(f'<p class="{kind}">{escape(text)}</p>' for text in texts)
 
@@ -193,7 +173,7 @@ def _numbers(numbers: Sequence[Number]) -> str:
     return _section("numbers", "The model, in numbers", f'<dl class="numbers">\n{cells}\n</dl>')
 
 
-def _figures(figures: Sequence[Figure]) -> str:
+def _figures(figures: Sequence[Picture]) -> str:
     body = "\n".join(
         f"<figure><figcaption><h3>{escape(each.title)}</h3><p>{escape(each.sentence)}</p></figcaption>"
         f'<div class="plot" tabindex="0" role="group" aria-label="{escape(each.title)}, plot">'

@@ -1,23 +1,21 @@
-"""What the demonstration's page says: every number with a sentence on what it means, in words that need no glossary."""
+"""Page of the demonstration: every number with a sentence on what it means, in words that need no glossary."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dsmr.demo.html import Figure, Number, Page, Row, drawn
+from dsmr.demo.html import Number, Page, Picture, Row, drawn
+from dsmr.demo.outcome import Outcome
 from dsmr.evaluation.figures import draw_krcu, draw_returns
 from dsmr.music.analysis.comparison import Compared, Group
+from dsmr.music.analysis.panels import histogram_panels
 from dsmr.music.analysis.statistics import Comparison
 from dsmr.music.tokens import Performance
-from dsmr.plots import Curve, histograms, nll_by_position, training_curve
+from dsmr.plots import Curve, nll_by_position, training_curve
 from dsmr.version import __version__
-
-if TYPE_CHECKING:
-    from dsmr.demo.run import Outcome
 
 SENTENCES = {
     "notes_per_second": "How many notes begin in a second, on average.",
@@ -132,9 +130,9 @@ def _numbers(outcome: Outcome) -> Iterator[Number]:
     )
 
 
-def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Iterator[Figure]:
+def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Iterator[Picture]:
     validation = np.asarray(losses[-1].y)
-    yield Figure(
+    yield Picture(
         "Learning",
         "The loss while the model trained: lower means that it was less surprised by the next event. The scale on the "
         "right says the same as a perplexity. Validation pieces are never trained on.",
@@ -142,7 +140,7 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
         drawn(lambda path: training_curve(losses, path)),
     )
     by_position = outcome.assessment.whole.by_position()
-    yield Figure(
+    yield Picture(
         "What it gains from having heard more",
         "The loss by position in the piece, with 95 % intervals over pieces. If memory helps, the line of whole pieces "
         "lies below that of the model whose context is cleared, from where that happens first.",
@@ -152,7 +150,7 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
     )
     if (krcu := outcome.probed.krcu) is not None:
         reset, end = krcu.resets.at[0], krcu.resets.end
-        yield Figure(
+        yield Picture(
             "What the memory is used for",
             f"The loss from token {reset:,} of a piece on if the memory is cleared there, minus the loss if it is not. "
             "Right after the clearing the last few bars are missing, so every model loses something; what it still "
@@ -164,7 +162,7 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
         )
     if outcome.probed.returns is not None:
         exact = outcome.probed.returns.to_dict()["kinds"]["exact"]
-        yield Figure(
+        yield Picture(
             "What memory is worth when a theme comes back",
             "The composer labelled where themes return. The gain is how much better a theme is predicted when it "
             "returns than when it was first heard, by how long ago that was. A memory that reaches back so far "
@@ -179,12 +177,12 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
             drawn(lambda path: draw_returns([outcome.probed], path, "")),
         )
     corpus = outcome.group.reference.profile.counts
-    yield Figure(
+    yield Picture(
         "What it plays",
         "Histograms of the music above, as a line, over those of the corpus, in grey. Where the line leaves the grey, "
         "the model plays what the corpus does not.",
         "Six histograms: pitch class, interval, time to the next note, velocity, notes at once, notes per second.",
-        drawn(lambda path: histograms(corpus, {"this music": kept.histograms}, path)),
+        drawn(lambda path: histogram_panels(corpus, {"this music": kept.histograms}, path)),
     )
 
 

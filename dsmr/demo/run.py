@@ -1,4 +1,4 @@
-"""The demonstration: from nothing to a model that has read whole pieces, a report of what it learned, and new music.
+"""Demonstration run: from nothing to a model that has read whole pieces, a report of what it learned, and new music.
 
 The built-in pianist composes a corpus, a `tiny` model is trained on it for some minutes, scored beside its baselines,
 and plays. The demonstration checks itself: the model must predict better than a bigram, and what it plays must be as
@@ -9,50 +9,54 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from rich.text import Text
 
 from dsmr.claim import claimed, is_file, is_folder
-from dsmr.corpus.prepare import PrepareReport, prepare_pianist
+from dsmr.corpus.prepare import prepare_pianist
+from dsmr.corpus.reference import corpus_of
 from dsmr.corpus.store import TokenStore
 from dsmr.demo.html import write_page
+from dsmr.demo.outcome import Outcome
 from dsmr.demo.page import demo_page
 from dsmr.evaluation import figures
 from dsmr.evaluation import models as probes
-from dsmr.evaluation.baselines import Assessment
 from dsmr.evaluation.probes.krcu import Resets
 from dsmr.files import PARTIAL, filled, replaced
-from dsmr.generation.takes import Sampling, Take, generate
+from dsmr.generation.sampling import Sampling
+from dsmr.generation.takes import Take, generate
 from dsmr.model.checkpoint import load_checkpoint
-from dsmr.model.transformer import Transformer, preset
-from dsmr.music.analysis.comparison import Group, compare_music
-from dsmr.music.analysis.statistics import ESSENTIAL, Comparison, Range, Statistics, compare, measure, usual
-from dsmr.music.midi import write_midi, write_wav
-from dsmr.plots import Curve, histograms, piano_roll, training_curve
+from dsmr.model.config import preset
+from dsmr.model.transformer import Transformer
+from dsmr.music.analysis.comparison import compare_music
+from dsmr.music.analysis.panels import histogram_panels
+from dsmr.music.analysis.statistics import ESSENTIAL, Range, Statistics, compare_statistics, measure, usual
+from dsmr.music.midi import write_midi
+from dsmr.music.roll import piano_roll
+from dsmr.music.sound import write_wav
+from dsmr.plots import Curve, training_curve
 from dsmr.process import own_random_numbers
-from dsmr.training import BEST, METRICS_FILE, Run, RunFolder, TrainingConfig, train
-from dsmr.version import __version__
+from dsmr.training import BEST, METRICS_FILE, RunFolder, TrainingConfig, train
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 CORPUS, RUN, METRICS = "corpus.tokens", "run", "metrics.json"
-MUSIC, SOUND, ROLL = "music.mid", "music.wav", "music.png"
-CURVE, HISTOGRAMS, PROBES, TAKES, PAGE = "training.png", "histograms.png", "probes", "takes", "index.html"
-MARK = "dsmr-demo.lock"
+MUSIC_FILE, SOUND, ROLL = "music.mid", "music.wav", "music.png"
+CURVE, HISTOGRAMS, PROBES_FOLDER, TAKES_FOLDER, PAGE = "training.png", "histograms.png", "probes", "takes", "index.html"
+DEMO_MARK = "dsmr-demo.lock"
 """By which its folder is known; locked while a demonstration writes there."""
-FILES = (MARK, CORPUS, RUN, METRICS, MUSIC, SOUND, ROLL, CURVE, HISTOGRAMS, PROBES, TAKES, PAGE)
+FILES = (DEMO_MARK, CORPUS, RUN, METRICS, MUSIC_FILE, SOUND, ROLL, CURVE, HISTOGRAMS, PROBES_FOLDER, TAKES_FOLDER, PAGE)
 """All that a demonstration leaves in its folder."""
 _TAKE = re.compile(r"take-\d+\.mid")
 
@@ -63,8 +67,8 @@ class Plan:
 
     Args:
         corpus_tokens, longest: of the corpus, and of its longest pieces, about.
-        training: of the model, `MODEL`: by steps, so that it learns from as much on a slow or busy machine; the minutes
-            are a bound for one that would take far too long.
+        training: of the model, `DEMO_MODEL`: by steps, so that it learns from as much on a slow or busy machine; the
+            minutes are a bound for one that would take far too long.
         resets: where the memory is cleared inside pieces to see what it is worth: for KRCU, whose published place is
             beyond these pieces.
         takes, seconds: how many pieces of music to make, and how long each is.
@@ -80,7 +84,7 @@ class Plan:
     beats_bigram: bool
 
 
-MODEL = preset("tiny", segment=128)
+DEMO_MODEL = preset("tiny", segment=128)
 """For minutes, not hours: many short segments of different pieces make more and steadier steps."""
 
 FULL = Plan(
@@ -101,77 +105,7 @@ QUICK = Plan(
     seconds=20.0,
     beats_bigram=False,
 )
-SAMPLING = Sampling(temperature=0.95, min_p=0.02)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a demonstration.
-
-    Args:
-        corpus: what was prepared.
-        run: how training went.
-        probed: the best checkpoint on the validation split: its scores, and what its memory does.
-        takes: numbers of every take, in order.
-        music: the numbers of `ESSENTIAL` of every take, beside what is usual in excerpts of the corpus that are as
-            long.
-        group: the takes beside the corpus in more numbers, histograms, self-similarity and quotations.
-        chosen: the take that was kept: the most typical one.
-        beats_bigram: see `Plan`.
-        seconds: what each stage took.
-    """
-
-    corpus: PrepareReport
-    run: Run
-    probed: probes.Probed
-    takes: tuple[Statistics, ...]
-    music: tuple[tuple[Comparison, ...], ...]
-    group: Group
-    chosen: int
-    beats_bigram: bool
-    seconds: dict[str, float]
-
-    @property
-    def assessment(self) -> Assessment:
-        """The best checkpoint's scores on the validation split."""
-        return self.probed.assessment
-
-    @property
-    def failures(self) -> list[str]:
-        """What should hold and does not, for people."""
-        return list(self._failures())
-
-    def _failures(self) -> Iterator[str]:
-        assert self.assessment.bigram is not None
-        ppl, bigram = self.assessment.whole.ppl, self.assessment.bigram.ppl
-        if self.beats_bigram and not ppl < bigram:
-            yield f"validation PPL {ppl:.2f} is not below the bigram's {bigram:.2f}"
-        for each in self.music[self.chosen]:
-            if each.within is False:
-                yield f"{each.name} {each.value:.3g} is not within {each.low:.3g} .. {each.high:.3g}, as in the corpus"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "dsmr": __version__,
-            "machine": {
-                "system": platform.platform(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
-            },
-            "seconds": self.seconds,
-            "corpus": {"pieces": self.corpus.pieces, "tokens": self.corpus.tokens, "seconds": self.corpus.seconds},
-            "training": {**asdict(self.run), "tokens_per_second": self.run.tokens_per_second},
-            "validation": self.probed.to_dict(),
-            "takes": [
-                {**numbers.to_dict(), "compared": [{**asdict(each), "within": each.within} for each in compared]}
-                for numbers, compared in zip(self.takes, self.music, strict=True)
-            ],
-            "music": self.group.to_dict(),
-            "chosen": self.chosen,
-            "failures": self.failures,
-        }
+TAKE_SAMPLING = Sampling(temperature=0.95, min_p=0.02)
 
 
 def run_demo(
@@ -199,7 +133,7 @@ def run_demo(
     folder = Path(out)
     if others := _strangers(folder):
         raise FileExistsError(f"{folder}: expected a folder for the demonstration alone, got one with {others[0]}")
-    with claimed(folder, MARK, "a demonstration"):
+    with claimed(folder, DEMO_MARK, "a demonstration"):
         _make_room(folder, force)
         return _demonstrate(folder, plan, seed, console)
 
@@ -220,11 +154,11 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         corpus = prepare_pianist(folder / CORPUS, seed=seed, tokens=plan.corpus_tokens, longest=plan.longest)
         store = TokenStore.open(folder / CORPUS)
     training = plan.training
-    tokens = (training.steps or 0) * training.lanes * training.accumulate * MODEL.segment
+    tokens = (training.steps or 0) * training.lanes * training.accumulate * DEMO_MODEL.segment
     bound = f", or {training.minutes:.0f} minutes" if training.minutes else ""
     with stage("train", f"the model 'tiny', from {tokens:,} tokens{bound}"), own_random_numbers():
         torch.manual_seed(seed)
-        run = train(Transformer(MODEL), store, training, folder / RUN, console=console)
+        run = train(Transformer(DEMO_MODEL), store, training, folder / RUN, console=console)
         if run.interrupted:
             raise KeyboardInterrupt
         losses = _losses(folder / RUN / METRICS_FILE)
@@ -233,34 +167,36 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
     with stage("evaluate", "whole validation pieces, the context reset, a bigram; what memory is worth"):
         model, info = load_checkpoint(folder / RUN / BEST)
         pieces = [store.pieces[index] for index in store.indices("validation")]
-        wanted = probes.Plan(  # small corpora may hold no piece that a probe could tell something of
+        wanted = probes.Questions(  # small corpora may hold no piece that a probe could tell something of
             returns=any(piece.returns for piece in pieces),
             resets=plan.resets if any(piece.length - 1 > plan.resets.at[0] for piece in pieces) else None,
         )
         probed = probes.probe(
             model, store, "validation", wanted, label="this model", checkpoint=f"{RUN}/{BEST}", digest=info.digest
         )
-        with filled(folder / PROBES) as partial:
+        with filled(folder / PROBES_FOLDER) as partial:
             figures.draw([probed], partial, "The model 'tiny' on the built-in pianist")
     with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing"):
-        made = generate(model, [None] * plan.takes, seconds=plan.seconds, at_end="forbid", sampling=SAMPLING, seed=seed)
+        made = generate(
+            model, [None] * plan.takes, seconds=plan.seconds, at_end="forbid", sampling=TAKE_SAMPLING, seed=seed
+        )
     with stage("choose", f"the take that is most like {plan.seconds:.0f} s of the corpus"):
-        ranges = usual(store, store.indices("train"), plan.seconds)
+        ranges = usual(map(store.piece, store.indices("train")), plan.seconds)
         takes = tuple(measure(take.performance, plan.seconds) for take in made)
         chosen = min(range(len(takes)), key=lambda i: _strangeness(takes[i], ranges))
         _write_music(folder, made, chosen)
     with stage("compare", "the takes beside the corpus: histograms, self-similarity, quotations"):
         named = {f"take {number + 1}": take.performance for number, take in enumerate(made)}
-        (group,) = compare_music(named, store, seconds=plan.seconds)
+        (group,) = compare_music(named, corpus_of(store, "train"), seconds=plan.seconds)
         drawn = {each.name: each.histograms for each in group.music}
         with replaced(folder / HISTOGRAMS) as file:
-            histograms(group.reference.profile.counts, drawn, file)
+            histogram_panels(group.reference.profile.counts, drawn, file)
     outcome = Outcome(
         corpus,
         run,
         probed,
         takes,
-        tuple(tuple(compare(take, ranges)) for take in takes),
+        tuple(tuple(compare_statistics(take, ranges)) for take in takes),
         group,
         chosen,
         plan.beats_bigram,
@@ -278,9 +214,9 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
 def _strangers(folder: Path) -> list[str]:
     """Paths in the folder that no demonstration has written; the run sees to its own folder."""
     others = [
-        *_others(folder, FILES.__contains__, folders=(RUN, TAKES, PROBES)),
-        *_others(folder / TAKES, lambda name: _TAKE.fullmatch(name) is not None),
-        *_others(folder / PROBES, figures.FILES.__contains__),
+        *_others(folder, FILES.__contains__, folders=(RUN, TAKES_FOLDER, PROBES_FOLDER)),
+        *_others(folder / TAKES_FOLDER, lambda name: _TAKE.fullmatch(name) is not None),
+        *_others(folder / PROBES_FOLDER, figures.FIGURE_FILES.__contains__),
     ]
     return sorted(str(path.relative_to(folder)) for path in others)
 
@@ -296,13 +232,13 @@ def _others(folder: Path, known: Callable[[str], bool], folders: tuple[str, ...]
 
 def _make_room(folder: Path, force: bool) -> None:
     """Remove what an older demonstration left in the folder, in which there is nothing else."""
-    there = [path for path in folder.iterdir() if path.name != MARK]
+    there = [path for path in folder.iterdir() if path.name != DEMO_MARK]
     if there and not force:
         raise FileExistsError(f"{folder}: there is a demonstration already; --force replaces it")
     if (folder / RUN) in there:
         RunFolder(folder / RUN).remove()  # first, because it may be refused
     for path in there:
-        if path.name in (TAKES, PROBES) or PARTIAL.fullmatch(path.name):
+        if path.name in (TAKES_FOLDER, PROBES_FOLDER) or PARTIAL.fullmatch(path.name):
             shutil.rmtree(path)
         elif path.name != RUN:
             path.unlink()
@@ -326,21 +262,21 @@ def _strangeness(take: Statistics, ranges: dict[str, Range]) -> tuple[int, float
 
     A number counts by its distance from the middle of the usual range, in halves of that range.
     """
-    outside = sum(each.within is False for each in compare(take, ranges, ESSENTIAL))
+    outside = sum(each.within is False for each in compare_statistics(take, ranges, ESSENTIAL))
     distances = [
         abs(each.value - (each.low + each.high) / 2) / ((each.high - each.low) / 2)
-        for each in compare(take, ranges, tuple(ranges))
+        for each in compare_statistics(take, ranges, tuple(ranges))
         if each.high > each.low
     ]
     return outside, float(np.nanmean(distances))
 
 
 def _write_music(folder: Path, takes: list[Take], chosen: int) -> None:
-    with filled(folder / TAKES) as partial:
+    with filled(folder / TAKES_FOLDER) as partial:
         for number, take in enumerate(takes):
             write_midi(take.performance, partial / f"take-{number + 1}.mid")
     kept = takes[chosen].performance
     with filled(folder) as partial:
-        write_midi(kept, partial / MUSIC)
+        write_midi(kept, partial / MUSIC_FILE)
         write_wav(kept, partial / SOUND)
         piano_roll(kept, partial / ROLL, f"Made by the model: take {chosen + 1}")

@@ -1,24 +1,68 @@
-"""A model beside its baselines, on the same tokens: whole pieces, the context reset, and a bigram."""
+"""Baselines that a model is scored beside, on the same tokens: its own context reset, and a bigram."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation.bigram import Bigram
 from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
-from dsmr.evaluation.score import Progress
 from dsmr.model.transformer import Transformer
+from dsmr.music.tokens import VOCAB_SIZE
+from dsmr.progress import Progress, of_pass
 
 if TYPE_CHECKING:
     from dsmr.plots import Curve
 
 RESET_EVERY = 2048
 """Tokens of the crops that most published models of performance events are trained and scored on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bigram:
+    """Interpolated Kneser-Ney bigram (Kneser and Ney 1995; the interpolated form of Chen and Goodman 1999).
+
+        p(w | v) = max(c(v, w) - d, 0) / c(v) + d n(v) / c(v) * p1(w)
+
+    with c(v, w) the pair's count, n(v) the number of different tokens seen after v, and d = n1 / (n1 + 2 n2) from the
+    numbers of pairs seen once and twice. p1 is proportional to the number of different tokens seen before w, plus one,
+    so that no token is impossible. NLTK has the same, but gives one probability a call; this
+    is a table of all pairs.
+
+    Args:
+        log_probability: float64 `[V, V]`; entry v, w is log p(w | v).
+    """
+
+    log_probability: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, store: TokenStore, indices: Sequence[int]) -> Bigram:
+        """Count the pairs of some pieces, e.g. `store.indices("train")`. ValueError for no pieces."""
+        if len(indices) == 0:
+            raise ValueError("indices: expected at least one piece of the store, got none")
+        pairs = np.zeros(VOCAB_SIZE * VOCAB_SIZE, dtype=np.int64)
+        for index in indices:
+            ids = store.piece(index).astype(np.int64)
+            pairs += np.bincount(ids[:-1] * VOCAB_SIZE + ids[1:], minlength=len(pairs))
+        counts = pairs.reshape(VOCAB_SIZE, VOCAB_SIZE)
+        once, twice = (counts == 1).sum(), (counts == 2).sum()
+        discount = once / (once + 2 * twice) if once and twice else 0.5
+        unigram = 1.0 + (counts > 0).sum(0)
+        unigram /= unigram.sum()
+        before = counts.sum(1, keepdims=True)
+        seen = np.maximum(before, 1)
+        spared = np.where(before > 0, discount * (counts > 0).sum(1, keepdims=True) / seen, 1.0)
+        return cls(np.log(np.maximum(counts - discount, 0.0) / seen + spared * unigram))
+
+    def evaluate(self, store: TokenStore, indices: Sequence[int]) -> Evaluation:
+        """Score the same tokens as `evaluate_pieces` does."""
+        pieces = [store.piece(index).astype(np.int64) for index in indices]
+        nll = tuple((-self.log_probability[ids[:-1], ids[1:]]).astype(np.float32) for ids in pieces)
+        return Evaluation(tuple(indices), nll)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +146,12 @@ def assess(
         indices = sorted(np.random.default_rng(0).permutation(indices)[:pieces].tolist())
     passes = 1 if reset_every is None else 2
 
-    def of_pass(number: int) -> Progress | None:
-        return progress and (lambda done, total: progress(number * total + done, passes * total))
-
     return Assessment(
         split,
-        whole=evaluate_pieces(model, store, indices, lanes=lanes, progress=of_pass(0)),
-        reset=evaluate_pieces(model, store, indices, lanes=lanes, reset_every=reset_every, progress=of_pass(1))
+        whole=evaluate_pieces(model, store, indices, lanes=lanes, progress=of_pass(progress, 0, passes)),
+        reset=evaluate_pieces(
+            model, store, indices, lanes=lanes, reset_every=reset_every, progress=of_pass(progress, 1, passes)
+        )
         if reset_every is not None
         else None,
         bigram=Bigram.fit(store, train).evaluate(store, indices) if (train := store.indices("train")) else None,

@@ -131,7 +131,7 @@ class Difference:
     p: float | None
 
 
-def compare(ours: PieceSums, theirs: PieceSums) -> list[Difference]:
+def compare_bins(ours: PieceSums, theirs: PieceSums) -> list[Difference]:
     """The difference `ours - theirs` of each bin's mean; NaN for bins without tokens.
 
     Raises:
@@ -150,7 +150,10 @@ def compare_mean_of_bins(ours: PieceSums, theirs: PieceSums) -> Difference:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for being many (Holm 1979): below 5 % one of all is wrong in at most 5 % of such tables."""
+    """Correct p-values for being many (Holm 1979): below 5 % one of all is wrong in at most 5 % of such tables.
+
+    Six lines are no reason to depend on statsmodels, which has the same.
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, least = [1.0] * len(p_values), 0.0
     for smaller, i in enumerate(order):

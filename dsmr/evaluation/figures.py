@@ -13,8 +13,8 @@ from dsmr.evaluation.models import Probed
 from dsmr.evaluation.probes.bins import Bin
 from dsmr.evaluation.probes.recall import Recall
 from dsmr.evaluation.probes.returns import KINDS, ReturnGain
-from dsmr.model.schedules import format_horizons, format_tokens
 from dsmr.plots import Curve, Mark, band, difference_panels, nll_by_position
+from dsmr.units import format_horizons, format_tokens
 
 POSITION_FIGURE = "nll_by_position.png"
 RETURNS_FIGURE, RECALL_FIGURE = "returns.png", "recall.png"
@@ -22,7 +22,7 @@ KRCU_FIGURE, TRUNCATION_FIGURE = "krcu.png", "truncation.png"
 EACH_LAYER = "tokens that each layer remembers,\nthe lowest layer first"
 MARKED_MODELS = 3
 """The ends of more models' memories would hide the curves; the legend tells them."""
-FILES = (POSITION_FIGURE, RETURNS_FIGURE, RECALL_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE)
+FIGURE_FILES = (POSITION_FIGURE, RETURNS_FIGURE, RECALL_FIGURE, KRCU_FIGURE, TRUNCATION_FIGURE)
 MEMORY_ENDS = {":": "horizon of a layer", "--": "reach over all layers"}
 """What the marks' line styles mean."""
 

@@ -1,4 +1,4 @@
-"""Several models beside each other, on the same tokens: their numbers, and paired tests of the differences."""
+"""Models beside each other, on the same tokens: their numbers, and paired tests of the differences."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from dsmr.evaluation.probes.krcu import Krcu, Resets, krcu
 from dsmr.evaluation.probes.recall import Recall, recall
 from dsmr.evaluation.probes.returns import KINDS, SKIP, ReturnGain, return_gain
 from dsmr.evaluation.probes.truncation import Cuts, Truncation, truncation
-from dsmr.evaluation.score import Progress
-from dsmr.model.schedules import format_tokens
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.config import ModelConfig
+from dsmr.model.transformer import Transformer
+from dsmr.progress import Progress, of_pass
+from dsmr.units import format_tokens
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Questions:
     """What to find out about every model.
 
     Args:
@@ -138,14 +139,14 @@ def probe(
     model: Transformer,
     store: TokenStore,
     split: str,
-    plan: Plan,
+    asked: Questions,
     *,
     label: str,
     checkpoint: str,
     digest: str,
     progress: Progress | None = None,
 ) -> Probed:
-    """Find out about one model what `plan` asks for.
+    """Find out about one model what `asked` asks for.
 
     Args:
         model: on its own device.
@@ -156,41 +157,51 @@ def probe(
     Raises:
         ValueError: a split without pieces, a number out of its range, or a probe for which the pieces do not do.
     """
-    _check_pieces(store, split, plan)
-    passes = 1 + (plan.resets is not None) + (plan.cuts is not None) + (plan.recall > 0)
-    number = itertools.count(1)
-
-    def of_pass(number: int) -> Progress | None:
-        return progress and (lambda done, total: progress(number * total + done, passes * total))
-
+    _check_pieces(store, split, asked)
+    passes = 1 + (asked.resets is not None) + (asked.cuts is not None) + (asked.recall > 0)
+    each = (of_pass(progress, number, passes) for number in range(passes))
     found = assess(
-        model, store, split, pieces=plan.pieces, reset_every=plan.reset_every, lanes=plan.lanes, progress=of_pass(0)
+        model,
+        store,
+        split,
+        pieces=asked.pieces,
+        reset_every=asked.reset_every,
+        lanes=asked.lanes,
+        progress=next(each),
     )
-    whole, lanes = found.whole, plan.lanes
+    whole, lanes = found.whole, asked.lanes
     return Probed(
         label,
         checkpoint,
         digest,
         Span.of(model.config),
         found,
-        return_gain(store, whole, skip=plan.skip) if plan.returns else None,
-        krcu(model, store, whole, plan.resets, lanes=lanes, progress=of_pass(next(number))) if plan.resets else None,
-        truncation(model, store, whole, plan.cuts, lanes=lanes, progress=of_pass(next(number))) if plan.cuts else None,
-        recall(model, store, whole, sample=plan.recall, skip=plan.skip, lanes=lanes, progress=of_pass(next(number)))
-        if plan.recall
+        return_gain(store, whole, skip=asked.skip) if asked.returns else None,
+        krcu(model, store, whole, asked.resets, lanes=lanes, progress=next(each)) if asked.resets else None,
+        truncation(model, store, whole, asked.cuts, lanes=lanes, progress=next(each)) if asked.cuts else None,
+        recall(
+            model,
+            store,
+            whole,
+            sample=asked.recall,
+            skip=asked.skip,
+            lanes=lanes,
+            progress=next(each),
+        )
+        if asked.recall
         else None,
     )
 
 
-def _check_pieces(store: TokenStore, split: str, plan: Plan) -> None:
+def _check_pieces(store: TokenStore, split: str, asked: Questions) -> None:
     """Say before minutes of scoring, not after, that the pieces will not do."""
     pieces = [store.pieces[index] for index in store.indices(split)]
-    if (plan.returns or plan.recall) and not any(piece.returns for piece in pieces):
+    if (asked.returns or asked.recall) and not any(piece.returns for piece in pieces):
         raise ValueError(f"{store.path}: expected labelled returns, got none; `dsmr prepare pianist` makes such stores")
     longest = max((piece.length - 1 for piece in pieces), default=0)
     for name, first in (
-        ("resets", plan.resets.at[0] if plan.resets else -1),
-        ("buckets", plan.cuts.buckets[0] if plan.cuts else -1),
+        ("resets", asked.resets.at[0] if asked.resets else -1),
+        ("buckets", asked.cuts.buckets[0] if asked.cuts else -1),
     ):
         if longest <= first:
             raise ValueError(
@@ -199,7 +210,7 @@ def _check_pieces(store: TokenStore, split: str, plan: Plan) -> None:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ModelDifference:
     """A quantity's difference `first - second` between two models, by their labels.
 
     `p_holm` is its p-value corrected for all others of the table; None where there is none.
@@ -224,7 +235,7 @@ class Compared:
         }
 
 
-def differences(models: Sequence[Probed], baseline: str | None = None) -> list[Compared]:
+def differences(models: Sequence[Probed], baseline: str | None = None) -> list[ModelDifference]:
     """Paired tests over pieces, quantity by quantity; those that no piece reaches are left out.
 
     Args:
@@ -241,7 +252,7 @@ def differences(models: Sequence[Probed], baseline: str | None = None) -> list[C
         if ours.tokens.any()
     ]
     corrected = iter(holm([each.p for *_, each in tests if each.p is not None]))
-    return [Compared(*test, None if test[3].p is None else next(corrected)) for test in tests]
+    return [ModelDifference(*test, None if test[3].p is None else next(corrected)) for test in tests]
 
 
 def _pairs(models: Sequence[Probed], baseline: str | None) -> list[tuple[Probed, Probed]]:
@@ -258,7 +269,7 @@ def check_baseline(baseline: str, labels: Sequence[str]) -> None:
         raise ValueError(f"baseline: expected one of several models, {', '.join(labels)}, got {baseline!r}")
 
 
-def to_dict(models: Sequence[Probed], store: TokenStore, found: Sequence[Compared]) -> dict[str, Any]:
+def to_dict(models: Sequence[Probed], store: TokenStore, found: Sequence[ModelDifference]) -> dict[str, Any]:
     """Plain values for JSON: one model's own, or those of several and what `differences` found."""
     if len(models) == 1:
         return {"store": store.digest, **models[0].to_dict()}

@@ -1,4 +1,4 @@
-"""How well a model predicts whole pieces: negative log-likelihood of every token, perplexity with its uncertainty."""
+"""Whole-piece evaluation: the negative log-likelihood of every token, and perplexity with its uncertainty."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.bootstrap import CONFIDENCE, Interval, PieceSums
-from dsmr.evaluation.score import Progress, Stretch, score
+from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
+from dsmr.progress import Progress
 
 POSITION_BIN = 1024
 """Tokens a bin when the NLL is shown by position in the piece."""
@@ -89,6 +90,11 @@ class Evaluation:
         sums = PieceSums.of([(np.arange(len(nll)) // width, nll) for nll in self.token_nll], bins)
         rows = zip(sums.tokens.tolist(), sums.mean.tolist(), sums.intervals(), strict=True)
         return [PositionBin(i * width, *row) for i, row in enumerate(rows)]
+
+    def check_whole(self) -> None:
+        """ValueError if the context was cleared inside pieces: probes compare with an unbroken reading."""
+        if self.reset_every is not None:
+            raise ValueError(f"scores: expected whole pieces, got context cleared every {self.reset_every} tokens")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the single tokens, as plain values for JSON."""

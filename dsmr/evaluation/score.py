@@ -1,9 +1,9 @@
-"""Reading stretches of pieces with a model, each from an empty memory on, and scoring its predictions."""
+"""Scores of stretches of pieces, each read with a model from an empty memory on."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from dsmr.corpus.store import TokenStore
 from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import PAD
-
-Progress = Callable[[int, int], None]
-"""`progress(done, total)`: tokens read so far and in all."""
+from dsmr.progress import Progress
 
 
 @dataclass(frozen=True)

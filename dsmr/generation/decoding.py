@@ -1,4 +1,4 @@
-"""From tokens to the logits of what comes next: prompts in whole segments, then token by token, natively if possible.
+"""Decoding, tokens to logits of what comes next: prompts in whole segments, then token by token, natively if possible.
 
 Prompts are always read by the PyTorch model. Single tokens are thousands of small operations, so on CPUs they go
 through `dsmr.model.native`, which makes a step in one call and may keep weights in fewer bits.

@@ -1,4 +1,4 @@
-"""New music, token by token, in memory that stays constant however long it gets.
+"""Takes of new music, token by token, in memory that stays constant however long it gets.
 
 `stream` yields tokens as they are sampled, `generate` collects whole takes. Each take has a lane of its own, with its
 own seed, grammar and end. What is sampled is canonical: `encode(decode(ids))` gives back the ids of every finished
@@ -18,19 +18,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dsmr.generation.decoding import Decoder, Decoding
+from dsmr.generation.grammar import Grammar
+from dsmr.generation.sampling import Sampling
 from dsmr.model.transformer import Transformer
-from dsmr.music.augment import HIGHEST_KEY, LOWEST_KEY
 from dsmr.music.continuation import continued
 from dsmr.music.tokens import (
     BEGIN,
     END,
     NOTE_OFF,
     PAD,
-    PITCHES,
     STEPS_PER_SECOND,
     TIME_SHIFT,
     VELOCITY,
-    VOCAB_SIZE,
     Ids,
     Performance,
     decode,
@@ -45,8 +44,6 @@ AtEnd = Literal["stop", "restart", "forbid"]
 NO_TOKEN = -1
 """In what `stream` yields: this lane's take has ended."""
 
-LONGEST_NOTE_SECONDS = 8.0
-"""A key that has sounded for so long is released: about what a string rings, and longer than 99 % of real notes."""
 
 Prompt = Performance | ArrayLike | None
 """Music to continue: a performance, or the ids of its events, integers `[n]`, with or without BEGIN; None: no music."""
@@ -55,147 +52,7 @@ PROGRESS_SECONDS = 0.1  # between two calls of a progress callback
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn from the model's distribution, once impossible tokens are out and releases are aimed.
-
-    Args:
-        temperature: divides the logits; 0 takes the most probable token.
-        min_p: drops tokens less probable than this fraction of the most probable one (Nguyen et al. 2024).
-        top_p: then keeps the fewest most probable tokens that make up this much of the rest (Holtzman et al. 2020).
-
-    Raises:
-        ValueError: a negative temperature, `min_p` outside [0, 1] or `top_p` outside (0, 1].
-    """
-
-    temperature: float = 1.0
-    min_p: float = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p: expected a number from 0 to 1, got {self.min_p}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: expected a number above 0, at most 1, got {self.top_p}")
-
-    def draw(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_], uniform: float) -> int:
-        """The token that `uniform`, a number in [0, 1), picks.
-
-        Args:
-            logits: float32 `[V]`.
-            allowed: bool `[V]`, true for at least one token; no other is ever drawn.
-
-        Raises:
-            ValueError: the logits are not finite.
-        """
-        scores = np.where(allowed, aim_releases(logits, allowed), -np.inf).astype(np.float64)
-        best = int(scores.argmax())
-        if not math.isfinite(scores[best]):
-            raise ValueError("logits: expected finite numbers, got NaN or infinity: are the weights those of a model?")
-        if self.temperature == 0:
-            return best
-        scores -= scores[best]
-        scores /= self.temperature
-        weights = np.exp(scores, out=scores)  # the most probable token's is 1
-        if self.min_p > 0:
-            weights[weights < self.min_p] = 0
-        if self.top_p < 1:
-            falling = np.sort(weights)[::-1]
-            mass = falling.cumsum()
-            weights[weights < falling[mass.searchsorted(self.top_p * mass[-1])]] = 0
-        mass = weights.cumsum()
-        # With a threshold above 0 the first entry to reach it always has a weight of its own.
-        return int(mass.searchsorted((1 - uniform) * mass[-1]))
-
-
-class Grammar:
-    """Which tokens may come next, given those so far, if the ids are to be what `encode` writes.
-
-    - In one step note-offs come before note-ons, and each kind goes up in pitch.
-    - Only a sounding key is released, and only a silent one is struck: one that is struck again is released first.
-    - Only the 88 keys of a piano are struck, and one that has sounded for `LONGEST_NOTE_SECONDS` is released. That is
-      not the codec's rule but the instrument's: models that are young forget keys that they hold.
-    - A velocity differs from the one in force, and a note-on follows it; the first note-on has one.
-    - Only a shift of a whole second is followed by another.
-    - END follows the release of the last sounding key: a piece has notes. PAD and BEGIN are never allowed.
-
-    Some token always is. The ids of a prompt may break the rules; any events are accepted.
-    """
-
-    _LONGEST = round(LONGEST_NOTE_SECONDS * STEPS_PER_SECOND)
-
-    def __init__(self) -> None:
-        self._last = BEGIN
-        self._struck: dict[int, int] = {}  # the keys that sound, and the step in which each was struck
-        self._now = 0
-        self._velocity_bin: int | None = None
-        self._order = -1  # of the last event in this step: pitch for note-offs, PITCHES + pitch for note-ons
-
-    def accept(self, token: int) -> None:
-        """Move on past an event."""
-        if token < NOTE_OFF:
-            self._struck[token] = self._now
-            self._order = PITCHES + token
-        elif token < TIME_SHIFT:
-            self._struck.pop(token - NOTE_OFF, None)
-            self._order = token - NOTE_OFF
-        elif token < VELOCITY:
-            self._order = -1
-            self._now += token - TIME_SHIFT + 1
-        else:
-            self._velocity_bin = token - VELOCITY
-        self._last = token
-
-    def allowed(self, *, end: bool) -> NDArray[np.bool_]:
-        """bool `[V]`: what may come next; `end` says whether END may, where the piece can end at all.
-
-        Keys that sound are few: going through them one by one is cheaper than arrays of all keys.
-        """
-        mask = np.zeros(VOCAB_SIZE, dtype=np.bool_)
-        after_velocity = VELOCITY <= self._last < PAD
-        releasable = [pitch for pitch in self._struck if pitch > self._order]
-        overdue = [pitch for pitch in releasable if self._now - self._struck[pitch] >= self._LONGEST]
-        if overdue and not after_velocity:
-            mask[NOTE_OFF + min(overdue)] = True
-            return mask
-        lowest = max(LOWEST_KEY, self._order - PITCHES + 1)
-        strikable = mask[lowest : HIGHEST_KEY + 1]
-        strikable[:] = True
-        for pitch in self._struck:
-            mask[pitch] = False
-        if strikable.any():
-            if self._velocity_bin is None:
-                strikable[:] = False
-            if after_velocity:
-                return mask
-            mask[VELOCITY:PAD] = True
-            if self._velocity_bin is not None:
-                mask[VELOCITY + self._velocity_bin] = False
-        for pitch in releasable:
-            mask[NOTE_OFF + pitch] = True
-        mask[TIME_SHIFT:VELOCITY] = not TIME_SHIFT <= self._last < VELOCITY - 1
-        mask[END] = end and self._last < TIME_SHIFT and not self._struck
-        return mask
-
-
-def aim_releases(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Logits `[V]` in which the probability of releasing some key is all on keys that can be released.
-
-    A young model knows that it is time for a note-off, but not well which keys sound. If what it gives to silent keys
-    were lost with them, fewer keys would be released than struck, and they would pile up.
-    """
-    releases = slice(NOTE_OFF, TIME_SHIFT)
-    possible = logits[releases][allowed[releases]]
-    if not len(possible):
-        return logits
-    aimed = logits.copy()
-    aimed[releases] += np.logaddexp.reduce(logits[releases]) - np.logaddexp.reduce(possible)
-    return aimed
-
-
-@dataclass(frozen=True)
-class Progress:
+class Pace:
     """How far generation is, all lanes together, and how fast it is.
 
     `tokens` sampled, `music_seconds` of music in them, `wall_seconds` they took (reading prompts not counted), `lanes`
@@ -306,7 +163,7 @@ def generate(
     decoding: Decoding | None = None,
     seed: int = 0,
     include_prompt: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Pace], None] | None = None,
 ) -> list[Take]:
     """Make a take of each prompt, all side by side, and return them in that order.
 
@@ -334,7 +191,7 @@ def generate(
                     sampled[i].append(token)
                     wall_seconds[i] = now - begun
             if progress is not None and (now - shown > PROGRESS_SECONDS or all(lane.stopped for lane in lanes)):
-                progress(_progress(lanes, now - begun))
+                progress(_pace(lanes, now - begun))
                 shown = now
     return [_take(*each, include_prompt) for each in zip(lanes, sampled, wall_seconds, strict=True)]
 
@@ -450,8 +307,8 @@ def _sample(
             logits = decoder.step(sampled, running)
 
 
-def _progress(lanes: list[_Lane], wall_seconds: float) -> Progress:
-    return Progress(
+def _pace(lanes: list[_Lane], wall_seconds: float) -> Pace:
+    return Pace(
         tokens=sum(lane.tokens for lane in lanes),
         music_seconds=sum(lane.steps for lane in lanes) / STEPS_PER_SECOND,
         wall_seconds=wall_seconds,

@@ -1,4 +1,4 @@
-"""A checkpoint: a model's weights and all that is needed to use them, in one folder.
+"""Checkpoint: a model's weights and all that is needed to use them, in one folder.
 
 `model.safetensors` is authoritative and complete: the weights, and in its metadata one JSON document (format version,
 dsmr version, vocabulary, model configuration, a summary of the training, a digest of the weights). `config.json` is the
@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from dsmr.fields import check_types, is_integer, shown
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.files import HALF_WRITTEN, write_durably
+from dsmr.model.config import ModelConfig
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import CODEC, VOCAB_SIZE
 from dsmr.version import __version__
 
@@ -40,8 +42,6 @@ DEEPEST_DOCUMENT = 16
 _METADATA_KEY = "dsmr"
 _BLOCK = "blocks.0."
 _DTYPES = {"F32": "float32", "F64": "float64", "BF16": "bfloat16", "F16": "float16"}
-_PARTIAL = re.compile(r"\..+\.\d+\.partial")
-"""What `write_durably` leaves if it is killed."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -110,7 +110,7 @@ def save_checkpoint(
 
 def _check_own(folder: Path) -> None:
     """FileExistsError unless a folder is empty, but for what a crash left, or holds a checkpoint of ours."""
-    there = sorted(path.name for path in folder.iterdir() if not _PARTIAL.fullmatch(path.name))
+    there = sorted(path.name for path in folder.iterdir() if not HALF_WRITTEN.fullmatch(path.name))
     if not there:
         return
     try:
@@ -325,28 +325,3 @@ def digest_tensors(weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(weights[name].flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def write_durably(file: Path, content: bytes) -> None:
-    """Replace `file` by `content` in one step; until then, and whatever happens, it is what it was."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)  # of a process that had this number and crashed
-    try:
-        with open(partial, "xb") as opened:  # follows no link
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-    flush_folder(file.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Let what was made, renamed and removed in `folder` outlast a power cut."""
-    if os.name == "posix":  # elsewhere folders cannot be flushed
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)

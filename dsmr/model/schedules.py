@@ -1,4 +1,4 @@
-"""How far each layer remembers: named horizon schedules, and what they cost.
+"""Horizon schedules: how far each layer remembers, by name, and what that costs.
 
 A schedule gives every layer a memory horizon (entries of its ring). `make_schedule` shapes one by name and sizes it to
 a budget, so that variants compare at equal budgets. `full` alone is not shaped by a budget: each of its layers
@@ -7,12 +7,11 @@ remembers the longest piece, and a budget is only its ceiling.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,9 +19,6 @@ from dsmr.fields import check_names, is_integer, shown
 from dsmr_kernels import Geometry, Retention, ring_bytes
 from dsmr_kernels.geometry import Window
 from dsmr_kernels.storage import Storage
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LONGEST_PIECE = 32_768
 """Tokens that `full` remembers in every layer unless told otherwise: few pieces of recorded piano music are longer."""
@@ -246,81 +242,6 @@ def default_budget(layers: int) -> int:
     """The budget in tokens without one named: a quarter of the layers (at least one) at 8,192 and the rest at 512."""
     long_layers = _quarter(layers)
     return long_layers * LONG_HORIZON + (layers - long_layers) * SHORT_HORIZON
-
-
-def draw(schedule: Schedule, *, memory: MemoryFormat, segment: int, longest: int = LONGEST_PIECE) -> Table:
-    """A table for the terminal: each layer's horizon as a bar, its bytes and reach, and the total against `full`.
-
-    Args:
-        schedule: what to draw.
-        memory: what an entry is made of.
-        segment: T, the longest segment; rings are sized for one in flight.
-        longest: the horizon of the `full` schedule to compare with.
-    """
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    full = make_schedule("full", len(schedule.horizons), longest=longest)
-    share = schedule.total / full.total
-    lines = [
-        f"{memory.kv_heads} KV heads of {memory.head_dim}, {memory.storage}, segments of {segment:,} tokens",
-        f"in a model of {memory.kv_heads} heads this is {schedule.name} as it is; in one of more, heads share KV heads",
-    ]
-    if schedule.retention:
-        which = {"last": "the last", "random": "a random one"}[schedule.retention.keep]
-        lines.append(f"keeps {which} of every {schedule.retention.stride} tokens")
-    lines += [
-        f"receptive field: the last token of a segment can depend on {schedule.receptive_field(segment):,} tokens",
-        f"full would be {longest:,} tokens in every layer, {format_bytes(sum(full.horizon_bytes(memory)))} per lane",
-        f"this is {share:.1%} of it" + (f": {1 - share:.1%} saved" if share <= 1 else ""),
-    ]
-    table = Table(
-        title=f"{schedule.name}: {schedule.total:,} entries in {len(schedule.horizons)} layers",
-        caption=Text("\n".join(lines), style="table.caption"),
-        title_justify="left",
-        caption_justify="left",
-        show_footer=True,
-    )
-    seen, ring = schedule.horizon_bytes(memory), schedule.capacity_bytes(memory, segment)
-    table.add_column("layer", Text("all"), justify="right", no_wrap=True)
-    table.add_column("horizon", Text(f"{schedule.total:,}"), justify="right", no_wrap=True)
-    table.add_column("", min_width=4, max_width=32)
-    table.add_column("memory / lane", Text(format_bytes(sum(seen))), justify="right", no_wrap=True)
-    table.add_column("ring / lane", Text(format_bytes(sum(ring))), justify="right", no_wrap=True)
-    table.add_column("reach", Text(f"{schedule.receptive_field(segment):,}"), justify="right", no_wrap=True)
-    widest = max(schedule.horizons)
-    for layer, (horizon, reach) in enumerate(zip(schedule.horizons, schedule.reach(segment), strict=True)):
-        bar = ProgressBar(widest, horizon, complete_style="cyan", finished_style="cyan") if horizon else Text()
-        table.add_row(
-            str(layer), f"{horizon:,}", bar, format_bytes(seen[layer]), format_bytes(ring[layer]), f"{reach:,}"
-        )
-    return table
-
-
-def format_tokens(tokens: float) -> str:
-    """A number of tokens in few characters: 512, 8k (8,192), 1.5k (1,536)."""
-    value, unit = (tokens / 1024, "k") if tokens >= 1024 else (tokens, "")
-    return f"{float(f'{value:.3g}'):.7g}{unit}"  # three digits, but 1,000 is not 1e+03
-
-
-def format_span(start: int, stop: int | None) -> str:
-    """A stretch of tokens in words: `512-1k`, or `32k+` without an end."""
-    return f"{format_tokens(start)}{'+' if stop is None else f'-{format_tokens(stop)}'}"
-
-
-def format_horizons(horizons: Sequence[int]) -> str:
-    """The horizons of a model's layers in few characters, the lowest layer's first: `2k, 4 x 256`."""
-    runs = [(format_tokens(horizon), len(list(run))) for horizon, run in itertools.groupby(horizons)]
-    return ", ".join(text if layers == 1 else f"{layers} x {text}" for text, layers in runs)
-
-
-def format_bytes(count: int) -> str:
-    """`count` bytes in the largest binary unit that leaves at least 1: `9.5 MiB`."""
-    if count < 1024:
-        return f"{count} B"
-    power = min((count.bit_length() - 1) // 10, 3)
-    return f"{count / 1024**power:,.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
 _Shape = Callable[[int, int, float], list[float]]

@@ -1,4 +1,4 @@
-"""The same piece, a little higher or lower, a little faster or slower: augmentation of stored token ids.
+"""Augmentation of stored token ids: the same piece, a little higher or lower, a little faster or slower.
 
 Both changes keep the codec's canonical form, so a changed piece is one that could have been stored, and both keep every
 note. `Augmentation` draws them for a piece and an epoch; give it to `LaneStream` as its `transform`.
@@ -11,11 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PITCHES, TIME_SHIFT, Ids, Performance, decode, encode
-
-LOWEST_KEY = 21
-HIGHEST_KEY = 108
-"""MIDI pitches of the piano's outermost keys, A0 and C8."""
+from dsmr.music.tokens import (
+    BEGIN,
+    END,
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    NOTE_DTYPE,
+    PITCHES,
+    TIME_SHIFT,
+    Ids,
+    Performance,
+    decode,
+    encode,
+)
 
 
 def transpose(ids: Ids, semitones: int) -> Ids:

@@ -1,4 +1,4 @@
-"""A performance with other music after it."""
+"""Continuation: a performance with other music after it."""
 
 from __future__ import annotations
 

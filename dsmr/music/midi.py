@@ -1,24 +1,22 @@
-"""Performances in and out: MIDI files read, and written with mido, and sound made with pretty_midi.
+"""MIDI files of performances: read, and written with mido.
 
-Needs the extra ``music``. Sound needs nothing more; with a soundfont and FluidSynth it is better.
+Needs the extra ``music``.
 """
 
 from __future__ import annotations
 
 import os
-import wave
 from collections.abc import Sequence
 from pathlib import Path
 
 import mido
 import numpy as np
-import pretty_midi
 from numpy.typing import NDArray
 
-from dsmr.music.midi_events import CONTROL, NOTE_ON, MidiEvents, read_events
+from dsmr.music.midi_events import STATUS_CONTROL, STATUS_NOTE_ON, MidiEvents, read_events
 from dsmr.music.midi_events import MidiError as MidiError
 from dsmr.music.tempo import MICROSECONDS_PER_BEAT, TempoMap
-from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, PITCHES, Performance, fold_pedal
+from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, PITCHES, Performance
 
 MAX_NOTES = 500_000
 MAX_SECONDS = 4 * 3600.0
@@ -26,7 +24,6 @@ MAX_BYTES = 6 * 2**20
 """Bounds on what is taken for music. Ticks say nothing (a file may have 32,767 a beat), seconds and events do: silence
 becomes one token a second. So many notes take 4 MB; in so many bytes no file was found that needs 300 MB to be read."""
 
-SAMPLE_RATE = 44_100
 
 CHANNELS = 16
 DRUMS = 9
@@ -42,14 +39,6 @@ _TICKS_PER_BEAT = (
 )
 _LONGEST_GAP = 2**28 - 1  # ticks
 _RELEASES, _STRIKES, _RELEASES_AT_ONCE = range(3)  # the order of events on one tick
-
-_WINDOW_SECONDS = 10
-_RING_SECONDS = 8.0  # pretty_midi lets a note fade by e a second: after 8 s it is 70 dB down
-_RELEASE_SECONDS = 0.08  # a damper needs this long to stop a string
-_STIFFNESS = 4e-4
-_HIGHEST_PARTIAL_HZ = 12_000.0
-
-Samples = NDArray[np.float32]
 
 
 def read_midi(source: str | os.PathLike[str] | bytes) -> Performance:
@@ -86,7 +75,7 @@ def read_midi_with_tempo(source: str | os.PathLike[str] | bytes) -> tuple[Perfor
 def _performance(events: MidiEvents) -> Performance:
     pitched = events.select(events.channel != DRUMS)
     seconds_at = events.tempo.seconds_at
-    if (count := np.count_nonzero(pitched.kind == NOTE_ON)) > MAX_NOTES:
+    if (count := np.count_nonzero(pitched.kind == STATUS_NOTE_ON)) > MAX_NOTES:
         raise MidiError(f"expected at most {MAX_NOTES} notes, got {count}")
     strikes, ends = _notes(pitched)
     if len(strikes) == 0:
@@ -170,43 +159,16 @@ def _track(events: Sequence[tuple[int, mido.Message | mido.MetaMessage]]) -> mid
     return track
 
 
-def write_wav(
-    performance: Performance, path: str | os.PathLike[str], soundfont: str | os.PathLike[str] | None = None
-) -> None:
-    """Write a performance as sound: mono, 16 bits, 44.1 kHz, the loudest sample at -1 dB.
-
-    Args:
-        performance: what to play.
-        path: the WAV file to write.
-        soundfont: an ``.sf2`` file to play with FluidSynth. Without one a simple struck string is synthesised.
-
-    Raises:
-        FileNotFoundError: there is no such soundfont.
-        ImportError: a soundfont is given, and pyfluidsynth or the FluidSynth library is missing.
-    """
-    notes = fold_pedal(performance).notes
-    samples = _synthesize(notes) if soundfont is None else _play_soundfont(notes, Path(soundfont))
-    peak = max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))
-    gain = 10 ** (-1 / 20) * np.iinfo(np.int16).max / peak if peak > 0 else 0.0
-    with wave.open(os.fspath(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        for start in range(0, len(samples), SAMPLE_RATE):  # second by second, so that no second copy is made
-            block = samples[start : start + SAMPLE_RATE] * gain
-            file.writeframesraw(np.rint(block).astype("<i2").tobytes())
-
-
 def _notes(events: MidiEvents) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which events begin and end notes, in order of the former: their indices, int64 `[N]` each."""
-    index = np.flatnonzero(events.kind != CONTROL)
+    index = np.flatnonzero(events.kind != STATUS_CONTROL)
     era, era_ends = _eras(events, index)
     # A voice is a key of a channel, from one message that ends all notes to the next: the first of its note-offs is
     # that of the first of its note-ons. The sort is stable: the events of a voice stay in order of time.
     voice = (era * CHANNELS + events.channel[index]) * PITCHES + events.number[index]
     order = np.argsort(voice, kind="stable")
     index, voice, era_ends = index[order], voice[order], era_ends[order]
-    is_on = events.kind[index] == NOTE_ON
+    is_on = events.kind[index] == STATUS_NOTE_ON
     is_off = ~is_on & ~_of_silent_keys(voice, is_on)
     on, off = index[is_on], index[is_off]
     first_on, first_off = (np.searchsorted(voice[each], voice[is_on]) for each in (is_on, is_off))
@@ -222,7 +184,7 @@ def _notes(events: MidiEvents) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _eras(events: MidiEvents, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For events: how many messages that end all notes of the channel come before, and the index of the next, or -1."""
     era, following = np.zeros(len(index), np.int64), np.full(len(index), -1)
-    messages = np.flatnonzero((events.kind == CONTROL) & _is_in(events.number, _END_ALL_NOTES))
+    messages = np.flatnonzero((events.kind == STATUS_CONTROL) & _is_in(events.number, _END_ALL_NOTES))
     for channel in np.unique(events.channel[messages]):
         own = np.flatnonzero(events.channel[index] == channel)
         of_channel = messages[events.channel[messages] == channel]
@@ -252,7 +214,7 @@ def _of_silent_keys(voice: NDArray[np.int64], is_on: NDArray[np.bool_]) -> NDArr
 
 def _pedals(events: MidiEvents) -> list[NDArray[np.void]]:
     """The pedal of each channel that has one, PEDAL_DTYPE [P], ending with a lift if the channel leaves it down."""
-    moves = events.select((events.kind == CONTROL) & _is_in(events.number, _MOVE_PEDAL))
+    moves = events.select((events.kind == STATUS_CONTROL) & _is_in(events.number, _MOVE_PEDAL))
     pedals = []
     for channel in np.unique(moves.channel):
         ticks, values = _pedal(moves.select(moves.channel == channel))
@@ -306,71 +268,3 @@ def _merge_pedals(pedals: list[NDArray[np.void]]) -> NDArray[np.void]:
         pedals_as_deep = np.cumsum((depth >= level).astype(np.int64) - (before >= level))
         merged["value"][pedals_as_deep[last] > 0] = level
     return merged
-
-
-def _synthesize(notes: NDArray[np.void]) -> Samples:
-    """Play notes on a simple struck string with pretty_midi's synthesis.
-
-    pretty_midi makes whole-piece float64 arrays, so the notes are handed to it window by window and added up here.
-    """
-    last = notes["offset"].max(initial=0.0) + _RELEASE_SECONDS
-    mix = np.zeros(int(SAMPLE_RATE * (last + 1)) + 1, np.float32)  # pretty_midi adds a second of silence
-    sounding = np.minimum(notes["offset"] - notes["onset"], _RING_SECONDS) + _RELEASE_SECONDS
-    strings = {
-        pitch: _string(pitch, sounding[notes["pitch"] == pitch].max()) for pitch in np.unique(notes["pitch"]).tolist()
-    }
-
-    def waveform(phase: NDArray[np.float64]) -> Samples:
-        pitch = pretty_midi.hz_to_note_number(phase[1] / (2 * np.pi) * SAMPLE_RATE)
-        return strings[round(pitch)][: len(phase)]
-
-    window = (notes["onset"] // _WINDOW_SECONDS).astype(np.int64)
-    for index in np.unique(window).tolist():
-        piano = pretty_midi.Instrument(program=0)
-        begin = index * _WINDOW_SECONDS
-        for note, seconds in zip(notes[window == index], sounding[window == index], strict=True):
-            start = note["onset"] - begin
-            loudness = (note["velocity"] / 127) ** 2
-            piano.notes.append(pretty_midi.Note(loudness, int(note["pitch"]), start, start + seconds))
-        played = piano.synthesize(fs=SAMPLE_RATE, wave=waveform)
-        at = begin * SAMPLE_RATE
-        mix[at : at + len(played)] += played
-    return mix
-
-
-def _string(pitch: int, seconds: float) -> Samples:
-    """A struck string: float32 samples. Its partials are a little sharp, and the higher, the sooner they die away.
-
-    Partial k of a stiff string lies at k f sqrt(1 + B k^2): Fletcher and Rossing, "The Physics of Musical Instruments".
-    """
-    fundamental = pretty_midi.note_number_to_hz(pitch)
-    time = np.arange(int(SAMPLE_RATE * seconds) + 2) / SAMPLE_RATE
-    samples = np.zeros(len(time))
-    power = 0.0
-    for k in range(1, 11):
-        frequency = k * fundamental * np.sqrt(1 + _STIFFNESS * k * k)
-        if k > 1 and frequency > _HIGHEST_PARTIAL_HZ:
-            break
-        amplitude = k**-1.4
-        decay = 0.4 * (k - 1) + fundamental / 600  # per second, beside pretty_midi's own of 1
-        samples += amplitude * np.exp(-decay * time) * np.sin(2 * np.pi * frequency * time)
-        power += amplitude**2
-    return np.asarray(samples / np.sqrt(power), np.float32)
-
-
-def _play_soundfont(notes: NDArray[np.void], soundfont: Path) -> Samples:
-    if not soundfont.is_file():
-        raise FileNotFoundError(f"soundfont: expected an .sf2 file, got {soundfont}, which does not exist")
-    score = pretty_midi.PrettyMIDI()
-    piano = pretty_midi.Instrument(program=0)
-    for onset, offset, pitch, velocity in notes.tolist():
-        piano.notes.append(pretty_midi.Note(velocity, pitch, onset, offset))
-    score.instruments.append(piano)
-    try:
-        played = score.fluidsynth(fs=SAMPLE_RATE, synthesizer=os.fspath(soundfont))
-    except ImportError as error:
-        raise ImportError(
-            "soundfont: playing one needs pyfluidsynth (pip install pyfluidsynth) and the FluidSynth library; "
-            "without a soundfont the built-in synthesis needs neither"
-        ) from error
-    return np.asarray(played, np.float32)

@@ -1,4 +1,4 @@
-"""The events of a Standard MIDI File, those of all tracks on one time line: the whole file, or the reason why not.
+"""MIDI events of a file, those of all tracks on one time line: the whole file, or the reason why not.
 
 The reader is our own because a channel is one instrument, in whichever tracks and under whichever programs its events
 are. symusic, three times as fast, splits by track and program before it gives controllers, so that a pedal in a track
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
 
-NOTE_OFF, NOTE_ON, CONTROL = 0x80, 0x90, 0xB0
+STATUS_NOTE_OFF, STATUS_NOTE_ON, STATUS_CONTROL = 0x80, 0x90, 0xB0
 
 _KINDS = (0, 1)  # one track; several that sound together
 _LONGEST_QUANTITY = 4  # bytes
@@ -55,7 +55,8 @@ class MidiEvents:
 
     Args:
         tick: int64 `[E]`.
-        kind: uint8 `[E]`: ``NOTE_OFF`` (also for a note-on of velocity 0), ``NOTE_ON`` or ``CONTROL``.
+        kind: uint8 `[E]`: ``STATUS_NOTE_OFF`` (also for a note-on of velocity 0), ``STATUS_NOTE_ON`` or
+            ``STATUS_CONTROL``.
         channel: uint8 `[E]`, 0..15.
         number, value: uint8 `[E]`, 0..127: pitch and velocity, or the controller and its value.
         tempo: what the ticks mean.
@@ -316,10 +317,10 @@ def _events(
     if len(wrong):
         raise MidiError(f"expected a MIDI file, got data above 127 in the event at byte {at[wrong[0]]} of it")
     kind = status & np.uint8(0xF0)
-    kind[(kind == NOTE_ON) & (value == 0)] = NOTE_OFF
-    wanted = np.flatnonzero((kind == NOTE_OFF) | (kind == NOTE_ON) | (kind == CONTROL))
+    kind[(kind == STATUS_NOTE_ON) & (value == 0)] = STATUS_NOTE_OFF
+    wanted = np.flatnonzero((kind == STATUS_NOTE_OFF) | (kind == STATUS_NOTE_ON) | (kind == STATUS_CONTROL))
     track = np.repeat(np.arange(len(firsts)), np.diff(firsts, append=len(at)))[wanted]
-    order = wanted[_one_time_line(ticks[wanted], track, kind[wanted] == NOTE_ON)]
+    order = wanted[_one_time_line(ticks[wanted], track, kind[wanted] == STATUS_NOTE_ON)]
     return MidiEvents(ticks[order], kind[order], status[order] & np.uint8(0x0F), number[order], value[order], tempo)
 
 

@@ -1,4 +1,7 @@
-"""How a MIDI file measures time: ticks, and how long they last."""
+"""Tempo map: how a MIDI file measures time, in ticks, and how long they last.
+
+It is our own because mido converts by one tempo at a time, and pretty_midi by an array with an entry for every tick.
+"""
 
 from __future__ import annotations
 

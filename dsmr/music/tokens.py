@@ -1,4 +1,4 @@
-"""Performance-event codec: piano performances to token ids and back.
+"""Codec of performance events: piano performances to token ids and back.
 
 A performance becomes one stream of events: 128 note-ons, 128 note-offs, 100 time shifts of 10 ms to 1 s and 32 velocity
 bins, after Oore et al., "This Time with Feeling" (2018), plus PAD, BEGIN and END. The rules that make the stream
@@ -23,6 +23,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+LOWEST_KEY, HIGHEST_KEY = 21, 108
+"""MIDI pitches of the piano's outermost keys, A0 and C8."""
 
 NOTE_ON = 0
 NOTE_OFF = 128

@@ -1,4 +1,4 @@
-"""The built-in pianist: composes and performs piano pieces from a seed.
+"""Built-in pianist: composes and performs piano pieces from a seed.
 
 Its pieces are the corpus that needs no download and, because it knows what it repeats, the instrument that shows
 whether a model's memory works. Everything in them is made up on the spot: themes from motifs, functional harmony,
@@ -14,13 +14,13 @@ from dsmr.pianist.character import Composer, draw_composer
 from dsmr.pianist.dice import Dice
 from dsmr.pianist.form import FORMS
 from dsmr.pianist.frame import coda, introduction
-from dsmr.pianist.passage import Return, assemble, find_returns, token_count
+from dsmr.pianist.passage import Restatement, assemble, find_returns, token_count
 from dsmr.pianist.workshop import Workshop
 
 FEWEST_TOKENS = 1000
 """The shortest piece that can be asked for."""
 
-__all__ = ["FEWEST_TOKENS", "Composition", "Return", "compose"]
+__all__ = ["FEWEST_TOKENS", "Composition", "Restatement", "compose"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Composition:
     performance: Performance
     title: str
     form: str
-    returns: tuple[Return, ...]
+    returns: tuple[Restatement, ...]
 
 
 def compose(seed: int, tokens: int) -> Composition:

@@ -1,4 +1,4 @@
-"""The one source of chance: everything a piece leaves open is decided by these dice, in one order, from one seed."""
+"""Dice, the one source of chance: they decide everything a piece leaves open, in one order, from one seed."""
 
 from __future__ import annotations
 

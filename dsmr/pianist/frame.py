@@ -1,4 +1,4 @@
-"""The frame of a piece: how it is introduced and how it ends."""
+"""Frame of a piece: how it is introduced and how it ends."""
 
 from __future__ import annotations
 

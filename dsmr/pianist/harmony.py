@@ -7,7 +7,7 @@ from bisect import bisect_left
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-LOWEST_KEY, HIGHEST_KEY = 21, 108
+from dsmr.music.tokens import HIGHEST_KEY, LOWEST_KEY
 
 _MAJOR = (0, 2, 4, 5, 7, 9, 11)
 _MINOR = (0, 2, 3, 5, 7, 8, 10)

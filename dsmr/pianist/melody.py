@@ -40,7 +40,7 @@ class Motif(NamedTuple):
     steps: tuple[int, ...]
 
 
-class Range(NamedTuple):
+class Compass(NamedTuple):
     """The lowest and the highest pitch a voice should use."""
 
     low: int
@@ -112,7 +112,7 @@ def inverted(motif: Motif) -> Motif:
     return Motif(motif.lengths, tuple(-step for step in motif.steps))
 
 
-def joined(first: Motif, second: Motif) -> Motif:
+def concatenated(first: Motif, second: Motif) -> Motif:
     """Return one motif after the other."""
     return Motif(first.lengths + second.lengths, first.steps + second.steps)
 
@@ -123,7 +123,7 @@ def realise(
     harmony: Sequence[Slot],
     metre: Metre,
     start: int,
-    voice: Range,
+    voice: Compass,
     ending: tuple[int, ...] = (),
     dissonance: float = 1.0,
 ) -> list[Tone]:

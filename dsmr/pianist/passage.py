@@ -9,10 +9,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.music.tokens import Performance
+from dsmr.music.tokens import HIGHEST_KEY, LOWEST_KEY, Performance
 from dsmr.pianist.character import Composer
 from dsmr.pianist.dice import Dice
-from dsmr.pianist.harmony import HIGHEST_KEY, LOWEST_KEY
 from dsmr.pianist.performance import Cell, Grid, Nuances, Place, Score, Setting, perform, to_performance
 from dsmr.pianist.texture import Hands, Texture, arrange
 from dsmr.pianist.theme import Idea, Phrase
@@ -139,7 +138,7 @@ def assemble(passage: Passage) -> Performance:
 
 
 @dataclass(frozen=True)
-class Return:
+class Restatement:
     """A stretch of a piece that is an earlier stretch again, note for note and step for step.
 
     Indices count the performance's notes, which are sorted by onset, then pitch. ``stop`` and ``source_stop`` are
@@ -178,14 +177,14 @@ class Return:
         )
 
 
-def find_returns(passage: Passage) -> tuple[Return, ...]:
+def find_returns(passage: Passage) -> tuple[Restatement, ...]:
     """Find every stretch of cells that repeats earlier cells, in order of their beginnings.
 
     Neighbouring cells that repeat neighbouring cells make one return, as long as it does not reach into itself.
     """
     first_note = np.cumsum([0] + [len(p.cell.notes) for p in passage]).tolist()
     latest: dict[Cell, int] = {}
-    returns: list[Return] = []
+    returns: list[Restatement] = []
     begin = source = shift = -1  # the return being followed: its first placement, its source's, its semitones
     for at, (cell, semitones) in enumerate((*passage, Placement(passage[-1].cell, 0))):
         earlier = latest.get(cell, -1) if at < len(passage) else -1
@@ -198,7 +197,7 @@ def find_returns(passage: Passage) -> tuple[Return, ...]:
                 source_start, source_stop = first_note[source], first_note[source + length]
                 if stop - start >= FEWEST_LABELLED:
                     kind: Literal["exact", "transposed"] = "transposed" if shift else "exact"
-                    returns.append(Return(kind, shift, start, stop, source_start, source_stop))
+                    returns.append(Restatement(kind, shift, start, stop, source_start, source_stop))
             begin, source, shift = (at, earlier, moved) if earlier >= 0 else (-1, -1, 0)
         latest[cell] = at
     return tuple(returns)

@@ -1,4 +1,4 @@
-"""Stock progressions: what harmony does in two bars, by dialect, mode and place in the phrase."""
+"""Progressions in stock: what harmony does in two bars, by dialect, mode and place in the phrase."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dsmr.pianist.dice import Dice
 from dsmr.pianist.harmony import Chord, ladder, lead, nearest, stack
-from dsmr.pianist.melody import Motif, Range, Slot, Tone, realise
+from dsmr.pianist.melody import Compass, Motif, Slot, Tone, realise
 from dsmr.pianist.theme import Idea
 
 MELODY, INNER, BASS = range(3)
@@ -328,7 +328,7 @@ def _imitation(dice: Dice, idea: Idea, hands: Hands) -> list[ScoreNote]:
         steps.append(_scale_distance(idea, theme[i - 1].pitch, tone.pitch) if i else 0)
         tick = bar + tone.start + length
     second = [slot._replace(start=slot.start - bar) for slot in idea.harmony if slot.start >= bar]
-    voice = Range(43, 60)
+    voice = Compass(43, 60)
     answer = realise(dice, Motif(tuple(lengths), tuple(steps)), second, idea.metre, 52, voice)
     notes = [ScoreNote(t.start + bar, t.length, t.pitch, BASS) for t in answer]
     half = idea.metre.beat // (3 if idea.metre.compound else 2)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from dsmr.pianist.dice import Dice
 from dsmr.pianist.harmony import Key, chord, parallel_symbol
 from dsmr.pianist.melody import (
+    Compass,
     Motif,
-    Range,
     Slot,
     Tone,
+    concatenated,
     draw_motif,
     inverted,
-    joined,
     parallel,
     realise,
 )
@@ -83,7 +83,7 @@ class Material:
     palette: Palette
     basic: Motif
     contrast: Motif
-    voice: Range
+    voice: Compass
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Theme:
     phrases: tuple[Phrase, ...]
 
 
-def draw_material(dice: Dice, language: Language, manner: str, voice: Range, kin: Material | None = None) -> Material:
+def draw_material(dice: Dice, language: Language, manner: str, voice: Compass, kin: Material | None = None) -> Material:
     """Invent the material of a theme; with kin, derive it from another theme's: its motif upside down, its rhythm."""
     metre = language.metre
     palette = dict(kin.palette) if kin and dice.chance(0.5) else draw_palette(dice, manner, metre)
@@ -110,9 +110,9 @@ def draw_material(dice: Dice, language: Language, manner: str, voice: Range, kin
             second_half = first_half if dice.chance(0.5) else inverted(first_half)
         else:
             second_half = draw_motif(dice, second, language.leaps)
-        basic = joined(first_half, second_half)
+        basic = concatenated(first_half, second_half)
     bar = draw_bar(dice, palette, metre)
-    contrast = joined(
+    contrast = concatenated(
         draw_motif(dice, bar, language.leaps), draw_motif(dice, draw_bar(dice, palette, metre), language.leaps)
     )
     return Material(palette, basic, contrast, voice)
@@ -178,7 +178,7 @@ def write_phrase(
                 ideas.append(write_idea(dice, language, near_end or key, material, "answer", motif, start))
         else:  # the continuation: one bar of the idea, twice
             fragment = _first_bar(dice.pick((material.basic, material.contrast)), language.metre)
-            motif = joined(fragment, fragment)
+            motif = concatenated(fragment, fragment)
             ideas.append(write_idea(dice, language, near_end or key, material, "go on", motif, last))
     last = ideas[-1].melody[-1].pitch if ideas[-1].melody else middle
     closing = material.contrast if dice.chance(0.6) else material.basic
@@ -199,7 +199,7 @@ def write_idea(
         final = calm(draw_bar(dice, material.palette, metre), metre.bar // 2)
         if purpose != "half" and dice.chance(0.5):
             final = (metre.bar,)
-        motif = joined(first, draw_motif(dice, final, language.leaps / 2))
+        motif = concatenated(first, draw_motif(dice, final, language.leaps / 2))
         ending = (key.tonic,) if purpose == "full" and dice.chance(0.8) else harmony[-1].chord.tones[:3]
     tones = realise(dice, motif, harmony, metre, start, material.voice, ending, language.dissonance)
     if language.ornaments:

@@ -1,14 +1,14 @@
-"""The workshop: sections of a wanted size, from themes and phrases up to compound songs, episodes and developments."""
+"""Workshop: sections of a wanted size, from themes and phrases up to compound songs, episodes and developments."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dsmr.music.tokens import STEPS_PER_SECOND
+from dsmr.music.tokens import HIGHEST_KEY, STEPS_PER_SECOND
 from dsmr.pianist.character import Composer
 from dsmr.pianist.dice import Dice
-from dsmr.pianist.harmony import HIGHEST_KEY, Key
-from dsmr.pianist.melody import Range
+from dsmr.pianist.harmony import Key
+from dsmr.pianist.melody import Compass
 from dsmr.pianist.passage import Passage, Player, louder, token_count, transposed
 from dsmr.pianist.performance import Setting
 from dsmr.pianist.texture import Texture
@@ -75,7 +75,7 @@ class Workshop:
         manner = (
             self.manner if kin is None or self.dice.chance(0.5) else self.dice.weighted(self.composer.character.manners)
         )
-        material = draw_material(self.dice, self.language, manner, Range(middle - reach, middle + reach), kin)
+        material = draw_material(self.dice, self.language, manner, Compass(middle - reach, middle + reach), kin)
         return write_theme(self.dice, self.language, key, material, phrase_bars, away)
 
     def setting(self, ideas: tuple[Idea, ...], contrast: bool, level: float) -> Setting:

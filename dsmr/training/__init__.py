@@ -5,12 +5,10 @@
 
 from dsmr.claim import OccupiedError, SaveError
 from dsmr.training.config import TrainingConfig
-from dsmr.training.divergence import DivergedError
 from dsmr.training.folder import BEST, LAST, METRICS_FILE, RunFolder
 from dsmr.training.loop import train
 from dsmr.training.optimisation import accumulate_gradients, make_optimizer
-from dsmr.training.run import Run, perplexity
-from dsmr.training.trainer import Trainer
+from dsmr.training.trainer import DivergedError, Run, Trainer, perplexity
 
 __all__ = [
     "BEST",

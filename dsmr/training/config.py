@@ -1,4 +1,4 @@
-"""How a model is trained: every setting that its result depends on."""
+"""Training settings: everything that the result of a training depends on."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class TrainingConfig:
         return spent + validation <= so_far and spent + 2 * validation <= in_all
 
     def learning_rate_at(self, progress: float) -> float:
-        """The learning rate at a fraction of the budget."""
+        """The learning rate at a fraction of the budget: of minutes, too, where PyTorch's schedulers count steps."""
         if progress < self.warmup:
             return self.learning_rate * progress / self.warmup
         cosine = math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))

@@ -1,4 +1,4 @@
-"""Several processes that train one model: `torch.distributed`, with a process a GPU, as `torchrun` starts them.
+"""Distributed training: one model in several processes, a process a GPU, as `torchrun` starts them.
 
 Lanes never look at each other, so it is lanes that the processes share out: each streams lanes of its own, with their
 memories, and none of that is ever sent while training. What is sent is gradients (DDP), or parameters and gradients

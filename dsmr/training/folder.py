@@ -1,4 +1,4 @@
-"""A run's folder: saved states that exist whole or not at all, and one writer at a time.
+"""Run folder: saved states that exist whole or not at all, and one writer at a time.
 
     RUN/dsmr-run.lock               by which a run's folder is known; locked while a process writes there
     RUN/checkpoints/step-0001200/   a checkpoint like any other, and `training.safetensors` (see `state.py`)
@@ -20,21 +20,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsmr.claim import OccupiedError, claimed, is_file, is_folder, is_single_file, kind, writing
+from dsmr.claim import OccupiedError, claimed, is_file, is_folder, is_single_file, kind, saving
 from dsmr.fields import shown
+from dsmr.files import HALF_WRITTEN, flush_folder
 from dsmr.model.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     CheckpointError,
     CheckpointInfo,
-    flush_folder,
     load_checkpoint,
     save_checkpoint,
 )
 from dsmr.model.transformer import Transformer
 from dsmr.training.state import STATE_FILE, TrainingState, load_state, save_state
 
-MARK = "dsmr-run.lock"
+RUN_MARK = "dsmr-run.lock"
 METRICS_FILE, TENSORBOARD, EVENTS = "metrics.jsonl", "tensorboard", ".dsmr"
 BEST, LAST = "best", "last"
 CHECKPOINTS = "checkpoints"
@@ -42,9 +42,7 @@ CHECKPOINTS = "checkpoints"
 _STEP = "step-"
 _STATE = re.compile(rf"{_STEP}\d+|\.{_STEP}\d+\.(partial|removed)")
 """Folders in `checkpoints`: whole states, and what a crash left."""
-_IN_STATE = re.compile(
-    "|".join(rf"{name}|\.{name}\.\d+\.partial" for name in map(re.escape, (WEIGHTS_FILE, CONFIG_FILE, STATE_FILE)))
-)
+_FILES = (WEIGHTS_FILE, CONFIG_FILE, STATE_FILE)
 
 
 class RunFolder:
@@ -72,7 +70,7 @@ class RunFolder:
             OccupiedError: the folder is not a run's and not empty, somebody is writing there, or something that no run
                 wrote lies where a run would write.
         """
-        with claimed(self.path, MARK, "a run"):
+        with claimed(self.path, RUN_MARK, "a run"):
             self._check()
             yield
 
@@ -140,12 +138,12 @@ class RunFolder:
         """
         run = state.document["run"]
         final = self.checkpoint(run["step"])
-        with writing(self._checkpoints):
+        with saving(self._checkpoints):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             if not is_folder(self._checkpoints):
                 raise NotADirectoryError(None, f"expected a folder, got {kind(self._checkpoints)}")
             self._remove_leftovers()
-        with writing(final):
+        with saving(final):
             if is_folder(
                 final
             ):  # the weights of a step are the same whenever it is saved, and each file is replaced whole
@@ -153,7 +151,7 @@ class RunFolder:
             else:
                 self._write_anew(final, model, state)
         self.point(run["best_step"])
-        with writing(self._checkpoints):
+        with saving(self._checkpoints):
             self._prune(run["best_step"])
 
     def _write_anew(self, final: Path, model: Transformer, state: TrainingState) -> None:
@@ -177,7 +175,7 @@ class RunFolder:
         for name, step in ((LAST, self.steps()[-1]), (BEST, best_step)):
             if step is not None:
                 link = self.path / f".{name}.partial"
-                with writing(self.path / name):
+                with saving(self.path / name):
                     if os.path.lexists(self.path / name) and not (self.path / name).is_symlink():
                         raise FileExistsError(None, f"expected a link, got {kind(self.path / name)}")
                     if link.is_symlink():  # a crash left it
@@ -197,7 +195,7 @@ class RunFolder:
             if strangers := _strangers(state):
                 raise OccupiedError(f"{strangers[0]}: expected a state's own files there alone; move it elsewhere")
         events = [path for path in (self.path / TENSORBOARD).glob(f"*{EVENTS}") if is_file(path)]
-        with writing(self.path):
+        with saving(self.path):
             for file in (self.path / LAST, self.path / BEST, self.path / METRICS_FILE, *events):
                 file.unlink(missing_ok=True)
             for state in states:
@@ -210,9 +208,9 @@ class RunFolder:
         """Remove what a run wrote and, if nothing else is there, the folder; raises as `claimed` and `clear` do."""
         with self.claimed():
             self.clear()
-            with writing(self.path):
-                if [path.name for path in self.path.iterdir()] == [MARK]:
-                    (self.path / MARK).unlink()
+            with saving(self.path):
+                if [path.name for path in self.path.iterdir()] == [RUN_MARK]:
+                    (self.path / RUN_MARK).unlink()
                     self.path.rmdir()
 
     def _prune(self, best_step: int | None) -> None:
@@ -241,4 +239,9 @@ def _strangers(state: Path) -> list[Path]:
     """What lies in a state's folder, or in its place, and is not of a run."""
     if not is_folder(state):
         return [state]
-    return [path for path in sorted(state.iterdir()) if not (is_file(path) and _IN_STATE.fullmatch(path.name))]
+    return [path for path in sorted(state.iterdir()) if not (is_file(path) and _file_of_state(path.name) in _FILES)]
+
+
+def _file_of_state(name: str) -> str:
+    """Which file a name is, or was to become when a process was killed."""
+    return half["file"] if (half := HALF_WRITTEN.fullmatch(name)) else name

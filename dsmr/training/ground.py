@@ -1,4 +1,4 @@
-"""What the last bits of a step depend on beside a training's state: where, and by what, it is computed."""
+"""Ground of a training: where, and by what, it is computed, on which the last bits of a step depend."""
 
 from __future__ import annotations
 

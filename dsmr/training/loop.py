@@ -1,4 +1,4 @@
-"""`train`: the whole loop, with a folder that survives whatever ends it."""
+"""Loop of training: `train` steps, validates, reports and saves, in a folder that survives whatever ends it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from dsmr.training.distributed import World, spread_like, unsharded
 from dsmr.training.folder import METRICS_FILE, RunFolder
 from dsmr.training.ground import same_ground
 from dsmr.training.report import NoReport, Report, check_report, describe_result, describe_run
-from dsmr.training.run import Run
 from dsmr.training.signals import StopSignals
 from dsmr.training.state import TrainingState
-from dsmr.training.trainer import Trainer
+from dsmr.training.trainer import Run, Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""From batches to gradients, and the optimiser that follows them."""
+"""Optimisation: from batches to gradients, and the optimiser that follows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where measurements go: `metrics.jsonl` always, a console and TensorBoard if wanted."""
+"""Metrics writer: `metrics.jsonl` always, a console and TensorBoard if wanted."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from dsmr.claim import writing
+from dsmr.claim import saving
 from dsmr.corpus.stream import LaneStream
 from dsmr.fields import is_integer, shown
 from dsmr.model.checkpoint import CheckpointError
-from dsmr.model.schedules import format_bytes
 from dsmr.model.transformer import Transformer
 from dsmr.training.audience import Audience
 from dsmr.training.config import TrainingConfig
 from dsmr.training.folder import EVENTS, LAST, METRICS_FILE, TENSORBOARD
-from dsmr.training.run import Run, perplexity
+from dsmr.training.trainer import Run, perplexity
+from dsmr.units import format_bytes
 from dsmr_kernels import MemoryStack
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Report:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
-            with writing(self._file):
+            with saving(self._file):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 # Unbuffered: a row is the system's as soon as it is written, and a failed one is not tried again later.
                 self._metrics = opened.enter_context(open(self._file, "ab+", buffering=0, opener=_open_no_link))
@@ -97,7 +97,7 @@ class Report:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the measurements stand, as plain JSON values; all rows so far are on the disk then."""
-        with writing(self._file):
+        with saving(self._file):
             os.fsync(self._metrics.fileno())
         return {**self._state, "losses": list(self._losses)}
 
@@ -143,7 +143,7 @@ class Report:
 
     def _write(self, row: dict[str, Any]) -> None:
         rest = f"{json.dumps(row, allow_nan=False)}\n".encode()
-        with writing(self._file):
+        with saving(self._file):
             while rest:
                 rest = rest[self._metrics.write(rest) :]
         if self._writer is not None:

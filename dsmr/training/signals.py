@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a terminal that goes away, which end a run between two steps."""
+"""Stop signals: Ctrl-C, SIGTERM and a terminal that goes away end a run between two steps."""
 
 from __future__ import annotations
 

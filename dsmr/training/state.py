@@ -1,4 +1,4 @@
-"""The rest of a training's state: what a checkpoint's folder holds beside the model, so that training can go on.
+"""Training state: what a checkpoint's folder holds beside the model, so that training can go on.
 
 `training.safetensors` holds tensors and, in its metadata, one JSON document and a SHA-256 over both. **Nothing in it
 belongs to a process**: what differs between lanes is stored by global lane, and `dsmr.corpus.stream` promises that 2
@@ -36,7 +36,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsmr.model.checkpoint import CheckpointError, digest_tensors, open_tensors, parse_document, write_durably
+from dsmr.files import write_durably
+from dsmr.model.checkpoint import CheckpointError, digest_tensors, open_tensors, parse_document
 from dsmr.model.transformer import Transformer
 from dsmr.training.distributed import World, spread_like, whole
 from dsmr.training.optimisation import Optimizers

@@ -1,25 +1,30 @@
-"""A model in training: all that a step reads and changes, without a folder to save it in and without a reader."""
+"""Trainer: a model in training, with its counters and a watch on its loss, without a folder and without a reader.
+
+The loop that steps it, and that validates, reports and saves, is `dsmr.training.loop`.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
 from dsmr.evaluation.pieces import count_steps, evaluate_pieces
-from dsmr.fields import shown
+from dsmr.fields import check_names, check_types, shown
 from dsmr.model.transformer import Transformer
 from dsmr.music.augment import Augmentation
 from dsmr.training.config import TrainingConfig
 from dsmr.training.distributed import World, clip_gradients, gathered, parallelise
-from dsmr.training.divergence import WINDOW, DivergedError, LossWatch, describe_worst
 from dsmr.training.ground import check_ground, describe_ground
 from dsmr.training.optimisation import (
     accumulate_gradients,
@@ -30,7 +35,6 @@ from dsmr.training.optimisation import (
     make_precision,
     seed_step,
 )
-from dsmr.training.run import Run, peak_memory, perplexity
 from dsmr.training.state import (
     TrainingState,
     join_tensors,
@@ -39,6 +43,101 @@ from dsmr.training.state import (
     memory_tensors,
     optimizer_tensors,
 )
+
+LOSS_WINDOW = 100
+"""Steps that `LossWatch` looks back on."""
+
+
+@dataclass
+class Run:
+    """How far a run has come; every field but `interrupted` is saved and restored.
+
+    `progress` is the fraction of the budget used up, `learning_rate` that of the last step. `training_seconds` leaves
+    validation and saving out. `validations` is how many have been made or passed over, `validation_seconds` what they
+    took together and `last_validation_seconds` the last of them. PPL is exp of the validation loss; None before the
+    first validation.
+    `peak_memory` is in bytes: of the GPU, or else of the whole process (None where the system does not tell).
+    `lengthened`: it was given another budget, which `progress` and `validations` do not follow yet.
+    `interrupted`: the number of the signal that ended the run before its time.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    progress: float = 0.0
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    validations: int = 0
+    validation_seconds: float = 0.0
+    last_validation_seconds: float | None = None
+    last_ppl: float | None = None
+    best_ppl: float | None = None
+    best_step: int | None = None
+    peak_memory: int | None = None
+    lengthened: bool = False
+    interrupted: int | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of training alone."""
+        return self.tokens / self.training_seconds if self.training_seconds else 0.0
+
+    def __post_init__(self) -> None:
+        """ValueError that names a field of another type or out of its range, as a damaged file may hold it."""
+        check_types(self)
+        for name, value in asdict(self).items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+        if self.progress > 1:
+            raise ValueError(f"progress: expected a fraction of the budget, got {self.progress}")
+        if self.best_step is not None and self.best_step > self.step:
+            raise ValueError(f"best_step: expected at most step={self.step}, got {self.best_step}")
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Run:
+        """The inverse of `counters`; ValueError names what is wrong."""
+        return cls(**check_names(cls, values, "run"))
+
+    def counters(self) -> dict[str, Any]:
+        """What is saved: plain JSON values."""
+        return {name: value for name, value in asdict(self).items() if name != "interrupted"}
+
+
+class DivergedError(RuntimeError):
+    """A loss or a gradient stopped being finite, or the loss exploded."""
+
+
+class LossWatch:
+    """Notices an exploded loss, and no healthy run.
+
+    A model that knows nothing pays log(vocabulary) nats a token, and an untrained one hardly more. The loss has
+    exploded when the last `LOSS_WINDOW` steps together cost more than a nat a step above that: e.g. every one of them
+    more than a nat, or ten of them ten nats. Steps before the first count as knowing nothing, and better ones make up
+    for worse ones: a run that has learned something is not ended by a spike, but by a loss that stays.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.ignorance = math.log(vocab_size)
+        self.losses: deque[float] = deque(maxlen=LOSS_WINDOW)
+
+    def add(self, loss: float) -> None:
+        """Take note of a step's loss, nats per token."""
+        self.losses.append(loss)
+
+    @property
+    def excess(self) -> float:
+        """Nats a step above knowing nothing, over the last `LOSS_WINDOW` steps."""
+        return sum(loss - self.ignorance for loss in self.losses) / LOSS_WINDOW
+
+    @property
+    def exploded(self) -> bool:
+        """Whether to end the run."""
+        return self.excess > 1
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the last step alone was as bad as that: no moment to take for a good state."""
+        return bool(self.losses) and self.losses[-1] > self.ignorance + 1
 
 
 class Trainer:
@@ -230,8 +329,10 @@ class Trainer:
         if run.tokens != (tokens := positions * self.config.lanes):
             raise ValueError(f"tokens: expected {tokens} in {run.step} steps, got {run.tokens}")
         losses = state.document["losses"]
-        if not isinstance(losses, list) or len(losses) != min(run.step, WINDOW):
-            raise ValueError(f"losses: expected those of the last {WINDOW} of {run.step} steps, got {shown(losses)}")
+        if not isinstance(losses, list) or len(losses) != min(run.step, LOSS_WINDOW):
+            raise ValueError(
+                f"losses: expected those of the last {LOSS_WINDOW} of {run.step} steps, got {shown(losses)}"
+            )
         if not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
             raise ValueError(f"losses: expected finite numbers, got {shown(losses)}")
         began_on = None if (found := state.document.get("ground")) is None else check_ground(found)
@@ -251,7 +352,7 @@ class Trainer:
         self.watch.add(loss)
         if self.watch.exploded:
             raise _diverged(
-                f"{step}: expected the last {WINDOW} steps to cost less than a nat more than knowing nothing "
+                f"{step}: expected the last {LOSS_WINDOW} steps to cost less than a nat more than knowing nothing "
                 f"({self.watch.ignorance:.2f}), got {self.watch.excess:.2f} nats more; "
                 f"worst is {self._worst(nll, batches)}"
             )
@@ -269,3 +370,36 @@ class _StoppedError(Exception):
 
 def _diverged(what: str) -> DivergedError:
     return DivergedError(f"{what}; try a lower learning rate. Checkpoints saved before are as they were")
+
+
+def describe_worst(nll: Tensor, batches: Sequence[Batch], store: TokenStore, first_lane: int = 0) -> str:
+    """Where the loss was highest (or not a number): lane and piece, for people.
+
+    Args:
+        nll: `[segments, B]`, as `accumulate_gradients` returns it for `batches`.
+        batches: the segments.
+        store: knows the pieces' names.
+        first_lane: the number of lane 0 among the lanes of all processes.
+    """
+    number, lane = divmod(int(nll.argmax()), nll.shape[1])  # not a number counts as the largest
+    pieces = sorted(set(batches[number].piece[lane].tolist()) - {-1})
+    names = ", ".join(f"{index} ({store.pieces[index].title!r})" for index in pieces)
+    loss = float(nll[number, lane])
+    return f"lane {first_lane + lane}, piece{'s' * (len(pieces) > 1)} {names} with a loss of {loss:.4g}"
+
+
+def perplexity(nll: float) -> float:
+    """Exp of nats per token; infinite where a float ends."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU, else of the process where the system keeps count."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

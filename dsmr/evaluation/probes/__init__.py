@@ -1,5 +1,5 @@
-"""What a model does with its memory: probes that compare its predictions with and without parts of its past.
+"""Probes of memory, which compare a model's predictions with and without parts of its past.
 
 `krcu` clears the memory inside a piece, `truncation` cuts the history, `returns` and `recall` ask whether themes that
-come back are recognised; `comparison` puts several models beside each other and `figures` draws them.
+come back are recognised. `dsmr.evaluation.models` puts several models beside each other.
 """

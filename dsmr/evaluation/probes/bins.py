@@ -1,4 +1,4 @@
-"""What a probe found by position, distance or index: means over the tokens of a bin."""
+"""Bins of what a probe found, by position, distance or index: means over the tokens of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsmr.evaluation.bootstrap import Interval, PieceSums
-from dsmr.model.schedules import format_span
+from dsmr.units import format_span
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.bootstrap import Interval, PieceSums
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
-from dsmr.evaluation.score import Progress, Stretch, score
+from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
+from dsmr.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Krcu:
         }
 
 
-PUBLISHED = Resets()
+PUBLISHED_RESETS = Resets()
 """The resets, bins and end of the published figures."""
 
 
@@ -122,7 +123,7 @@ def krcu(
     model: Transformer,
     store: TokenStore,
     scores: Evaluation,
-    resets: Resets = PUBLISHED,
+    resets: Resets = PUBLISHED_RESETS,
     *,
     lanes: int = 4,
     progress: Progress | None = None,
@@ -140,8 +141,7 @@ def krcu(
     Raises:
         ValueError: no piece goes beyond the first reset, or the evaluation cleared the context.
     """
-    if scores.reset_every is not None:
-        raise ValueError(f"scores: expected whole pieces, got context cleared every {scores.reset_every} tokens")
+    scores.check_whole()
     first = resets.at[0]
     normal = {i: nll for i, nll in zip(scores.pieces, scores.token_nll, strict=True) if len(nll) > first}
     if not normal:

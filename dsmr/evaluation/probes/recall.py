@@ -28,9 +28,10 @@ from dsmr.corpus.store import Return, ReturnKind, TokenStore
 from dsmr.evaluation.bootstrap import PieceSums
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
-from dsmr.evaluation.probes.returns import DISTANCES, KINDS, SKIP
-from dsmr.evaluation.score import Progress, Stretch, score
+from dsmr.evaluation.probes.returns import KINDS, RETURN_DISTANCES, SKIP
+from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
+from dsmr.progress import Progress
 
 CONTEXT = 64
 """Tokens that must lie between a source and its return: about 15 notes."""
@@ -79,7 +80,7 @@ def recall(
     scores: Evaluation,
     *,
     sample: int = 32,
-    distances: Sequence[int] = DISTANCES,
+    distances: Sequence[int] = RETURN_DISTANCES,
     skip: int = SKIP,
     seed: int = 0,
     lanes: int = 4,
@@ -103,8 +104,7 @@ def recall(
     """
     if sample < 1:
         raise ValueError(f"sample: expected at least 1, got {sample}")
-    if scores.reset_every is not None:
-        raise ValueError(f"scores: expected whole pieces, got context cleared every {scores.reset_every} tokens")
+    scores.check_whole()
     found: defaultdict[tuple[str, int], list[tuple[int, Return]]] = defaultdict(list)
     for row, (piece, nll) in enumerate(zip(scores.pieces, scores.token_nll, strict=True)):
         for each in store.pieces[piece].returns:

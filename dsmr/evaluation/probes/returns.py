@@ -19,9 +19,9 @@ What else could make a gain, and what is done about it:
 - *Position.* A return is later in the piece than what it returns to, and later tokens are easier because the composer's
   keys, textures and dynamics are known by then. So the gain of a model that cannot reach the source need not be 0, and
   the gain alone overstates memory. Two baselines remove that:
-  *Between models* (`dsmr.evaluation.bootstrap.compare` on `by_distance`): both gains are of the very same tokens, so
-  what both know by then cancels and what remains is due to what the models differ in. For equally trained models with
-  different memories this is the difference that tells the truth, and it costs nothing.
+  *Between models* (`dsmr.evaluation.bootstrap.compare_bins` on `by_distance`): both gains are of the very same tokens,
+  so what both know by then cancels and what remains is due to what the models differ in. For equally trained models
+  with different memories this is the difference that tells the truth, and it costs nothing.
   *Within one model*, clearing the memory right before the return is not such a baseline, though it is the obvious one:
   it takes away the source, but also the key, the tempo and the last chord, which are worth more than a far source, so
   it overstates memory even more. `dsmr.evaluation.probes.recall` forgets the source and all before it, but nothing
@@ -44,7 +44,7 @@ from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
 
 KINDS: tuple[ReturnKind, ...] = ("exact", "transposed")
-DISTANCES = (0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+RETURN_DISTANCES = (0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Where bins of distances begin, in tokens; the last one has no end."""
 SKIP = 16
 """Tokens at the beginning of a return that are left out: about the four notes by which it can be recognised."""
@@ -99,7 +99,7 @@ class ReturnGain:
         pieces: store indices, as in the evaluation.
         tokens: for each piece, its restated tokens, `RESTATED [N]`.
         nll_first, nll_return: for each piece float32 `[N]`, in nats.
-        distances: see `DISTANCES`.
+        distances: see `RETURN_DISTANCES`.
         skip: see `SKIP`.
     """
 
@@ -107,7 +107,7 @@ class ReturnGain:
     tokens: tuple[NDArray[np.void], ...]
     nll_first: tuple[NDArray[np.float32], ...]
     nll_return: tuple[NDArray[np.float32], ...]
-    distances: tuple[int, ...] = DISTANCES
+    distances: tuple[int, ...] = RETURN_DISTANCES
     skip: int = SKIP
 
     def by_distance(self, kind: ReturnKind, *, skip: int | None = None) -> PieceSums:
@@ -171,21 +171,20 @@ class ReturnGain:
 
 
 def return_gain(
-    store: TokenStore, scores: Evaluation, *, distances: Sequence[int] = DISTANCES, skip: int = SKIP
+    store: TokenStore, scores: Evaluation, *, distances: Sequence[int] = RETURN_DISTANCES, skip: int = SKIP
 ) -> ReturnGain:
     """Look up the NLL of restated tokens and of their first statements in an evaluation of whole pieces.
 
     Args:
         store: has the labels; only the built-in pianist's stores do.
         scores: of some of the store's pieces, read whole. Tokens that it did not score do not count.
-        distances: where the bins begin, increasing from 0; see `DISTANCES`.
+        distances: where the bins begin, increasing from 0; see `RETURN_DISTANCES`.
         skip: tokens at the beginning of each return that are left out; see `SKIP`.
 
     Raises:
         ValueError: none of the pieces has a scored return, the evaluation cleared the context, or a bad number.
     """
-    if scores.reset_every is not None:
-        raise ValueError(f"scores: expected whole pieces, got context cleared every {scores.reset_every} tokens")
+    scores.check_whole()
     if len(distances) == 0 or distances[0] != 0 or any(b <= a for a, b in itertools.pairwise(distances)):
         raise ValueError(f"distances: expected increasing numbers that begin with 0, got {list(distances)}")
     if skip < 0:

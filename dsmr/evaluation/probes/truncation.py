@@ -26,8 +26,9 @@ from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.bootstrap import PieceSums
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
-from dsmr.evaluation.score import Progress, Stretch, score
+from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
+from dsmr.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Truncation:
         }
 
 
-PUBLISHED = Cuts()
+PUBLISHED_CUTS = Cuts()
 """The histories and buckets of the published table."""
 
 
@@ -104,7 +105,7 @@ def truncation(
     model: Transformer,
     store: TokenStore,
     scores: Evaluation,
-    cuts: Cuts = PUBLISHED,
+    cuts: Cuts = PUBLISHED_CUTS,
     *,
     lanes: int = 4,
     progress: Progress | None = None,
@@ -122,8 +123,7 @@ def truncation(
     Raises:
         ValueError: no piece reaches the first bucket, or the evaluation cleared the context.
     """
-    if scores.reset_every is not None:
-        raise ValueError(f"scores: expected whole pieces, got context cleared every {scores.reset_every} tokens")
+    scores.check_whole()
     chosen = _sample([len(nll) for nll in scores.token_nll], cuts)
     if not chosen:
         longest = max((len(nll) for nll in scores.token_nll), default=0)

@@ -1,4 +1,4 @@
-"""One decode step without Python: embedding, every layer, logits, in one call on the CPU.
+"""Native decode step: embedding, every layer and logits in one call on the CPU, without Python.
 
 `NativeStep` packs a model's weights once; then each `step` reads one token a lane, appends to the model's own
 `MemoryStack` and moves its clock, as `Transformer.forward` does with `segment_size=config.segment`. With float32

@@ -1,4 +1,4 @@
-"""The structs of `src/step.hpp`, field by field, and the library that reads them."""
+"""Structs of `src/step.hpp`, field by field, and the library that reads them."""
 
 from __future__ import annotations
 

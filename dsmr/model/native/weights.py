@@ -1,4 +1,4 @@
-"""A model's weights in the form that a native step reads: contiguous, in one type, LayerNorms and biases float32."""
+"""Weights as a native step reads them: contiguous, in one type, LayerNorms and biases float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Music beside a corpus: numbers, histograms, self-similarity and quotations, each as excerpts of the corpus have it.
+"""Comparison of music with a corpus: numbers, histograms, self-similarity and quotations, each beside excerpts' own.
 
 A number of generated music means nothing alone. Every one here stands beside the same number of excerpts of the corpus
 that are as long; quotations stand beside those of held-out pieces, which were certainly not copied.
@@ -6,22 +6,21 @@ that are as long; quotations stand beside those of held-out pieces, which were c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from dsmr.corpus.store import SPLITS, TokenStore
 from dsmr.music.analysis.histograms import Counts, Distance, Profile, distances, histograms, profile
-from dsmr.music.analysis.quotation import EQUALITIES, Equality, Quotation, longest_quotations
+from dsmr.music.analysis.quotation import EQUALITIES, Equality, Quotation, Source, longest_quotations
 from dsmr.music.analysis.similarity import (
     SelfSimilarity,
     compare_self_similarity,
     self_similarity,
     usual_self_similarity,
 )
-from dsmr.music.analysis.statistics import Comparison, Range, Statistics, compare, excerpts, measure, usual
+from dsmr.music.analysis.statistics import Comparison, Range, Statistics, compare_statistics, excerpts, measure, usual
 from dsmr.music.tokens import Ids, Performance, decode, encode
 
 NUMBERS = (
@@ -39,6 +38,21 @@ LENGTHS_ALIKE = 1.1
 """Music at most so many times as long as other music is compared with the same excerpts."""
 FEWEST_HELD_OUT = 19
 """One more excerpt quotes more than n others do by chance once in n + 1 times: of fewer, more often than 1 in 20."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What music is set beside.
+
+    Args:
+        split: the name of the split whose pieces these are.
+        pieces: what the music is compared with, and may quote.
+        held_out: ids of pieces of other splits, uint16 `[n]` each: they say how much music quotes that does not copy.
+    """
+
+    split: str
+    pieces: Sequence[Source]
+    held_out: Sequence[Ids]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,22 +137,19 @@ class Group:
         }
 
 
-def compare_music(
-    music: Mapping[str, Performance], store: TokenStore, *, split: str = "train", seconds: float | None = None
-) -> list[Group]:
+def compare_music(music: Mapping[str, Performance], corpus: Corpus, *, seconds: float | None = None) -> list[Group]:
     """Set music beside a corpus.
 
     Args:
         music: by name.
-        store: the corpus; the pieces of its other splits say how much music quotes that does not copy.
-        split: the pieces to compare with.
+        corpus: at least two pieces with notes.
         seconds: the length of all music, if it is known; None: each ends with its last note.
 
     Returns:
         The music in groups of about one length (see `LENGTHS_ALIKE`), the shortest first.
 
     Raises:
-        ValueError: music without notes, fewer than two pieces in the split, or a length that is not above 0.
+        ValueError: music without notes, fewer than two pieces, or a length that is not above 0.
     """
     for name, each in music.items():
         if not len(each.notes):
@@ -150,43 +161,37 @@ def compare_music(
             groups[-1].append(name)
         else:
             groups.append([name])
-    return [_compare({name: music[name] for name in group}, lengths, store, split) for group in groups]
+    return [_compare({name: music[name] for name in group}, lengths, corpus) for group in groups]
 
 
-def _compare(music: dict[str, Performance], lengths: dict[str, float], store: TokenStore, split: str) -> Group:
-    indices = store.indices(split)
+def _compare(music: dict[str, Performance], lengths: dict[str, float], corpus: Corpus) -> Group:
+    pieces = [piece.ids for piece in corpus.pieces]
     shortest = lengths[next(iter(music))]
-    ids = {name: encode(each) for name, each in music.items()}
-    tokens = min(map(len, ids.values()))
-    held_out = [
-        Performance(notes)
-        for other in SPLITS
-        if other != split
-        for index in store.indices(other)
-        for notes, _ in excerpts(decode(store.piece(index)).notes, shortest)
-    ]
+    encoded = {name: encode(each) for name, each in music.items()}
+    tokens = min(map(len, encoded.values()))
+    held_out = [Performance(notes) for ids in corpus.held_out for notes, _ in excerpts(decode(ids).notes, shortest)]
     quotations: dict[str, list[Quotation]] = {name: [] for name in music}
     quoted: dict[Equality, tuple[float, int]] = {}
     for equality in EQUALITIES:
-        found = longest_quotations([*music.values(), *held_out], store, indices, equality)
+        found = longest_quotations([*music.values(), *held_out], corpus.pieces, equality)
         for name, each in zip(music, found[: len(music)], strict=True):
             quotations[name].append(each)
         if held_out:
             common = [each.length for each in found[len(music) :]]
             quoted[equality] = (float(np.median(common)), max(common))
     reference = Reference(
-        split,
+        corpus.split,
         shortest,
         tokens,
-        usual(store, indices, shortest),
-        profile(store, indices, shortest),
-        usual_self_similarity(store, indices, tokens),
+        usual(pieces, shortest),
+        profile(pieces, shortest),
+        usual_self_similarity(pieces, tokens),
         len(held_out),
         quoted or None,
     )
     return Group(
         reference,
-        [_one(name, each, lengths[name], ids[name], reference, quotations[name]) for name, each in music.items()],
+        [_one(name, each, lengths[name], encoded[name], reference, quotations[name]) for name, each in music.items()],
     )
 
 
@@ -203,7 +208,7 @@ def _one(
     return Compared(
         name,
         statistics,
-        compare(statistics, reference.ranges, NUMBERS),
+        compare_statistics(statistics, reference.ranges, NUMBERS),
         counts,
         distances(counts, reference.profile),
         similar,

@@ -8,16 +8,15 @@ little: it is set beside those of excerpts of the corpus that are as long.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.corpus.store import TokenStore
-from dsmr.music.analysis.statistics import WINDOW_SECONDS, excerpts, spans
-from dsmr.music.tokens import STEPS_PER_SECOND, VELOCITY_BINS, Performance, decode, fold_pedal
+from dsmr.music.analysis.statistics import WINDOW_SECONDS, check_seconds, densities, excerpts, spans
+from dsmr.music.tokens import STEPS_PER_SECOND, VELOCITY_BINS, Ids, Performance, decode, fold_pedal
 
 Counts = NDArray[np.float64]
 """A histogram: what each bin holds, `[bins]`; notes or seconds, not shares."""
@@ -76,11 +75,8 @@ def _polyphony(notes: NDArray[np.void], seconds: float) -> Counts:
 
 def _density(notes: NDArray[np.void], seconds: float) -> Counts:
     """Windows, by how many notes begin in each; what is left after the last whole window is not counted."""
-    windows, width = max(1, int(seconds // WINDOW_SECONDS)), min(WINDOW_SECONDS, seconds)
-    at = (notes["onset"] // width).astype(np.int64)
-    per_second = np.bincount(at[at < windows], minlength=windows) / width
     last = DENSEST // DENSITY_BIN
-    return _binned(np.minimum(per_second // DENSITY_BIN, last).astype(np.int64), last + 1)
+    return _binned(np.minimum(densities(notes, seconds) // DENSITY_BIN, last).astype(np.int64), last + 1)
 
 
 def _binned(bins: NDArray[Any], count: int) -> Counts:
@@ -162,49 +158,47 @@ def histograms(performance: Performance, seconds: float | None = None) -> dict[s
     """
     notes = fold_pedal(performance).notes
     seconds = float(notes["offset"].max(initial=0.0)) if seconds is None else seconds
-    if not seconds > 0:
-        raise ValueError(f"seconds: expected a number above 0, got {seconds}")
+    check_seconds(seconds)
     return _count(notes[notes["onset"] < seconds], seconds)
 
 
 def divergence(p: Counts, q: Counts) -> float:
-    """The Jensen-Shannon divergence of two histograms of equal bins, in bits; NaN if one of them is empty."""
+    """The Jensen-Shannon divergence of two histograms of equal bins, in bits; NaN if one of them is empty.
+
+    Three lines are no reason to depend on SciPy, which has its square root.
+    """
     if not (p.sum() > 0 and q.sum() > 0):
         return float("nan")
     return float(_entropy((p / p.sum() + q / q.sum()) / 2) - (_entropy(p / p.sum()) + _entropy(q / q.sum())) / 2)
 
 
-def profile(store: TokenStore, indices: Sequence[int], seconds: float) -> Profile:
+def profile(pieces: Iterable[Ids], seconds: float) -> Profile:
     """Count a corpus's excerpts: pieces cut end to end, as `dsmr.music.analysis.statistics.excerpts` does.
 
     Args:
-        store, indices: the pieces, at least two of them with notes.
+        pieces: the corpus, uint16 `[n]` each, at least two of them with notes.
         seconds: the excerpts' length: that of the music to compare.
 
     Raises:
         ValueError: a length that is not above 0, or fewer than two pieces with notes.
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds: expected a number above 0, got {seconds}")
-    pieces = [
-        [_count(notes, length) for notes, length in excerpts(decode(store.piece(index)).notes, seconds)]
-        for index in indices
-    ]
-    pieces = [piece for piece in pieces if piece]
-    if len(pieces) < 2:
-        raise ValueError(f"indices: expected at least two pieces with notes, got {len(pieces)}")
+    check_seconds(seconds)
+    counted = [[_count(notes, length) for notes, length in excerpts(decode(piece).notes, seconds)] for piece in pieces]
+    counted = [piece for piece in counted if piece]
+    if len(counted) < 2:
+        raise ValueError(f"pieces: expected at least two with notes, got {len(counted)}")
     counts, distances = {}, {}
     for name in FEATURES:
-        of_piece = [np.sum([excerpt[name] for excerpt in piece], axis=0) for piece in pieces]
+        of_piece = [np.sum([excerpt[name] for excerpt in piece], axis=0) for piece in counted]
         counts[name] = np.sum(of_piece, axis=0)
         distances[name] = np.array(
             [
                 divergence(excerpt[name], counts[name] - own)
-                for piece, own in zip(pieces, of_piece, strict=True)
+                for piece, own in zip(counted, of_piece, strict=True)
                 for excerpt in piece
             ]
         )
-    return Profile(seconds, sum(map(len, pieces)), counts, distances)
+    return Profile(seconds, sum(map(len, counted)), counts, distances)
 
 
 def distances(counts: dict[str, Counts], corpus: Profile) -> list[Distance]:

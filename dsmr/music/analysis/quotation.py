@@ -1,4 +1,4 @@
-"""Is it quoting? The longest passages of some music that are found, transposed or not, in a corpus.
+"""Quotations: the longest passages of some music that are found, transposed or not, in a corpus.
 
 Three questions, from the loosest to the strictest; what counts as equal:
 
@@ -13,7 +13,8 @@ Music in one style shares figures without any copying, so a length means somethi
 common with the corpus that are certainly not copied from it: those that were held out.
 
 The longest match of every position is with a neighbour in the sorted order of all suffixes; the order is found by
-doubling (Manber and Myers, "Suffix Arrays", 1993), exactly, without hashing.
+doubling (Manber and Myers, "Suffix Arrays", 1993), exactly, without hashing. Neither NumPy nor SciPy sorts suffixes;
+pydivsufsort does, in compiled code, but twelve lines are no reason to depend on it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,17 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.corpus.store import TokenStore
-from dsmr.music.tokens import NOTE_OFF, PITCHES, STEPS_PER_SECOND, TIME_SHIFT, VELOCITY, Performance, decode, encode
+from dsmr.music.tokens import (
+    NOTE_OFF,
+    PITCHES,
+    STEPS_PER_SECOND,
+    TIME_SHIFT,
+    VELOCITY,
+    Ids,
+    Performance,
+    decode,
+    encode,
+)
 
 Equality = Literal["pitches", "rhythm", "tokens"]
 EQUALITIES: tuple[Equality, ...] = get_args(Equality)
@@ -37,6 +47,15 @@ CHORD_STEPS = 4
 Symbols = NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A piece that may be quoted: its index in its corpus, its title and its ids, uint16 `[n]`."""
+
+    index: int
+    title: str
+    ids: Ids
+
+
 @dataclass(frozen=True)
 class Quotation:
     """The longest passage of some music that a corpus holds.
@@ -45,7 +64,7 @@ class Quotation:
         equality: what counted as equal.
         length: of the passage: notes, or tokens under ``tokens``; 0: nothing at all.
         seconds: where the passage begins in the music, and where its last note does.
-        piece, title: the store's index of a piece that holds it, and its title; None and "" if nothing was found.
+        piece, title: the index of a source that holds it, and its title; None and "" if nothing was found.
         piece_seconds: where it begins there.
         semitones: how far the music's passage lies above the piece's.
     """
@@ -68,24 +87,22 @@ class _Text:
     keys: Symbols
 
 
-def longest_quotations(
-    music: Sequence[Performance], store: TokenStore, indices: Sequence[int], equality: Equality
-) -> list[Quotation]:
+def longest_quotations(music: Sequence[Performance], sources: Sequence[Source], equality: Equality) -> list[Quotation]:
     """Find the longest passage of each piece of music in a corpus.
 
     Args:
         music: what may quote, all of it at once: a corpus is sorted once a call.
-        store, indices: the pieces that may be quoted, e.g. `store.indices("train")`.
+        sources: the pieces that may be quoted.
         equality: what counts as equal: see above.
 
     Raises:
-        ValueError: no pieces, or an unknown equality.
+        ValueError: no sources, or an unknown equality.
     """
     if equality not in EQUALITIES:
         raise ValueError(f"equality: expected one of {', '.join(EQUALITIES)}, got {equality!r}")
-    if not indices:
-        raise ValueError("indices: expected at least one piece, got none")
-    corpus = [_text(decode(store.piece(index)), equality) for index in indices]
+    if not sources:
+        raise ValueError("sources: expected at least one piece, got none")
+    corpus = [_text(decode(each.ids), equality) for each in sources]
     quoting = [_text(each, equality) for each in music]
     found = []
     matches = longest_matches([each.symbols for each in quoting], [each.symbols for each in corpus])
@@ -94,13 +111,13 @@ def longest_quotations(
         if length == 0:
             found.append(Quotation(equality, 0))
             continue
-        source = corpus[piece]
+        source, quoted = sources[piece], corpus[piece]
         begins, ends = (float(text.steps[i]) / STEPS_PER_SECOND for i in (at, at + length + more - 1))
-        semitones = int(text.keys[at] - source.keys[piece_at])
-        piece_begins = float(source.steps[piece_at]) / STEPS_PER_SECOND
-        index = indices[piece]
-        title = store.pieces[index].title
-        found.append(Quotation(equality, length + more, (begins, ends), index, piece_begins, semitones, title))
+        semitones = int(text.keys[at] - quoted.keys[piece_at])
+        piece_begins = float(quoted.steps[piece_at]) / STEPS_PER_SECOND
+        found.append(
+            Quotation(equality, length + more, (begins, ends), source.index, piece_begins, semitones, source.title)
+        )
     return found
 
 

@@ -12,21 +12,20 @@ Both depend on how much there is to compare, so music is set beside excerpts of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
-from dsmr.corpus.store import TokenStore
 from dsmr.music.analysis.quotation import reading_order
 from dsmr.music.analysis.statistics import Comparison, Range, usual_range
-from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VELOCITY
+from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VELOCITY, Ids
 
 DISTANCES = (1_000, 4_000, 16_000)
 """Tokens."""
-WINDOW = 256
+HARMONY_WINDOW = 256
 """Tokens whose notes make one pitch-class histogram: about six seconds."""
 PASSAGE = 8
 """Notes that must come in the same intervals to be a passage that returns."""
@@ -60,8 +59,7 @@ def self_similarity(ids: ArrayLike, distances: Sequence[int] = DISTANCES) -> lis
 
 
 def usual_self_similarity(
-    store: TokenStore,
-    indices: Sequence[int],
+    pieces: Iterable[Ids],
     tokens: int,
     distances: Sequence[int] = DISTANCES,
 ) -> list[dict[str, Range]]:
@@ -70,7 +68,7 @@ def usual_self_similarity(
     Pieces are cut into excerpts, end to end; what remains counts if it is at least half as long, or all there is.
 
     Args:
-        store, indices: the pieces.
+        pieces: the corpus, uint16 `[n]` each.
         tokens: the excerpts' length: that of the music to compare.
         distances: as for `self_similarity`.
 
@@ -81,7 +79,7 @@ def usual_self_similarity(
         raise ValueError(f"tokens: expected at least 1, got {tokens}")
     found = [
         self_similarity(piece[start : start + tokens], distances)
-        for piece in map(store.piece, indices)
+        for piece in pieces
         for start in range(0, len(piece), tokens)
         if start == 0 or len(piece) - start >= tokens / 2
     ]
@@ -102,14 +100,14 @@ def compare_self_similarity(
 
 
 def _harmony(tokens: NDArray[np.int64], distances: Sequence[int]) -> list[float]:
-    windows = len(tokens) // WINDOW
-    at = np.flatnonzero(tokens[: windows * WINDOW] < NOTE_OFF)
+    windows = len(tokens) // HARMONY_WINDOW
+    at = np.flatnonzero(tokens[: windows * HARMONY_WINDOW] < NOTE_OFF)
     classes = np.zeros((windows, 12))
-    np.add.at(classes, (at // WINDOW, tokens[at] % 12), 1.0)
+    np.add.at(classes, (at // HARMONY_WINDOW, tokens[at] % 12), 1.0)
     sounding = np.flatnonzero(classes.any(axis=1))
     classes = classes[sounding] / np.linalg.norm(classes[sounding], axis=1, keepdims=True)
     alike = classes @ classes.T
-    apart = (sounding[:, None] - sounding[None, :]) * WINDOW
+    apart = (sounding[:, None] - sounding[None, :]) * HARMONY_WINDOW
     found = []
     for distance in distances:
         pairs = (apart >= distance / 2) & (apart < 2 * distance)

@@ -1,17 +1,16 @@
-"""Music by numbers: how dense, wide, loud, full and silent a performance is, and whether a corpus holds the like."""
+"""Statistics of music: how dense, wide, loud, full and silent a performance is, and what excerpts of a corpus have."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.corpus.store import TokenStore
-from dsmr.music.tokens import Performance, decode, fold_pedal
+from dsmr.music.tokens import Ids, Performance, decode, fold_pedal
 
 WINDOW_SECONDS = 5.0
 """Length of the windows in which the busiest and the quietest moment are looked for."""
@@ -106,30 +105,26 @@ def measure(performance: Performance, seconds: float | None = None) -> Statistic
     """
     notes = fold_pedal(performance).notes
     seconds = float(notes["offset"].max(initial=0.0)) if seconds is None else seconds
-    _check_seconds(seconds)
+    check_seconds(seconds)
     return _count(notes[notes["onset"] < seconds], seconds)
 
 
-def usual(store: TokenStore, indices: Sequence[int], seconds: float) -> dict[str, Range]:
+def usual(pieces: Iterable[Ids], seconds: float) -> dict[str, Range]:
     """What is usual in excerpts of a corpus, for every single number of `Statistics`.
 
     Numbers such as the range grow with the length of what is looked at, so pieces are cut into `excerpts`.
 
     Args:
-        store, indices: the pieces, e.g. `store.indices("train")`.
+        pieces: the corpus, uint16 `[n]` each.
         seconds: the excerpts' length: that of the performance to compare.
 
     Raises:
         ValueError: a length that is not above 0, or no pieces with notes.
     """
-    _check_seconds(seconds)
-    counted = [
-        _count(notes, length)
-        for index in indices
-        for notes, length in excerpts(decode(store.piece(index)).notes, seconds)
-    ]
+    check_seconds(seconds)
+    counted = [_count(notes, length) for piece in pieces for notes, length in excerpts(decode(piece).notes, seconds)]
     if not counted:
-        raise ValueError("indices: expected pieces with notes, got none")
+        raise ValueError("pieces: expected pieces with notes, got none")
     names = [name for name in Statistics.__dataclass_fields__ if name != "pitch_classes"]
     table = np.array([[getattr(excerpt, name) for name in names] for excerpt in counted], dtype=np.float64)
     return {name: usual_range(values) for name, values in zip(names, table.T, strict=True)}
@@ -147,7 +142,9 @@ def usual_range(values: NDArray[np.float64]) -> Range:
     return Range(float(low), float(high), len(values))
 
 
-def compare(statistics: Statistics, ranges: Mapping[str, Range], names: Sequence[str] = ESSENTIAL) -> list[Comparison]:
+def compare_statistics(
+    statistics: Statistics, ranges: Mapping[str, Range], names: Sequence[str] = ESSENTIAL
+) -> list[Comparison]:
     """Set numbers of a performance beside the ranges that `usual` found."""
     return [Comparison(name, getattr(statistics, name), *ranges[name]) for name in names]
 
@@ -174,10 +171,7 @@ def excerpts(notes: NDArray[np.void], seconds: float) -> Iterator[tuple[NDArray[
 def _count(notes: NDArray[np.void], seconds: float) -> Statistics:
     """Statistics of folded notes with onsets in `[0, seconds)`."""
     pitch, velocity = notes["pitch"].astype(np.float64), notes["velocity"].astype(np.float64)
-    windows = max(1, int(seconds // WINDOW_SECONDS))
-    width = min(WINDOW_SECONDS, seconds)
-    window = (notes["onset"] // width).astype(np.int64)
-    density = np.bincount(window[window < windows], minlength=windows) / width
+    density = densities(notes, seconds)
     classes = np.bincount(notes["pitch"] % 12, minlength=12) / max(len(notes), 1)
     low, p10, median, p90, high = _quantiles(pitch, [0, 0.1, 0.5, 0.9, 1])
     span, sounding = spans(notes, seconds)
@@ -207,6 +201,13 @@ def _count(notes: NDArray[np.void], seconds: float) -> Statistics:
     )
 
 
+def densities(notes: NDArray[np.void], seconds: float) -> NDArray[np.float64]:
+    """Notes per second in each whole window of `WINDOW_SECONDS` (a shorter performance is one window), `[windows]`."""
+    windows, width = max(1, int(seconds // WINDOW_SECONDS)), min(WINDOW_SECONDS, seconds)
+    window = (notes["onset"] // width).astype(np.int64)
+    return np.asarray(np.bincount(window[window < windows], minlength=windows) / width)
+
+
 def spans(notes: NDArray[np.void], seconds: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Cut `[0, seconds]` where folded notes begin and end: the lengths of the spans, and how many notes sound in each.
 
@@ -224,6 +225,7 @@ def _quantiles(values: NDArray[np.float64], at: list[float]) -> list[float]:
     return found
 
 
-def _check_seconds(seconds: float) -> None:
+def check_seconds(seconds: float) -> None:
+    """ValueError for a length that is not above 0."""
     if not 0 < seconds < math.inf:
         raise ValueError(f"seconds: expected a finite number above 0, got {seconds}")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from dsmr.cli import app, evaluate, generate, prepare, schedule, train
+from dsmr.cli import app, evaluate, generate, prepare, schedule, schedule_table, train
 from dsmr.corpus.prepare import prepare_folder, prepare_pianist
 from dsmr.evaluation.baselines import RESET_EVERY
-from dsmr.generation.takes import Sampling
+from dsmr.generation.sampling import Sampling
 from dsmr.model import schedules
-from dsmr.model.transformer import PRESETS
+from dsmr.model.config import PRESETS
 from dsmr.training import TrainingConfig
 from dsmr.version import __version__
 from tests.dsmr.cli.commands import ENVIRONMENT, fails, shell, succeeds
@@ -97,6 +97,6 @@ class TestErrors:
         def broken(*_: object, **__: object) -> None:
             raise ValueError("a bug")
 
-        monkeypatch.setattr(schedules, "draw", broken)
+        monkeypatch.setattr(schedule_table, "schedule_table", broken)
         with pytest.raises(ValueError, match="a bug"):
             app.run(["schedule", "uniform"])

@@ -161,8 +161,10 @@ def test_lines_of_our_own_stay_lines(store: Path, tmp_path: Path) -> None:
 
 
 def test_warn_of_nothing_in_figures(tmp_path: Path) -> None:
+    from dsmr.model.schedule_bars import schedule_bars
     from dsmr.model.schedules import make_schedule
-    from dsmr.plots import Curve, nll_by_position, piano_roll, schedule_bars, training_curve
+    from dsmr.music.roll import piano_roll
+    from dsmr.plots import Curve, nll_by_position, training_curve
 
     odd = [r"$\frac{", "$a$", r"\$", "x^2", "a\x00b", "_hidden", "中", "a" * 250, "\U0001f3b9", " ", ODD]
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import pytest
 
 from dsmr.cli import train
 from dsmr.model.checkpoint import read_info
-from dsmr.model.transformer import PRESETS
+from dsmr.model.config import PRESETS
 from dsmr.training import Trainer
 from dsmr.training.state import load_state
 from tests.dsmr.cli.commands import SMALL_MODEL, fails, here, start, succeeds

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsmr.demo.html import SOUND_RATE, Figure, Number, Page, Row, drawn, write_page
-from dsmr.music.midi import write_wav
+from dsmr.demo.html import Number, Page, Picture, Row, drawn, write_page
+from dsmr.music.sound import SAMPLE_RATE, write_wav
 from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance
 from dsmr.plots import Curve, training_curve
 from tests import chromium
@@ -44,7 +44,7 @@ def a_page(text: str = "plain") -> Page:
         seconds=30.0,
         music_caption=text,
         numbers=[Number(text, text, text, text)] * 2,
-        figures=[Figure(text, text, text, drawn(lambda path: training_curve(losses, path)))] * 2,
+        figures=[Picture(text, text, text, drawn(lambda path: training_curve(losses, path)))] * 2,
         rows=[Row(text, text, text, within, text) for within in (True, False, None)],
         rows_caption=text,
         footer=[text],
@@ -153,7 +153,7 @@ def test_holds_the_sound_at_half_its_rate(plain: Path, sound: Path) -> None:
         before, rate = read(file), file.getframerate()
     with wave.open(io.BytesIO(base64.b64decode(encoded)), "rb") as file:
         after = read(file)
-        assert file.getframerate() * 2 == rate == 2 * SOUND_RATE
+        assert file.getframerate() * 2 == rate == SAMPLE_RATE
     assert len(after) == -(-len(before) // 2)
     # What a low-pass filter takes away is above a quarter of the old rate; below, the two are one sound.
     kept = [np.fft.rfft(signal)[: len(after) // 4] / len(signal) for signal in (before, after)]

@@ -18,7 +18,8 @@ from dsmr.claim import OccupiedError, claimed
 from dsmr.cli import app
 from dsmr.corpus.prepare import PrepareReport
 from dsmr.demo import run as demo
-from dsmr.demo.run import FILES, QUICK, Outcome, run_demo
+from dsmr.demo.outcome import Outcome
+from dsmr.demo.run import FILES, QUICK, run_demo
 from dsmr.evaluation.baselines import Assessment
 from dsmr.evaluation.models import Probed, Span
 from dsmr.evaluation.pieces import Evaluation
@@ -59,7 +60,7 @@ def test_trains_on_a_number_of_tokens_unless_that_takes_far_too_long(plan: demo.
     training = plan.training
     assert training.steps is not None
     assert training.minutes is not None
-    assert training.steps * training.lanes * training.accumulate * demo.MODEL.segment == tokens
+    assert training.steps * training.lanes * training.accumulate * demo.DEMO_MODEL.segment == tokens
     assert tokens / (60 * training.minutes) < 7_250 / 4  # tokens/s: a quarter of those of two quiet cores are enough
 
 
@@ -113,7 +114,7 @@ def test_replaces_only_an_older_demonstration(ran: tuple[Path, Outcome], tmp_pat
         assert (folder / name).read_text() == "precious"
         (folder / name).unlink()
     demo._make_room(folder, force=True)
-    assert [path.name for path in folder.iterdir()] == [demo.MARK]
+    assert [path.name for path in folder.iterdir()] == [demo.DEMO_MARK]
 
 
 @pytest.mark.parametrize("place", [".", "takes", "probes"])
@@ -132,7 +133,7 @@ def test_what_a_killed_demonstration_left_is_its_own(
     assert half.exists()
     (partial / "mine.png").unlink()
     monkeypatch.setattr(demo, "_demonstrate", lambda folder, *_: sorted(path.name for path in folder.iterdir()))
-    assert run_demo(folder, TINY, force=True) == [demo.MARK]
+    assert run_demo(folder, TINY, force=True) == [demo.DEMO_MARK]
 
 
 def test_no_file_of_it_is_there_in_part(
@@ -147,7 +148,7 @@ def test_no_file_of_it_is_there_in_part(
     with pytest.raises(OSError, match="No space left"):
         run_demo(tmp_path, TINY)
     assert {path.name for path in tmp_path.iterdir()} == {
-        demo.MARK,
+        demo.DEMO_MARK,
         "corpus.tokens",
         "run",
         "training.png",
@@ -168,7 +169,7 @@ def test_a_folder_without_its_mark_is_somebody_elses(tmp_path: Path) -> None:
 
 def test_one_writer_at_a_time(ran: tuple[Path, Outcome]) -> None:
     before = {path: path.read_bytes() for path in ran[0].rglob("*") if path.is_file()}
-    with claimed(ran[0], demo.MARK, "a demonstration"), pytest.raises(OccupiedError, match="nobody writes into"):
+    with claimed(ran[0], demo.DEMO_MARK, "a demonstration"), pytest.raises(OccupiedError, match="nobody writes into"):
         run_demo(ran[0], TINY, force=True)
     with RunFolder(ran[0] / "run").claimed(), pytest.raises(OccupiedError, match="nobody writes into"):
         run_demo(ran[0], TINY, force=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dsmr.corpus.store import Return, StoreWriter, TokenStore
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig
 from dsmr.music.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT, VOCAB_SIZE
 
 CONTEXT = 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dsmr.evaluation import bootstrap
-from dsmr.evaluation.bootstrap import ROUNDING, PieceSums, compare, compare_mean_of_bins, holm
+from dsmr.evaluation.bootstrap import ROUNDING, PieceSums, compare_bins, compare_mean_of_bins, holm
 
 FEWEST = 6
 """Pieces: 2 / 2^6 is the first below 5 %."""
@@ -61,7 +61,7 @@ pieces_of_tokens = st.lists(
 def test_the_p_value_is_the_share_of_all_sign_flips(pieces: list[tuple[float, int]]) -> None:
     mean, count = np.array(pieces).T[:, :, None]
     found = PieceSums(mean * count, count.astype(np.int64))
-    (only,) = compare(found, nothing(found))
+    (only,) = compare_bins(found, nothing(found))
     assert only.p == flipped((mean * count)[:, 0])
 
 
@@ -91,16 +91,16 @@ def test_random_splits_agree_with_all_splits(monkeypatch: pytest.MonkeyPatch) ->
     rng = np.random.default_rng(0)
     count = rng.integers(50, 2000, (16, 4))
     ours = PieceSums((rng.normal(size=(16, 4)) + 0.4) * count, count)
-    exact = compare(ours, nothing(ours))
+    exact = compare_bins(ours, nothing(ours))
     monkeypatch.setattr(bootstrap, "EXACT_PIECES", 0)
-    drawn = compare(ours, nothing(ours))
+    drawn = compare_bins(ours, nothing(ours))
     for all_of_them, many in zip(exact, drawn, strict=True):
         assert all_of_them.p is not None
         # Five deviations of the share of 65,535 draws.
         spread = 5 * np.sqrt(all_of_them.p / bootstrap.RANDOM_SPLITS)
         assert many.p == pytest.approx(all_of_them.p, abs=spread)
         assert many.interval == pytest.approx(all_of_them.interval, abs=0.05)
-    assert drawn == compare(ours, nothing(ours))
+    assert drawn == compare_bins(ours, nothing(ours))
 
 
 def test_bins_that_few_and_many_pieces_reach_are_tested_as_if_alone() -> None:
@@ -108,9 +108,9 @@ def test_bins_that_few_and_many_pieces_reach_are_tested_as_if_alone() -> None:
     count = rng.integers(1, 9, (40, 50))
     count[rng.permutation(40)[:25], ::3] = 0
     ours = PieceSums(rng.normal(size=(40, 50)) * count, count)
-    together = compare(ours, nothing(ours))
+    together = compare_bins(ours, nothing(ours))
     for number in (0, 3, 48):  # 15 pieces: every split
-        (alone,) = compare(ours.bin(number), nothing(ours.bin(number)))
+        (alone,) = compare_bins(ours.bin(number), nothing(ours.bin(number)))
         assert (alone.p, alone.interval) == (together[number].p, together[number].interval)
     assert all(each.p is not None for each in together)
 
@@ -122,7 +122,7 @@ def test_a_constant_difference_is_certain_however_much_pieces_differ(pieces: int
     theirs = PieceSums(rng.normal(size=(pieces, 2)) * count * 10, count)
     ours = PieceSums(theirs.total + 0.5 * count, count)
     least = 2 ** -(min(pieces, 17) - 1)
-    for found in (*compare(ours, theirs), compare_mean_of_bins(ours, theirs)):
+    for found in (*compare_bins(ours, theirs), compare_mean_of_bins(ours, theirs)):
         assert found.value == pytest.approx(0.5)
         assert found.interval == pytest.approx((0.5, 0.5))
         assert found.p == pytest.approx(least, abs=2**-16)
@@ -130,7 +130,7 @@ def test_a_constant_difference_is_certain_however_much_pieces_differ(pieces: int
 
 def test_no_difference_has_a_p_value_of_one() -> None:
     same = sums(*[[(0, 1.0 + number), (1, 2.0)] for number in range(8)])
-    for found in (*compare(same, same), compare_mean_of_bins(same, same)):
+    for found in (*compare_bins(same, same), compare_mean_of_bins(same, same)):
         assert (found.value, found.interval, found.p) == (0.0, (0.0, 0.0), 1.0)
 
 
@@ -141,7 +141,7 @@ def test_rounding_is_no_difference_although_all_of_it_has_one_sign(pieces: int, 
     count = rng.integers(100, 999, (pieces, 3))
     theirs = PieceSums(rng.uniform(2, 5, (pieces, 3)) * count, count)
     ours = PieceSums(theirs.total + noise * count, count)
-    for found in (*compare(ours, theirs), compare_mean_of_bins(ours, theirs)):
+    for found in (*compare_bins(ours, theirs), compare_mean_of_bins(ours, theirs)):
         assert (found.value, found.interval, found.p) == (0.0, (0.0, 0.0), 1.0)
 
 
@@ -149,7 +149,7 @@ def test_rounding_beside_one_real_difference_is_no_evidence() -> None:
     count = np.full((20, 1), 100)
     real = np.where(np.arange(20) == 3, 0.3, 0.5 * ROUNDING)[:, None]
     ours = PieceSums(real * count, count)
-    (found,) = compare(ours, nothing(ours))
+    (found,) = compare_bins(ours, nothing(ours))
     assert found.value == pytest.approx(0.3 / 20)
     assert found.p == 1.0  # whatever its sign, the one piece is as large
 
@@ -159,7 +159,7 @@ def test_too_few_pieces_have_a_difference_but_no_test(pieces: int) -> None:
     count = np.full((pieces, 2), 100)
     ours = PieceSums(count * np.arange(1.0, 1.0 + pieces)[:, None], count)
     expected = (1 + pieces) / 2
-    for found in (*compare(ours, nothing(ours)), compare_mean_of_bins(ours, nothing(ours))):
+    for found in (*compare_bins(ours, nothing(ours)), compare_mean_of_bins(ours, nothing(ours))):
         assert (found.value, found.interval, found.p) == (pytest.approx(expected), None, None)
     assert ours.intervals() == [None, None]
     assert ours.interval_of_bins() is None
@@ -169,7 +169,7 @@ def test_pieces_without_tokens_in_a_bin_do_not_help_it() -> None:
     count = np.full((9, 2), 100)
     count[5:, 1] = 0
     ours = PieceSums(count * 0.5, count)
-    first, second = compare(ours, nothing(ours))
+    first, second = compare_bins(ours, nothing(ours))
     assert first.p == 2 / 2**9
     assert (second.value, second.p) == (0.5, None)
     assert compare_mean_of_bins(ours, nothing(ours)).p == 2 / 2**9
@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_number_shows_nothing(pieces: int, ours: float, theirs
     count = np.full((pieces, 2), 100)
     first, second = (PieceSums(count * level, count) for level in (0.5, 0.25))
     first.total[3, 1], second.total[3, 1] = ours, theirs
-    sound, spoilt = compare(first, second)
+    sound, spoilt = compare_bins(first, second)
     assert sound.p is not None
     assert sound.p < 0.05
     assert not np.isfinite(spoilt.value)
@@ -217,7 +217,7 @@ def test_corrected_p_values_keep_their_order_and_lie_between_plain_and_bonferron
 
 def test_other_tokens_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="theirs: expected the same tokens"):
-        compare(sums([(0, 1.0)]), sums([(1, 1.0)]))
+        compare_bins(sums([(0, 1.0)]), sums([(1, 1.0)]))
 
 
 def test_bad_confidence_is_named() -> None:

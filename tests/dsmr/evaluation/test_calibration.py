@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dsmr.evaluation import bootstrap
-from dsmr.evaluation.bootstrap import Difference, PieceSums, compare, compare_mean_of_bins, holm
+from dsmr.evaluation.bootstrap import Difference, PieceSums, compare_bins, compare_mean_of_bins, holm
 
 TRIALS, DEVIATIONS = 8000, 4
 MARGIN = DEVIATIONS * np.sqrt(0.05 * 0.95 / TRIALS)
@@ -52,7 +52,7 @@ def examined(values: Values) -> list[Difference]:
     rng = np.random.default_rng(0)
     count = np.exp(rng.uniform(np.log(50), np.log(5000), values.shape)).astype(np.int64)
     count[:, ::2] = 500
-    return compare(PieceSums(values * count, count), PieceSums(np.zeros(values.shape), count))
+    return compare_bins(PieceSums(values * count, count), PieceSums(np.zeros(values.shape), count))
 
 
 def rejected(found: list[Difference]) -> float:

@@ -22,15 +22,14 @@ from dsmr.cli.scores import print_models
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.bootstrap import holm
 from dsmr.evaluation.figures import KRCU_FIGURE, POSITION_FIGURE, RECALL_FIGURE, RETURNS_FIGURE, TRUNCATION_FIGURE, draw
-from dsmr.evaluation.models import Plan, Probed, Span, differences, labels, probe
-from dsmr.evaluation.probes.krcu import PUBLISHED as KRCU
-from dsmr.evaluation.probes.krcu import Resets
+from dsmr.evaluation.models import Probed, Questions, Span, differences, labels, probe
+from dsmr.evaluation.probes.krcu import PUBLISHED_RESETS, Resets
 from dsmr.evaluation.probes.returns import SKIP
-from dsmr.evaluation.probes.truncation import PUBLISHED as TRUNCATION
-from dsmr.evaluation.probes.truncation import Cuts
+from dsmr.evaluation.probes.truncation import PUBLISHED_CUTS, Cuts
 from dsmr.model.checkpoint import save_checkpoint
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr_kernels import Retention
 from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
@@ -49,9 +48,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 def models(store: TokenStore) -> list[Probed]:
     """Copiers that remember the far theme, the near one, and none."""
     resets, cuts = Resets((256,), width=64, end=512), Cuts((100,), (200, 300, 500), block=32, blocks=9)
-    plan = Plan(returns=True, reset_every=None, resets=resets, cuts=cuts, recall=9)
+    questions = Questions(returns=True, reset_every=None, resets=resets, cuts=cuts, recall=9)
     return [
-        probe(Copier(memory), store, "test", plan, label=str(memory), checkpoint=f"runs/{memory}", digest="")
+        probe(Copier(memory), store, "test", questions, label=str(memory), checkpoint=f"runs/{memory}", digest="")
         for memory in (FAR + CONTEXT, FAR + CONTEXT - 1, 1)
     ]
 
@@ -290,30 +289,38 @@ def test_the_command_explains_what_is_wrong(store: TokenStore, checkpoints: list
 
 def test_defaults_of_the_command_are_the_published_ones() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(evaluate.evaluate).parameters.items()}
-    assert defaults["reset_at"] == ",".join(map(str, KRCU.at))
-    assert (defaults["krcu_bin"], defaults["krcu_end"]) == (KRCU.width, KRCU.end)
-    assert defaults["keep"] == ",".join(map(str, TRUNCATION.keeps))
-    assert defaults["buckets"] == ",".join(map(str, TRUNCATION.buckets))
-    assert (defaults["block"], defaults["blocks"]) == (TRUNCATION.block, TRUNCATION.blocks)
+    assert defaults["reset_at"] == ",".join(map(str, PUBLISHED_RESETS.at))
+    assert (defaults["krcu_bin"], defaults["krcu_end"]) == (PUBLISHED_RESETS.width, PUBLISHED_RESETS.end)
+    assert defaults["keep"] == ",".join(map(str, PUBLISHED_CUTS.keeps))
+    assert defaults["buckets"] == ",".join(map(str, PUBLISHED_CUTS.buckets))
+    assert (defaults["block"], defaults["blocks"]) == (PUBLISHED_CUTS.block, PUBLISHED_CUTS.blocks)
     assert defaults["skip"] == SKIP
 
 
 @pytest.mark.parametrize(
-    ("plan", "message"),
+    ("questions", "message"),
     [
-        (Plan(resets=KRCU), "resets: expected a piece longer than 8192 tokens, got none; the longest has 41"),
-        (Plan(cuts=TRUNCATION), "buckets: expected a piece longer than 1024 tokens, got none; the longest has 41"),
-        (Plan(returns=True), "expected labelled returns, got none"),
-        (Plan(recall=1), "expected labelled returns, got none"),
+        (
+            Questions(resets=PUBLISHED_RESETS),
+            "resets: expected a piece longer than 8192 tokens, got none; the longest has 41",
+        ),
+        (
+            Questions(cuts=PUBLISHED_CUTS),
+            "buckets: expected a piece longer than 1024 tokens, got none; the longest has 41",
+        ),
+        (Questions(returns=True), "expected labelled returns, got none"),
+        (Questions(recall=1), "expected labelled returns, got none"),
     ],
     ids=["krcu", "truncation", "returns", "recall"],
 )
-def test_pieces_that_will_not_do_are_refused_before_anything_is_read(plan: Plan, message: str, tmp_path: Path) -> None:
+def test_pieces_that_will_not_do_are_refused_before_anything_is_read(
+    questions: Questions, message: str, tmp_path: Path
+) -> None:
     writer = Writer(tmp_path / "plain.tokens")
     writer.piece(40)
     model = Copier(1)
     with pytest.raises(ValueError, match=message):
-        probe(model, writer.store(), "test", plan, label="", checkpoint="", digest="")
+        probe(model, writer.store(), "test", questions, label="", checkpoint="", digest="")
     assert model.fed == 0
 
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.evaluation.bigram import Bigram
-from dsmr.evaluation.bootstrap import compare
+from dsmr.evaluation.baselines import Bigram
+from dsmr.evaluation.bootstrap import compare_bins
 from dsmr.evaluation.pieces import BEGINNING, Evaluation, PositionBin, _choose, count_steps, evaluate_pieces
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import BEGIN, END, PAD, VOCAB_SIZE
 from dsmr.training import TrainingConfig
 
@@ -255,7 +256,7 @@ def test_one_model_read_in_other_ways_differs_from_itself_by_rounding_alone(stor
     torch.manual_seed(0)
     model = make_model().float()
     one, other = (evaluate_pieces(model, store, ALL, lanes=lanes) for lanes in (1, 3))
-    (found,) = compare(one.sums, other.sums)
+    (found,) = compare_bins(one.sums, other.sums)
     assert found.value == 0.0
     assert 0 < max(np.abs(a - b).max() for a, b in zip(one.token_nll, other.token_nll, strict=True)) < 1e-4
 

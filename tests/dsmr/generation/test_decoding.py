@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from dsmr.generation.decoding import Decoder, Decoding
-from dsmr.generation.takes import Sampling, generate
+from dsmr.generation.sampling import Sampling
+from dsmr.generation.takes import generate
 from dsmr.model import native
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import BEGIN, END, NOTE_OFF, PAD, TIME_SHIFT
 
 SEGMENT = 16

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dsmr.generation.takes import Grammar, Sampling
+from dsmr.generation.grammar import Grammar
+from dsmr.generation.sampling import Sampling
 from dsmr.music.tokens import (
     BEGIN,
     END,

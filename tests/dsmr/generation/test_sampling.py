@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dsmr.generation.takes import Sampling, aim_releases
+from dsmr.generation.sampling import Sampling, aim_releases
 from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VOCAB_SIZE
 
 ANYTHING = np.ones(VOCAB_SIZE, dtype=np.bool_)

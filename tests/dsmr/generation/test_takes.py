@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dsmr.generation.takes import NO_TOKEN, AtEnd, Grammar, Progress, Sampling, aim_releases, generate, stream
+from dsmr.generation.grammar import Grammar
+from dsmr.generation.sampling import Sampling, aim_releases
+from dsmr.generation.takes import NO_TOKEN, AtEnd, Pace, generate, stream
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import (
     BEGIN,
     END,
@@ -276,7 +279,7 @@ def test_the_model_evaluates_while_it_plays_and_returns_to_its_mode(training: bo
 
 
 def test_an_interrupted_model_returns_to_its_mode() -> None:
-    def interrupt(_: Progress) -> None:
+    def interrupt(_: Pace) -> None:
         raise KeyboardInterrupt
 
     model = make_model()
@@ -293,7 +296,7 @@ def test_nobody_else_is_put_into_inference_mode() -> None:
 
 
 def test_progress_counts_all_takes_and_ends_with_none_running() -> None:
-    calls: list[Progress] = []
+    calls: list[Pace] = []
     takes = generate(make_model(), PROMPTS, seconds=3, progress=calls.append)
     last = calls[-1]
     assert (last.lanes, last.running) == (len(takes), 0)

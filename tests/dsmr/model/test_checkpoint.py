@@ -21,8 +21,9 @@ from dsmr.model.checkpoint import (
     read_info,
     save_checkpoint,
 )
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import Schedule, make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import CODEC, VOCAB_SIZE
 from dsmr.version import __version__
 from dsmr_kernels import Retention
@@ -63,8 +64,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
 @pytest.mark.parametrize("position", ["sinusoidal", "rotary"])
 def test_loaded_model_computes_the_same_bit_for_bit(tmp_path: Path, position: str, dtype: torch.dtype) -> None:
     model = small(position=position).to(dtype)
-    model.save_pretrained(tmp_path)
-    loaded = Transformer.from_pretrained(tmp_path)
+    save_checkpoint(tmp_path, model)
+    loaded, _ = load_checkpoint(tmp_path)
     assert loaded.config == model.config
     assert loaded.embedding.weight.dtype == dtype
     assert torch.equal(logits(loaded), logits(model))
@@ -129,7 +130,7 @@ def test_replaces_an_older_checkpoint(folder: Path) -> None:
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
     with pytest.raises(FileExistsError, match=f"expected an empty folder or that of a checkpoint, got one with {name}"):
-        small().save_pretrained(tmp_path)
+        save_checkpoint(tmp_path, small())
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
 
 
@@ -137,13 +138,13 @@ def test_weights_of_somebody_else_are_not_replaced(tmp_path: Path) -> None:
     save_file({"embedding.weight": torch.zeros(2)}, tmp_path / WEIGHTS_FILE, {"format": "pt"})
     before = (tmp_path / WEIGHTS_FILE).read_bytes()
     with pytest.raises(FileExistsError, match="expected an empty folder or that of a checkpoint"):
-        small().save_pretrained(tmp_path)
+        save_checkpoint(tmp_path, small())
     assert (tmp_path / WEIGHTS_FILE).read_bytes() == before
 
 
 def test_what_a_crash_left_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".model.safetensors.4242.partial").write_bytes(b"half of it")
-    small().save_pretrained(tmp_path)
+    save_checkpoint(tmp_path, small())
     load_checkpoint(tmp_path)
 
 
@@ -154,7 +155,7 @@ def test_what_a_crash_left_is_no_obstacle(tmp_path: Path) -> None:
 )
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     model = small()
-    model.save_pretrained(tmp_path / name)
+    save_checkpoint(tmp_path / name, model)
     assert torch.equal(logits(load_checkpoint(tmp_path / name)[0]), logits(model))
     assert read_info(tmp_path / name).config == model.config
 
@@ -315,7 +316,7 @@ def test_hub_id_is_fetched_without_anything_but_the_two_files(folder: Path, monk
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.chdir(folder)
-    model = Transformer.from_pretrained("someone/a-model")
+    model, _ = load_checkpoint("someone/a-model")
     assert torch.equal(logits(model), logits(load_checkpoint(folder)[0]))
     assert asked == [("someone/a-model", [WEIGHTS_FILE, CONFIG_FILE])]
 

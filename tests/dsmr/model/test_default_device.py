@@ -14,8 +14,9 @@ from dsmr.evaluation.score import Stretch, score
 from dsmr.generation.decoding import Decoder, Decoding
 from dsmr.model import native
 from dsmr.model.checkpoint import load_checkpoint, save_checkpoint
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import BEGIN, END, PAD
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dsmr.model import native
+from dsmr.model.config import ModelConfig
 from dsmr.model.native import NativeStep, structs, unsupported
 from dsmr.model.native.weights import Weights
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr_kernels import MemoryStack, Retention, recurrent_attention
 from dsmr_kernels.storage import quantise
 

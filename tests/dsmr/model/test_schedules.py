@@ -1,34 +1,17 @@
 from __future__ import annotations
 
-import io
 import itertools
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
-from dsmr.model.schedules import (
-    NAMES,
-    STORAGES,
-    MemoryFormat,
-    Schedule,
-    default_budget,
-    draw,
-    format_bytes,
-    make_schedule,
-)
+from dsmr.model.schedules import NAMES, STORAGES, MemoryFormat, Schedule, default_budget, make_schedule
 from dsmr_kernels import Geometry, MemoryStack, Retention
 
 SHAPED = tuple(name for name in NAMES if name not in ("full", "explicit"))
 BF16 = MemoryFormat(kv_heads=2, head_dim=64, storage="bf16")
-
-
-def rendered(schedule: Schedule, **options: object) -> str:
-    console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(draw(schedule, **{"memory": BF16, "segment": 1024, **options}))
-    return console.export_text()
 
 
 def test_base_two_scale_is_two_long_layers_and_six_short():
@@ -195,33 +178,6 @@ def test_reach_adds_up_over_depth():
 def test_a_schedule_survives_json(retention):
     schedule = make_schedule("selective", 3, budget_tokens=100, retention=retention)
     assert Schedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
-
-
-def test_the_drawing_tells_what_a_schedule_costs():
-    text = rendered(make_schedule("two_scale", 8, budget_tokens=19456))
-    rows = [line.split() for line in text.splitlines()]
-    assert ["│", "0", "│", "8,192", "│"] in [row[:5] for row in rows]
-    assert "receptive field: the last token of a segment can depend on 23,552 tokens" in text
-    assert "9.5 MiB" in text  # 19,456 entries x 2 heads x 64 x 2 (K and V) x 2 bytes
-    assert "this is 7.4% of it: 92.6% saved" in text
-    bars = [next(line for line in text.splitlines() if f"│     {layer} │" in line).count("━") for layer in range(8)]
-    assert bars == [32, 32, 2, 2, 2, 2, 2, 2]  # in proportion to the horizons
-
-
-def test_the_drawing_of_memory_in_one_layer_and_of_retention():
-    text = rendered(make_schedule("perceiver_like", 2, retention=Retention(4, "random")), longest=100)
-    assert "keeps a random one of every 4 tokens" in text
-    assert "saved" not in text
-    assert "0 B" in text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (9961472, "9.5 MiB"), (3 * 2**40, "3,072.0 GiB")],
-    ids=lambda value: str(value),
-)
-def test_format_bytes(count, text):
-    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize(

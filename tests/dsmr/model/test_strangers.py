@@ -17,8 +17,9 @@ from torch import Tensor
 from dsmr.cli import app
 from dsmr.model import checkpoint
 from dsmr.model.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, read_info, save_checkpoint
+from dsmr.model.config import MOST_LAYERS, MOST_TOKENS, ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import MOST_LAYERS, MOST_TOKENS, ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.training import TrainingConfig
 from dsmr_kernels import Retention
 

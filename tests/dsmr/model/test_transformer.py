@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import Schedule, make_schedule
-from dsmr.model.transformer import PRESETS, ModelConfig, Transformer, preset
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import VOCAB_SIZE
 from dsmr_kernels import Retention
 
@@ -152,21 +152,6 @@ def test_positions_enter_queries_and_keys_only(position: str) -> None:
     assert all((k[:, i] - k[:, 0]).abs().max() > 1e-3 for i in range(1, SEGMENT))
 
 
-def test_presets_have_about_the_parameters_they_promise() -> None:
-    for name, millions in {"tiny": 1, "small": 5, "base": 25, "large": 85}.items():
-        with torch.device("meta"):
-            count = Transformer(preset(name)).parameters_count
-        assert abs(count / 1e6 - millions) < 0.1 * millions
-    assert preset("base").schedule.horizons == (8192, 8192, *[512] * 6)
-    assert (preset("base").heads, preset("base").head_dim) == (8, 64)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_configurations_survive_json(name: str) -> None:
-    config = replace(PRESETS[name], schedule=Schedule("selective", (4, 4), Retention(2, "random")))
-    assert ModelConfig.from_dict(config.to_dict()) == config
-
-
 def test_the_state_takes_the_type_that_keys_will_have() -> None:
     model = Transformer(make().config)
     assert model.new_state(1).dtype == torch.float32
@@ -205,33 +190,3 @@ def test_a_training_step_compiles_whole_and_does_not_recompile() -> None:
         compiled.reset([0])
         eager.reset([0])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"width": 0}, "width: expected at least 1, got 0"),
-        ({"heads": 0}, "heads: expected at least 1, got 0"),
-        ({"kv_heads": -2}, "kv_heads: expected at least 1, got -2"),
-        ({"feed_forward": 0}, "feed_forward: expected at least 1, got 0"),
-        ({"heads": 5}, "heads: expected a divisor of width=32"),
-        ({"kv_heads": 3}, "kv_heads: expected a divisor of heads=4, got 3"),
-        ({"position": "learned"}, "position: expected 'sinusoidal' or 'rotary', got 'learned'"),
-        ({"window": "page"}, "window: expected 'segment' or 'token', got 'page'"),
-        ({"segment": 0}, "segment: expected at least 1 token, got 0"),
-        ({"dropout": 1.0}, "dropout: expected a probability below 1, got 1.0"),
-    ],
-    ids=lambda x: x.split(":")[0] if isinstance(x, str) else "",
-)
-def test_bad_configurations_are_named(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(make().config, **changes)
-
-
-def test_unknown_presets_and_fields_are_named() -> None:
-    with pytest.raises(ValueError, match="preset: expected one of tiny, small, base, large, got 'huge'"):
-        preset("huge")
-    values = preset("tiny").to_dict()
-    values["colour"] = values.pop("width")
-    with pytest.raises(ValueError, match="config: expected the fields"):
-        ModelConfig.from_dict(values)

@@ -5,8 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmr.music.augment import HIGHEST_KEY, LOWEST_KEY, Augmentation, stretch, transpose
-from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PAD, STEP_SECONDS, VELOCITY, Performance, decode, encode
+from dsmr.music.augment import Augmentation, stretch, transpose
+from dsmr.music.tokens import (
+    BEGIN,
+    END,
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    NOTE_DTYPE,
+    PAD,
+    STEP_SECONDS,
+    VELOCITY,
+    Performance,
+    decode,
+    encode,
+)
 
 
 def stored(ids: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmr.music.midi import DRUMS, MidiError, read_midi
-from dsmr.music.midi_events import CONTROL, NOTE_OFF, NOTE_ON, read_events
+from dsmr.music.midi_events import STATUS_CONTROL, STATUS_NOTE_OFF, STATUS_NOTE_ON, read_events
 from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
 from dsmr.music.tokens import encode, fold_pedal
 from tests.midi_bytes import END, NOTE, chunk, file, header, note, pedal, tempo, varlen
@@ -25,15 +25,15 @@ def track(*events: Event) -> bytes:
 
 
 def on(pitch: int, velocity: int = 64, channel: int = 0) -> bytes:
-    return bytes([NOTE_ON | channel, pitch, velocity])
+    return bytes([STATUS_NOTE_ON | channel, pitch, velocity])
 
 
 def off(pitch: int, channel: int = 0) -> bytes:
-    return bytes([NOTE_OFF | channel, pitch, 0])
+    return bytes([STATUS_NOTE_OFF | channel, pitch, 0])
 
 
 def control(number: int, value: int = 0, channel: int = 0) -> bytes:
-    return bytes([CONTROL | channel, number, value])
+    return bytes([STATUS_CONTROL | channel, number, value])
 
 
 def notes_of(data: bytes) -> list[tuple[int, int, int, int]]:
@@ -142,7 +142,7 @@ def read_slowly(tracks: list[list[Event]]) -> list[tuple[int, int, int, int]]:
     for number, events in enumerate(tracks):
         struck = -1
         for tick, message in events:
-            if message[0] & 0xF0 == NOTE_ON and message[2] > 0:
+            if message[0] & 0xF0 == STATUS_NOTE_ON and message[2] > 0:
                 struck = tick
             line.append((tick, struck == tick, number, message))
     found, sounding = [], {}
@@ -150,13 +150,13 @@ def read_slowly(tracks: list[list[Event]]) -> list[tuple[int, int, int, int]]:
         kind, channel = message[0] & 0xF0, message[0] & 0x0F
         if channel == DRUMS or message[0] >= 0xF0:
             continue
-        if kind == NOTE_ON and message[2] > 0:
+        if kind == STATUS_NOTE_ON and message[2] > 0:
             sounding.setdefault((channel, message[1]), []).append((tick, message[2]))
-        elif kind in (NOTE_ON, NOTE_OFF):
+        elif kind in (STATUS_NOTE_ON, STATUS_NOTE_OFF):
             for begun, velocity in sounding.get((channel, message[1]), [])[:1]:
                 found.append((begun, tick, message[1], velocity))
                 sounding[channel, message[1]].pop(0)
-        elif kind == CONTROL and message[1] in (120, 123, 124, 125, 126, 127):
+        elif kind == STATUS_CONTROL and message[1] in (120, 123, 124, 125, 126, 127):
             for key in [key for key in sounding if key[0] == channel]:
                 found += [(begun, tick, key[1], velocity) for begun, velocity in sounding.pop(key)]
     return sorted(found)
@@ -176,7 +176,7 @@ def running(events: list[Event], inserted: int | None = None, what: bytes = b"")
     """Events in running status, note-offs as note-ons, something put in before one of them."""
     found, last, now = b"", b"", 0
     for number, (tick, message) in enumerate(events):
-        if message[0] & 0xF0 == NOTE_OFF:
+        if message[0] & 0xF0 == STATUS_NOTE_OFF:
             message = bytes([message[0] | 0x10]) + message[1:]
         if number == inserted:
             found += b"\x00" + what

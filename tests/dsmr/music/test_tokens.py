@@ -33,13 +33,10 @@ from dsmr.music.tokens import (
     fold_pedal,
     token_name,
 )
+from tests.dsmr.playing import performance
 
 HALF_STEP = STEP_SECONDS / 2 + 1e-9  # rounding to the nearest step, plus the rounding of seconds in float64
 MEZZO_FORTE = VELOCITY + 64 // 4
-
-
-def performance(*notes: tuple[float, float, int, int], pedal: tuple[tuple[float, int], ...] = ()) -> Performance:
-    return Performance(np.array(list(notes), NOTE_DTYPE), np.array(list(pedal), PEDAL_DTYPE))
 
 
 def on(pitch: int) -> int:

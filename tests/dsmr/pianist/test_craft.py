@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsmr.music.tokens import HIGHEST_KEY, LOWEST_KEY
 from dsmr.pianist.character import CHARACTERS, Character, draw_composer
 from dsmr.pianist.dice import Dice
-from dsmr.pianist.harmony import HIGHEST_KEY, LOWEST_KEY, Key, chord, lead, parallel_symbol
-from dsmr.pianist.melody import Motif, Range, draw_motif, realise
+from dsmr.pianist.harmony import Key, chord, lead, parallel_symbol
+from dsmr.pianist.melody import Compass, Motif, draw_motif, realise
 from dsmr.pianist.ornament import ornamented
 from dsmr.pianist.progressions import DIALECTS, progression
 from dsmr.pianist.rhythm import MANNERS, METRES, Metre, draw_bar, draw_palette
@@ -126,7 +127,7 @@ def test_melodies_stay_in_range_end_as_told_and_rest_on_the_harmony(seed: int, l
     motif = draw_motif(dice, rhythm, leaps)
     assert isinstance(motif, Motif)
     harmony = lay(key, metre, (("i", "V7"), ("i",)) if key.minor else (("I", "V7"), ("I",)))
-    tones = realise(dice, motif, harmony, metre, 72, Range(60, 84), (key.tonic,))
+    tones = realise(dice, motif, harmony, metre, 72, Compass(60, 84), (key.tonic,))
     assert sum(tone.length for tone in tones) == 2 * metre.bar - sum(-length for length in rhythm if length < 0)
     assert all(56 <= tone.pitch <= 88 for tone in tones)
     assert tones[-1].pitch % 12 == key.tonic
@@ -140,7 +141,7 @@ def test_ornaments_take_the_time_of_the_notes_they_divide(seed: int, busy: float
     dice, metre = Dice(seed), METRES["3/4"]
     harmony = lay(Key(2, False), metre, (("I",), ("V7",)))
     motif = draw_motif(dice, (24, 24, 24, 48, 12, 12), 0.3)
-    plain = realise(dice, motif, harmony, metre, 72, Range(60, 84))
+    plain = realise(dice, motif, harmony, metre, 72, Compass(60, 84))
     tick = 0
     for tone in ornamented(dice, plain, harmony, metre, busy):
         assert tone.start == tick

@@ -15,12 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmr.music.tokens import NOTE_OFF, STEPS_PER_SECOND, TIME_SHIFT, encode, encode_indexed, fold_pedal
-from dsmr.pianist import FEWEST_TOKENS, Composition, Return, compose
+from dsmr.music.tokens import (
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    NOTE_OFF,
+    STEPS_PER_SECOND,
+    TIME_SHIFT,
+    encode,
+    encode_indexed,
+    fold_pedal,
+)
+from dsmr.pianist import FEWEST_TOKENS, Composition, Restatement, compose
 from dsmr.pianist.character import draw_composer
 from dsmr.pianist.dice import Dice
 from dsmr.pianist.form import FORMS
-from dsmr.pianist.harmony import HIGHEST_KEY, LOWEST_KEY
 from dsmr.pianist.passage import (
     FEWEST_LABELLED,
     Passage,
@@ -46,7 +54,7 @@ def tokens_of(seed: int, tokens: int) -> np.ndarray:
 
 
 def assert_returns_are_repeats(
-    performance_ids: np.ndarray, note_token: np.ndarray, returns: tuple[Return, ...]
+    performance_ids: np.ndarray, note_token: np.ndarray, returns: tuple[Restatement, ...]
 ) -> None:
     for each in returns:
         start, stop, source_start, source_stop = each.token_spans(note_token)
@@ -212,8 +220,8 @@ def test_neighbouring_cells_make_one_return_and_the_nearest_source_counts() -> N
     passage = tuple(Placement(cell, semitones) for cell, semitones in ((a, 0), (b, 0), (c, 0), (a, 2), (b, 2), (b, 2)))
     start = sum(sizes)
     assert find_returns(passage) == (
-        Return("transposed", 2, start, start + sizes[0] + sizes[1], 0, sizes[0] + sizes[1]),
-        Return(
+        Restatement("transposed", 2, start, start + sizes[0] + sizes[1], 0, sizes[0] + sizes[1]),
+        Restatement(
             "exact",
             0,
             start + sizes[0] + sizes[1],

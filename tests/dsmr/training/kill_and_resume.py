@@ -28,8 +28,9 @@ import torch
 
 from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.model.checkpoint import read_info
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, Performance, encode
 from dsmr.training import RunFolder, TrainingConfig, train
 

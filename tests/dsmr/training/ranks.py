@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import LaneStream
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.training import RunFolder, TrainingConfig, accumulate_gradients, train
 from dsmr.training.distributed import World, joined, parallelise, whole
 

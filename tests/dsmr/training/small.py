@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dsmr.corpus.store import StoreWriter, TokenStore
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT
 from dsmr.training import TrainingConfig
 

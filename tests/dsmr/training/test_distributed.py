@@ -19,7 +19,8 @@ import torch
 
 from dsmr.cli.app import run as run_command
 from dsmr.corpus.store import StoreWriter, TokenStore
-from dsmr.model.transformer import PRESETS, Transformer
+from dsmr.model.config import PRESETS
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import BEGIN, END, NOTE_OFF, TIME_SHIFT
 from dsmr.training import RunFolder, train
 from dsmr.training.distributed import World, WorldError, joined

@@ -13,7 +13,7 @@ from dsmr.evaluation.pieces import Evaluation
 from dsmr.model.checkpoint import load_checkpoint, read_info
 from dsmr.music.tokens import VOCAB_SIZE
 from dsmr.training import DivergedError, train, trainer
-from dsmr.training.divergence import LossWatch
+from dsmr.training.trainer import LossWatch
 from tests.dsmr.training.small import config, from_training_call, model
 
 

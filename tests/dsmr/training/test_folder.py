@@ -13,7 +13,7 @@ import pytest
 from dsmr.corpus.store import TokenStore
 from dsmr.model.checkpoint import CheckpointError, read_info
 from dsmr.training import OccupiedError, RunFolder, SaveError, train
-from dsmr.training.folder import MARK
+from dsmr.training.folder import RUN_MARK
 from tests.dsmr.training.small import config, from_training_call, model, untimed
 
 SHORT = config(steps=4, validations=2)
@@ -125,7 +125,7 @@ LINKS = [
     "checkpoints/.step-0000004.partial",
     "checkpoints/.step-0000002.removed",
     "checkpoints/step-0000004",
-    MARK,
+    RUN_MARK,
 ]
 
 

@@ -14,8 +14,9 @@ from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import Return, TokenStore
 from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
 from dsmr.evaluation.probes.returns import KINDS, ReturnGain, restated, return_gain
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import TIME_SHIFT
 from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 

@@ -11,8 +11,9 @@ import torch
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
 from dsmr.evaluation.probes.truncation import Cuts, _sample, truncation
+from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
-from dsmr.model.transformer import ModelConfig, Transformer
+from dsmr.model.transformer import Transformer
 from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
 
 START, SOURCE, LONG = 352, 152, 40

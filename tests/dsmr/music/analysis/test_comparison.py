@@ -10,6 +10,7 @@ import pytest
 
 from dsmr.cli import app
 from dsmr.corpus.prepare import prepare_pianist
+from dsmr.corpus.reference import corpus_of
 from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.music.analysis.comparison import NUMBERS, compare_music
 from dsmr.music.analysis.histograms import FEATURES
@@ -111,4 +112,4 @@ def test_explains_what_is_wrong(store: TokenStore, tmp_path: Path, capsys: pytes
     assert "expected a MIDI file" in compare(capsys, tmp_path / "x.mid", "--data", store.path, exits=2)[1]
     assert "nothing.mid" in compare(capsys, tmp_path / "nothing.mid", "--data", store.path, exits=2)[1]
     with pytest.raises(ValueError, match="x: expected music with notes, got none"):
-        compare_music({"x": Performance(np.empty(0, NOTE_DTYPE))}, store)
+        compare_music({"x": Performance(np.empty(0, NOTE_DTYPE))}, corpus_of(store, "train"))

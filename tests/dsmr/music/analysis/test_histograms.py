@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,17 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.music.analysis.histograms import FEATURES, WIDEST, Profile, distances, divergence, histograms, profile
-from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, Performance, decode, encode
+from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance, decode, encode
+from tests.dsmr.playing import performance
 
 COUNTS = arrays(np.float64, 5, elements=st.integers(0, 9).map(float))
 EPSILON = np.finfo(np.float64).eps
-
-
-def performance(*notes: tuple[float, float, int, int]) -> Performance:
-    """From onset, offset, pitch, velocity."""
-    return Performance(np.array(list(notes), dtype=NOTE_DTYPE))
 
 
 def filled(counts: np.ndarray, name: str) -> dict[str, float]:
@@ -73,17 +67,14 @@ def test_the_divergence_is_its_definition() -> None:
     assert divergence(p, q) == pytest.approx(sum(kl) / 2, rel=1e-12)
 
 
-def a_store(path: Path, *pitches: int) -> TokenStore:
+def pieces(*pitches: int) -> list[np.ndarray]:
     """Pieces of 20 seconds, each of one key struck twice a second."""
-    with StoreWriter(path / "corpus.tokens") as writer:
-        for pitch in pitches:
-            played = performance(*((i / 2, i / 2 + 0.5, pitch, 64) for i in range(40)))
-            writer.add([BEGIN, *encode(played), END], split="train", title=str(pitch))
-    return TokenStore.open(path / "corpus.tokens")
+    played = [performance(*((i / 2, i / 2 + 0.5, pitch, 64) for i in range(40))) for pitch in pitches]
+    return [encode(each) for each in played]
 
 
-def test_excerpts_are_compared_with_the_other_pieces(tmp_path: Path) -> None:
-    corpus = profile(a_store(tmp_path, 60, 62), [0, 1], 10)
+def test_excerpts_are_compared_with_the_other_pieces() -> None:
+    corpus = profile(pieces(60, 62), 10)
     assert corpus.excerpts == 4
     # Were its own piece among them, no excerpt would be a whole bit away.
     assert corpus.distances["pitch_classes"] == pytest.approx(np.ones(4))
@@ -91,10 +82,10 @@ def test_excerpts_are_compared_with_the_other_pieces(tmp_path: Path) -> None:
     assert corpus.counts["pitch_classes"][[0, 2]].tolist() == [40, 40]
 
 
-def test_unlike_music_is_further_than_the_corpus_is_from_itself(tmp_path: Path) -> None:
-    store = a_store(tmp_path, 60, 60, 60)
-    corpus = profile(store, [0, 1, 2], 10)
-    found = {each.feature: each for each in distances(histograms(decode(store.piece(0)), 10), corpus)}
+def test_unlike_music_is_further_than_the_corpus_is_from_itself() -> None:
+    alike = pieces(60, 60, 60)
+    corpus = profile(alike, 10)
+    found = {each.feature: each for each in distances(histograms(decode(alike[0]), 10), corpus)}
     assert all(each.further == 1 for each in found.values())
     unlike = histograms(performance(*((i / 10, i / 10 + 3, 20 + i, 127) for i in range(90))), 10)
     for each in distances(unlike, corpus):
@@ -123,19 +114,18 @@ def test_a_verdict_from_few_excerpts_is_none_and_else_seldom_wrong(excerpts: int
         assert 0 < far.count(True) / len(far) <= 0.05
 
 
-def test_one_note_has_no_intervals(tmp_path: Path) -> None:
-    corpus = profile(a_store(tmp_path, 60, 62), [0, 1], 10)
+def test_one_note_has_no_intervals() -> None:
+    corpus = profile(pieces(60, 62), 10)
     found = {each.feature: each for each in distances(histograms(performance((0, 1, 60, 64))), corpus)}
     assert math.isnan(found["intervals"].value)
     assert math.isnan(found["intervals"].further)
     assert found["velocity"].value == 0
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    store = a_store(tmp_path, 60, 62)
-    with pytest.raises(ValueError, match="at least two pieces with notes, got 1"):
-        profile(store, [0], 10)
-    with pytest.raises(ValueError, match="seconds: expected a number above 0, got 0"):
-        profile(store, [0, 1], 0)
-    with pytest.raises(ValueError, match="seconds: expected a number above 0"):
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least two with notes, got 1"):
+        profile(pieces(60), 10)
+    with pytest.raises(ValueError, match="seconds: expected a finite number above 0, got 0"):
+        profile(pieces(60, 62), 0)
+    with pytest.raises(ValueError, match="seconds: expected a finite number above 0"):
         histograms(Performance(np.empty(0, NOTE_DTYPE)))

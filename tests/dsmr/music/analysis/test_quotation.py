@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.music.analysis.quotation import (
     CHORD_STEPS,
     EQUALITIES,
+    Source,
     longest_matches,
     longest_quotations,
     reading_order,
     suffix_order,
 )
-from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, Performance, encode
+from dsmr.music.tokens import NOTE_DTYPE, Performance, encode
 
 SYMBOLS = st.lists(st.integers(0, 2), max_size=12)
 
@@ -52,13 +50,7 @@ def random_notes(seed: int, count: int) -> Performance:
     return Performance(notes)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    path: Path = tmp_path_factory.mktemp("store") / "corpus.tokens"
-    with StoreWriter(path) as writer:
-        for seed in range(3):
-            writer.add([BEGIN, *encode(random_notes(seed, 200)), END], split="train", title=str(seed))
-    return TokenStore.open(path)
+SOURCES = [Source(seed, str(seed), encode(random_notes(seed, 200))) for seed in range(3)]
 
 
 def quoting(start: int, stop: int, semitones: int = 0, stretch: float = 1.0) -> Performance:
@@ -72,9 +64,9 @@ def quoting(start: int, stop: int, semitones: int = 0, stretch: float = 1.0) -> 
 
 
 @pytest.mark.parametrize("semitones", [0, 5])
-def test_finds_what_was_planted(store: TokenStore, semitones: int) -> None:
+def test_finds_what_was_planted(semitones: int) -> None:
     for equality in EQUALITIES:
-        (found,) = longest_quotations([quoting(50, 80, semitones)], store, [0, 1, 2], equality)
+        (found,) = longest_quotations([quoting(50, 80, semitones)], SOURCES, equality)
         assert found.piece == 1
         assert found.semitones == semitones
         # Of the tokens between 30 note-ons the passage has at least the note-offs and a shift each.
@@ -84,24 +76,24 @@ def test_finds_what_was_planted(store: TokenStore, semitones: int) -> None:
         assert found.piece_seconds == pytest.approx(begins, abs=0.3)
 
 
-def test_what_was_not_planted_is_short(store: TokenStore) -> None:
+def test_what_was_not_planted_is_short() -> None:
     for equality in EQUALITIES:
-        (found,) = longest_quotations([random_notes(99, 40)], store, [0, 1, 2], equality)
+        (found,) = longest_quotations([random_notes(99, 40)], SOURCES, equality)
         assert found.length < 8
 
 
-def test_a_tempo_changes_rhythm_and_tokens_but_no_pitches(store: TokenStore) -> None:
+def test_a_tempo_changes_rhythm_and_tokens_but_no_pitches() -> None:
     slower = quoting(50, 80, stretch=2.1)
-    lengths = {e: longest_quotations([slower], store, [0, 1, 2], e)[0].length for e in EQUALITIES}
+    lengths = {e: longest_quotations([slower], SOURCES, e)[0].length for e in EQUALITIES}
     assert lengths["pitches"] == 30
     assert lengths["rhythm"] < 8
     assert lengths["tokens"] < 8
 
 
-def test_another_velocity_is_only_another_token(store: TokenStore) -> None:
+def test_another_velocity_is_only_another_token() -> None:
     louder = quoting(50, 80)
     louder.notes["velocity"][60] = 120
-    lengths = {e: longest_quotations([louder], store, [0, 1, 2], e)[0].length for e in EQUALITIES}
+    lengths = {e: longest_quotations([louder], SOURCES, e)[0].length for e in EQUALITIES}
     assert (lengths["pitches"], lengths["rhythm"]) == (30, 30)
     assert 4 * 19 <= lengths["tokens"] <= 4 * 20  # on, shift, off, shift: 20 times until the louder one
 
@@ -113,25 +105,25 @@ def test_a_chord_is_the_same_however_it_is_spread() -> None:
     assert reading_order(apart, np.array([67, 60, 64])).tolist() == [0, 1, 2]
 
 
-def test_no_passage_goes_from_one_piece_into_the_next(store: TokenStore) -> None:
+def test_no_passage_goes_from_one_piece_into_the_next() -> None:
     both = [random_notes(seed, 200).notes for seed in (0, 1)]
     both[1]["onset"] += both[0]["onset"][-1]
     both[1]["offset"] += both[0]["onset"][-1]
-    (found,) = longest_quotations([Performance(np.concatenate(both))], store, [0, 1, 2], "pitches")
+    (found,) = longest_quotations([Performance(np.concatenate(both))], SOURCES, "pitches")
     assert found.length == 200
 
 
-def test_short_music_quotes_little(store: TokenStore) -> None:
+def test_short_music_quotes_little() -> None:
     for equality in EQUALITIES:
         empty, one = longest_quotations(
-            [Performance(np.empty(0, NOTE_DTYPE)), random_notes(7, 1)], store, [0], equality
+            [Performance(np.empty(0, NOTE_DTYPE)), random_notes(7, 1)], SOURCES[:1], equality
         )
         assert (empty.length, empty.piece) == (0, None)
         assert one.length <= 3
 
 
-def test_bad_arguments_are_named(store: TokenStore) -> None:
+def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="equality: expected one of pitches, rhythm, tokens, got 'ears'"):
-        longest_quotations([], store, [0], "ears")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="indices: expected at least one piece"):
-        longest_quotations([], store, [], "pitches")
+        longest_quotations([], SOURCES[:1], "ears")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sources: expected at least one piece"):
+        longest_quotations([], [], "pitches")

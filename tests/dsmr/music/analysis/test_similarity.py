@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import TokenStore
 from dsmr.music.analysis.similarity import (
+    HARMONY_WINDOW,
     MEASURES,
     PASSAGE,
-    WINDOW,
     compare_self_similarity,
     self_similarity,
     usual_self_similarity,
@@ -76,7 +76,7 @@ def test_recurrence_is_what_trying_all_pairs_finds(seed: int, keys: int, distanc
 
 
 def test_short_music_has_none() -> None:
-    for tokens in ([], notes_as_tokens(random_pitches(0, 5)), notes_as_tokens(random_pitches(0, WINDOW))):
+    for tokens in ([], notes_as_tokens(random_pitches(0, 5)), notes_as_tokens(random_pitches(0, HARMONY_WINDOW))):
         (found,) = self_similarity(tokens, [10_000])
         assert math.isnan(found.harmony)
         assert math.isnan(found.recurrence)
@@ -104,7 +104,7 @@ def test_the_pianists_returns_are_heard(store: TokenStore) -> None:
 
 def test_a_corpus_is_as_usual_as_itself(store: TokenStore) -> None:
     indices = store.indices("train")
-    usual = usual_self_similarity(store, indices, 2_000, [1_000, 16_000])
+    usual = usual_self_similarity(map(store.piece, indices), 2_000, [1_000, 16_000])
     (compared, too_far) = compare_self_similarity(
         self_similarity(store.piece(indices[0])[:2_000], [1_000, 16_000]), usual
     )
@@ -113,8 +113,8 @@ def test_a_corpus_is_as_usual_as_itself(store: TokenStore) -> None:
     assert all(math.isnan(each.low) and each.within is None for each in too_far)
 
 
-def test_bad_arguments_are_named(store: TokenStore) -> None:
+def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="distances: expected at least 2 tokens each, got 1"):
         self_similarity([], [1])
     with pytest.raises(ValueError, match="tokens: expected at least 1, got 0"):
-        usual_self_similarity(store, [0], 0)
+        usual_self_similarity([], 0)

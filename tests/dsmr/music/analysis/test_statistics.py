@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.music.analysis.statistics import (
     ESSENTIAL,
     FEWEST_EXCERPTS,
     Comparison,
     Range,
-    compare,
+    compare_statistics,
     measure,
     usual,
     usual_range,
 )
-from dsmr.music.tokens import BEGIN, END, NOTE_DTYPE, PEDAL_DTYPE, STEPS_PER_SECOND, Performance, decode, encode
+from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, STEPS_PER_SECOND, Performance, decode, encode
+from tests.dsmr.playing import performance
 
 NO_NOTES = Performance(np.empty(0, NOTE_DTYPE))
-
-
-def performance(*notes: tuple[float, float, int, int]) -> Performance:
-    """From onset, offset, pitch, velocity."""
-    return Performance(np.array(list(notes), dtype=NOTE_DTYPE))
 
 
 def approx(value: float) -> object:
@@ -83,11 +77,11 @@ def test_no_notes_are_silence_and_numbers_that_json_has() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
-def test_a_bad_length_is_refused(seconds: float, corpus: TokenStore) -> None:
+def test_a_bad_length_is_refused(seconds: float, corpus: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="seconds: expected a finite number above 0"):
         measure(NO_NOTES, seconds)
     with pytest.raises(ValueError, match="seconds: expected a finite number above 0"):
-        usual(corpus, [0], seconds)
+        usual([corpus[0]], seconds)
 
 
 def test_no_notes_need_a_length() -> None:
@@ -133,33 +127,30 @@ def test_time_is_shared_out_as_counting_each_step_does(played: Performance, step
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+def corpus() -> list[np.ndarray]:
     """Three pieces of 60, 25 and 4 seconds: scales of two, four and eight notes a second; and an empty one."""
-    path: Path = tmp_path_factory.mktemp("store") / "corpus.dsmr"
-    with StoreWriter(path) as writer:
-        for rate, seconds in ((2, 60), (4, 25), (8, 4)):
-            count = rate * seconds
-            played = performance(*((i / rate, (i + 1) / rate, 40 + i % 40, 64) for i in range(count)))
-            writer.add([BEGIN, *encode(played), END], split="train", title=str(rate))
-        writer.add([BEGIN, END], split="train", title="silence")
-    return TokenStore.open(path)
+    scales = [
+        performance(*((i / rate, (i + 1) / rate, 40 + i % 40, 64) for i in range(rate * seconds)))
+        for rate, seconds in ((2, 60), (4, 25), (8, 4))
+    ]
+    return [encode(each) for each in [*scales, NO_NOTES]]
 
 
-def test_ranges_are_those_of_excerpts_as_long(corpus: TokenStore) -> None:
-    everything = usual(corpus, [0, 1, 2, 3], 10)
+def test_ranges_are_those_of_excerpts_as_long(corpus: list[np.ndarray]) -> None:
+    everything = usual(corpus, 10)
     assert everything["notes_per_second"] == (approx(2), approx(8), 10)
     assert everything["seconds"] == (approx(4), approx(10), 10)
     assert everything["notes"] == (20, 40, 10)
     # The first piece's excerpts have 20 notes of a scale over 40 pitches.
-    assert usual(corpus, [0], 10)["pitch_range"] == (19, 19, 6)
-    assert usual(corpus, [0], 30)["pitch_range"] == (39, 39, 2)
+    assert usual([corpus[0]], 10)["pitch_range"] == (19, 19, 6)
+    assert usual([corpus[0]], 30)["pitch_range"] == (39, 39, 2)
 
 
-def test_what_remains_of_a_piece_counts_if_it_is_long_enough(corpus: TokenStore) -> None:
-    half, less = (usual(corpus, [1], seconds)["seconds"] for seconds in (10, 11))
+def test_what_remains_of_a_piece_counts_if_it_is_long_enough(corpus: list[np.ndarray]) -> None:
+    half, less = (usual([corpus[1]], seconds)["seconds"] for seconds in (10, 11))
     assert half == (approx(5), approx(10), 3)
     assert less == (approx(11), approx(11), 2)
-    assert usual(corpus, [2], 100)["seconds"] == (approx(4), approx(4), 1)
+    assert usual([corpus[2]], 100)["seconds"] == (approx(4), approx(4), 1)
 
 
 @pytest.mark.parametrize("excerpts", [1, 2, 5, 20, 38, 39, 98, 99, 250, 400])
@@ -185,23 +176,23 @@ def test_numbers_that_no_excerpt_has_have_no_range() -> None:
     assert excerpts == 0
 
 
-def test_usual_music_is_within_and_odd_music_is_not(corpus: TokenStore) -> None:
-    ranges = usual(corpus, [0, 1, 2], 1.5)
-    excerpt = measure(decode(corpus.piece(1)), 1.5)
-    assert [each.name for each in compare(excerpt, ranges)] == list(ESSENTIAL)
-    assert all(each.within for each in compare(excerpt, ranges))
+def test_usual_music_is_within_and_odd_music_is_not(corpus: list[np.ndarray]) -> None:
+    ranges = usual(corpus[:3], 1.5)
+    excerpt = measure(decode(corpus[1]), 1.5)
+    assert [each.name for each in compare_statistics(excerpt, ranges)] == list(ESSENTIAL)
+    assert all(each.within for each in compare_statistics(excerpt, ranges))
     cluster = measure(performance(*((i / 100, (i + 1) / 100, i % 128, 64) for i in range(500))), 10)
-    assert not any(each.within for each in compare(cluster, ranges))
-    assert not any(each.within for each in compare(measure(NO_NOTES, 10), ranges))
+    assert not any(each.within for each in compare_statistics(cluster, ranges))
+    assert not any(each.within for each in compare_statistics(measure(NO_NOTES, 10), ranges))
 
 
 def test_a_comparison_names_the_number_and_its_range() -> None:
     found = measure(performance((0, 1, 60, 64)))
-    assert compare(found, {"velocity_mean": Range(10.0, 64.0, 99)}, ["velocity_mean"]) == [
+    assert compare_statistics(found, {"velocity_mean": Range(10.0, 64.0, 99)}, ["velocity_mean"]) == [
         Comparison("velocity_mean", 64.0, 10.0, 64.0, 99)
     ]
 
 
-def test_a_corpus_without_notes_is_refused(corpus: TokenStore) -> None:
-    with pytest.raises(ValueError, match="indices: expected pieces with notes"):
-        usual(corpus, [3], 10)
+def test_a_corpus_without_notes_is_refused(corpus: list[np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="pieces: expected pieces with notes"):
+        usual([corpus[3]], 10)

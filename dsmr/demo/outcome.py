@@ -1,0 +1,88 @@
+"""Outcome of a demonstration: every number of it, and what should hold and does not."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dsmr.corpus.prepare import PrepareReport
+from dsmr.evaluation.baselines import Assessment
+from dsmr.evaluation.models import Probed
+from dsmr.music.analysis.comparison import Group
+from dsmr.music.analysis.statistics import Comparison, Statistics
+from dsmr.training.trainer import Run
+from dsmr.version import __version__
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a demonstration.
+
+    Args:
+        corpus: what was prepared.
+        run: how training went.
+        probed: the best checkpoint on the validation split: its scores, and what its memory does.
+        takes: numbers of every take, in order.
+        music: the numbers of `ESSENTIAL` of every take, beside what is usual in excerpts of the corpus that are as
+            long.
+        group: the takes beside the corpus in more numbers, histograms, self-similarity and quotations.
+        chosen: the take that was kept: the most typical one.
+        beats_bigram: see `dsmr.demo.run.Plan`.
+        seconds: what each stage took.
+    """
+
+    corpus: PrepareReport
+    run: Run
+    probed: Probed
+    takes: tuple[Statistics, ...]
+    music: tuple[tuple[Comparison, ...], ...]
+    group: Group
+    chosen: int
+    beats_bigram: bool
+    seconds: dict[str, float]
+
+    @property
+    def assessment(self) -> Assessment:
+        """The best checkpoint's scores on the validation split."""
+        return self.probed.assessment
+
+    @property
+    def failures(self) -> list[str]:
+        """What should hold and does not, for people."""
+        return list(self._failures())
+
+    def _failures(self) -> Iterator[str]:
+        assert self.assessment.bigram is not None
+        ppl, bigram = self.assessment.whole.ppl, self.assessment.bigram.ppl
+        if self.beats_bigram and not ppl < bigram:
+            yield f"validation PPL {ppl:.2f} is not below the bigram's {bigram:.2f}"
+        for each in self.music[self.chosen]:
+            if each.within is False:
+                yield f"{each.name} {each.value:.3g} is not within {each.low:.3g} .. {each.high:.3g}, as in the corpus"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "dsmr": __version__,
+            "machine": {
+                "system": platform.platform(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+            },
+            "seconds": self.seconds,
+            "corpus": {"pieces": self.corpus.pieces, "tokens": self.corpus.tokens, "seconds": self.corpus.seconds},
+            "training": {**asdict(self.run), "tokens_per_second": self.run.tokens_per_second},
+            "validation": self.probed.to_dict(),
+            "takes": [
+                {**numbers.to_dict(), "compared": [{**asdict(each), "within": each.within} for each in compared]}
+                for numbers, compared in zip(self.takes, self.music, strict=True)
+            ],
+            "music": self.group.to_dict(),
+            "chosen": self.chosen,
+            "failures": self.failures,
+        }

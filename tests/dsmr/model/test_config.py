@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dsmr.model.config import PRESETS, ModelConfig, preset
+from dsmr.model.schedules import Schedule
+from dsmr.model.transformer import Transformer
+from dsmr_kernels import Retention
+
+
+def test_presets_have_about_the_parameters_they_promise() -> None:
+    for name, millions in {"tiny": 1, "small": 5, "base": 25, "large": 85}.items():
+        with torch.device("meta"):
+            count = Transformer(preset(name)).parameters_count
+        assert abs(count / 1e6 - millions) < 0.1 * millions
+    assert preset("base").schedule.horizons == (8192, 8192, *[512] * 6)
+    assert (preset("base").heads, preset("base").head_dim) == (8, 64)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configurations_survive_json(name: str) -> None:
+    config = replace(PRESETS[name], schedule=Schedule("selective", (4, 4), Retention(2, "random")))
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, "width: expected at least 1, got 0"),
+        ({"heads": 0}, "heads: expected at least 1, got 0"),
+        ({"kv_heads": -2}, "kv_heads: expected at least 1, got -2"),
+        ({"feed_forward": 0}, "feed_forward: expected at least 1, got 0"),
+        ({"heads": 5}, "heads: expected a divisor of width=32"),
+        ({"kv_heads": 3}, "kv_heads: expected a divisor of heads=4, got 3"),
+        ({"position": "learned"}, "position: expected 'sinusoidal' or 'rotary', got 'learned'"),
+        ({"window": "page"}, "window: expected 'segment' or 'token', got 'page'"),
+        ({"segment": 0}, "segment: expected at least 1 token, got 0"),
+        ({"dropout": 1.0}, "dropout: expected a probability below 1, got 1.0"),
+    ],
+    ids=lambda x: x.split(":")[0] if isinstance(x, str) else "",
+)
+def test_bad_configurations_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(ModelConfig(32, 4, 4, Schedule("uniform", (8, 8))), **changes)
+
+
+def test_unknown_presets_and_fields_are_named() -> None:
+    with pytest.raises(ValueError, match="preset: expected one of tiny, small, base, large, got 'huge'"):
+        preset("huge")
+    values = preset("tiny").to_dict()
+    values["colour"] = values.pop("width")
+    with pytest.raises(ValueError, match="config: expected the fields"):
+        ModelConfig.from_dict(values)
