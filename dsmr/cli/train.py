@@ -214,8 +214,8 @@ def train(
 
 
 def _print_result(run: Run, out: Path) -> None:
+    from dsmr.audience import Audience
     from dsmr.training import BEST, LAST
-    from dsmr.training.audience import Audience
 
     audience = Audience(stdout)  # the terminal may be gone, and the exit code is still to tell why the run ended
     if run.best_ppl is not None:

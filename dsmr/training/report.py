@@ -10,13 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from dsmr.audience import Audience
 from dsmr.claim import writing
 from dsmr.corpus.stream import LaneStream
 from dsmr.fields import is_integer, shown
 from dsmr.model.checkpoint import CheckpointError
 from dsmr.model.schedules import format_bytes
 from dsmr.model.transformer import Transformer
-from dsmr.training.audience import Audience
 from dsmr.training.config import TrainingConfig
 from dsmr.training.folder import EVENTS, LAST, METRICS_FILE, TENSORBOARD
 from dsmr.training.run import Run, perplexity
