@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dsmr.audience import Audience
 from dsmr.cli.scores import print_probed
 from dsmr.cli.terminal import (
     BadInput,
@@ -21,8 +23,8 @@ from dsmr.cli.terminal import (
     naming,
     open_store,
     print_json,
-    progress_bar,
     reading_input,
+    stderr,
     stdout,
     writing,
 )
@@ -173,11 +175,10 @@ def evaluate(
     for checkpoint, label in zip(checkpoints, names, strict=True):
         with reading_input():
             model, info = load_checkpoint(checkpoint, where)
-        with progress_bar(f"scoring tokens: {label}") as progress, reading_input():
+        with Audience(stderr, "scoring") as audience, reading_input():
+            show = _showing(audience, label)
             found.append(
-                probe(
-                    model, store, split, plan, label=label, checkpoint=checkpoint, digest=info.digest, progress=progress
-                )
+                probe(model, store, split, plan, label=label, checkpoint=checkpoint, digest=info.digest, progress=show)
             )
     seconds = time.monotonic() - begun
     compared = differences(found, baseline)
@@ -200,6 +201,11 @@ def evaluate(
             print_probed(found, compared)
             scored = sum(model.scored for model in found)
             stdout.print(f"{scored:,} tokens scored in {seconds:.1f} s, {scored / seconds:,.0f} tokens/s")
+
+
+def _showing(audience: Audience, label: str) -> Callable[[int, int], None]:
+    """What to call with the tokens scored and those there are, of the model of this name."""
+    return lambda done, total: audience.show(done, total, f"{done:,} of {total:,} tokens", label)
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

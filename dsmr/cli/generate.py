@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dsmr.audience import Audience
 from dsmr.cli.terminal import (
     BadInput,
     CommandError,
@@ -19,7 +20,6 @@ from dsmr.cli.terminal import (
     check_file,
     choose_device,
     print_json,
-    progress_bar,
     reading_input,
     stderr,
     stdout,
@@ -157,12 +157,17 @@ def generate(
     with ExitStack() as within:
         if where.type == "cpu" and choice.engine == "python":
             within.enter_context(torch_threads(1))  # a token's products are too small to share: waiting costs more
-        bar = within.enter_context(progress_bar("generating"))
+        audience = within.enter_context(Audience(stderr, "generating"))
 
         def show(progress: Progress) -> None:
             done, total = (progress.tokens, tokens) if tokens else (progress.music_seconds, seconds)
-            speed = f"{progress.tokens_per_second:,.0f} tokens/s, {progress.real_time_factor:.1f} x real time"
-            bar(done, (total or 0) * takes, speed)
+            audience.show(
+                done,
+                (total or 0) * takes,
+                f"{progress.tokens:,} tokens",
+                f"{progress.tokens_per_second:,.0f} tok/s",
+                f"{progress.real_time_factor:.1f} x real time",
+            )
 
         made = make_takes(
             model,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import DownloadColumn, TransferSpeedColumn
+from rich.filesize import decimal
 
+from dsmr.audience import Audience
 from dsmr.cli.terminal import (
     CommandError,
     ForceOption,
@@ -20,8 +21,8 @@ from dsmr.cli.terminal import (
     explained,
     naming,
     print_json,
-    progress_bar,
     reading_input,
+    stderr,
     stdout,
 )
 
@@ -63,8 +64,8 @@ def maestro(
     if download:
         path = _download(path)
     begun = time.monotonic()
-    with _to_the_end(out), progress_bar("reading") as progress:
-        report = prepare_maestro(path, out, workers=workers, progress=progress)
+    with _to_the_end(out), Audience(stderr, "reading", "files") as audience:
+        report = prepare_maestro(path, out, workers=workers, progress=audience.show)
     _tell(report, time.monotonic() - begun, as_json)
 
 
@@ -99,7 +100,7 @@ def folder(
     out = out or Path("data") / f"{path.resolve().name}.tokens"
     _check(out, force)
     begun = time.monotonic()
-    with _to_the_end(out), progress_bar("reading") as progress:
+    with _to_the_end(out), Audience(stderr, "reading", "files") as audience:
         report = prepare_folder(
             path,
             out,
@@ -107,7 +108,7 @@ def folder(
             test=test,
             group_by="name" if group_by == "name" else "parent" if group_by == "parent" else Path(group_by),
             workers=workers,
-            progress=progress,
+            progress=audience.show,
         )
     _tell(report, time.monotonic() - begun, as_json)
 
@@ -131,9 +132,9 @@ def pianist(
 
     _check(out, force)
     begun = time.monotonic()
-    with _to_the_end(out), progress_bar("composing") as progress:
+    with _to_the_end(out), Audience(stderr, "composing", "pieces") as audience:
         report = prepare_pianist(
-            out, seed=seed, tokens=tokens, shortest=shortest, longest=longest, workers=workers, progress=progress
+            out, seed=seed, tokens=tokens, shortest=shortest, longest=longest, workers=workers, progress=audience.show
         )
     _tell(report, time.monotonic() - begun, as_json)
 
@@ -169,8 +170,10 @@ def _download(folder: Path) -> Path:
     from dsmr.corpus.download import download_maestro
 
     try:
-        with progress_bar("downloading", DownloadColumn(), TransferSpeedColumn()) as progress:
-            return download_maestro(folder, progress)
+        with Audience(stderr, "downloading") as audience:
+            return download_maestro(
+                folder, lambda done, total: audience.show(done, total, f"{decimal(done)} of {decimal(total)}")
+            )
     except OSError as error:
         raise CommandError(explained(error)) from error
     except ValueError as error:

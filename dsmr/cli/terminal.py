@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they show progress, refuse to overwrite, and fail."""
+"""What the commands share: where they print, how they refuse to overwrite, and fail."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from dsmr.files import replaced
@@ -196,39 +195,6 @@ def open_store(path: Path, *splits: str) -> TokenStore:
             if not store.indices(split):
                 raise BadInput(f"{path}: expected pieces in the split {split!r}, got none")
     return store
-
-
-class Bar(Protocol):
-    """How a task reports."""
-
-    def __call__(self, done: float, total: float, note: str = "") -> None:
-        """Show how much is done of how much there is, and a note behind the bar."""
-
-
-@contextmanager
-def progress_bar(what: str, *columns: ProgressColumn) -> Iterator[Bar]:
-    """A bar on stderr, if that is a terminal; yields the function to report with.
-
-    Args:
-        what: what is being done, printed before the bar.
-        columns: what is shown behind it besides the time left; by default how much of how much.
-    """
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        *(columns or [MofNCompleteColumn()]),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    ) as bars:
-        task = bars.add_task(escaped(what, stderr.encoding), total=None, note="")
-
-        def report(done: float, total: float, note: str = "") -> None:
-            bars.update(task, completed=done, total=total, note=note)
-
-        yield report
 
 
 def json_text(values: dict[str, Any]) -> str:
