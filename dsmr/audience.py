@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Task
 
-    from dsmr.progress import ProgressLine
+    from dsmr.progress_line import ProgressLine
 
 REFRESH = 0.1
 """Seconds between two pictures of progress on a terminal."""
@@ -91,7 +91,7 @@ class Audience:
         notes = notes or (f"{done:,} of {total:,} {self._unit}",)
         notes = tuple(escaped(note, self._console.encoding) for note in notes)
         if self._progress is None:
-            from dsmr.progress import ProgressLine
+            from dsmr.progress_line import ProgressLine
 
             self._progress = ProgressLine(self._console, self._clock, self._live)
             self._progress.add_task(self._what, total=total, notes=notes)

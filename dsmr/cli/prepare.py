@@ -13,8 +13,10 @@ from rich.filesize import decimal
 
 from dsmr.audience import Audience
 from dsmr.cli.terminal import (
+    Command,
     CommandError,
     ForceOption,
+    Group,
     Interrupted,
     JsonOption,
     check_file,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from dsmr.corpus.prepare import PrepareReport
 
 app = typer.Typer(
+    cls=Group,
     help="Turn MIDI files, or music by the built-in pianist, into a token store: one file that training reads.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -41,7 +44,7 @@ WorkersOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def maestro(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="The release's folder or zip file; the folder to download to.")
@@ -69,7 +72,7 @@ def maestro(
     _tell(report, time.monotonic() - begun, as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def folder(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder; those below it are searched too.")],
     out: Annotated[
@@ -113,7 +116,7 @@ def folder(
     _tell(report, time.monotonic() - begun, as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def pianist(
     out: OutOption = Path("data/pianist.tokens"),
     tokens: Annotated[int, typer.Option(metavar="N", min=1, help="About how many tokens to compose.")] = (2_000_000),

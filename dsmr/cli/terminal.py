@@ -8,13 +8,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 from dsmr.files import replaced
 from dsmr.text import escaped
@@ -37,14 +38,34 @@ class Terminal(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print; OutputError if standard output cannot be written."""
-        try:
+        with nullcontext() if self.stderr else to_standard_output():
             super().print(*objects, **options)
-        except OSError as error:
-            if self.stderr:
-                raise
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there would fail again at exit
-            raise OutputError(f"standard output: cannot be written: {explained(error)}") from error
+
+
+@contextmanager
+def to_standard_output() -> Iterator[None]:
+    """Within, an OSError means that standard output cannot be written, and nothing more is written there."""
+    try:
+        yield
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there would fail again at exit
+        raise OutputError(f"standard output: cannot be written: {explained(error)}") from error
+
+
+class _Help:
+    """Help that says so if it cannot be written."""
+
+    def format_help(self, *arguments: Any) -> None:
+        with to_standard_output():
+            super().format_help(*arguments)  # type: ignore[misc]  # of the class that this one is mixed into
+
+
+class Command(_Help, TyperCommand):
+    """A command."""
+
+
+class Group(_Help, TyperGroup):
+    """A command of several commands."""
 
 
 def title_of(*lines: str) -> Text:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsmr.claim import OccupiedError, claimed, is_file, is_folder, is_single_file, kind, writing
+from dsmr.claim import OccupiedError, claimed, is_dropping, is_file, is_folder, is_single_file, kind, writing
 from dsmr.fields import shown
 from dsmr.model.checkpoint import (
     CONFIG_FILE,
@@ -241,4 +241,5 @@ def _strangers(state: Path) -> list[Path]:
     """What lies in a state's folder, or in its place, and is not of a run."""
     if not is_folder(state):
         return [state]
-    return [path for path in sorted(state.iterdir()) if not (is_file(path) and _IN_STATE.fullmatch(path.name))]
+    own = (path for path in state.iterdir() if is_dropping(path) or (is_file(path) and _IN_STATE.fullmatch(path.name)))
+    return sorted({*state.iterdir()} - {*own})
