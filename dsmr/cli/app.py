@@ -24,8 +24,8 @@ class InOrderOfUse(Group):
 app = typer.Typer(
     name="dsmr",
     cls=InOrderOfUse,
-    help="Piano music through a Transformer that reads whole pieces, with a memory horizon per layer.",
-    epilog="Begin with **dsmr demo**, or **dsmr prepare**, **train**, **evaluate** and **generate** in this order.",
+    help="Piano music by a Transformer that reads whole pieces, with a memory horizon per layer.",
+    epilog="Start with **dsmr demo**, or with **dsmr prepare**, **train**, **evaluate**, **generate**, in this order.",
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,

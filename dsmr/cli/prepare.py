@@ -33,33 +33,34 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Group,
-    help="Turn MIDI files, or music by the built-in pianist, into a token store: one file that training reads.",
+    help="Turn MIDI files, or music by the built-in pianist, into a token store, the one file that training reads.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="STORE", help="The store to write.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="STORE", help="Token store to write.")]
 WorkersOption = Annotated[
-    int | None, typer.Option(metavar="N", min=0, help="Processes; 0: none but this one.", show_default="all cores")
+    int | None,
+    typer.Option(metavar="N", min=0, help="Worker processes; 0: work in this process.", show_default="one per core"),
 ]
 
 
 @app.command(cls=Command)
 def maestro(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="The release's folder or zip file; the folder to download to.")
+        Path, typer.Argument(metavar="PATH", help="Folder or zip file of the release; with --download a folder.")
     ],
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch MAESTRO v3.0.0 into PATH first (58 MB, CC BY-NC-SA 4.0).")
+        bool, typer.Option("--download", help="Download MAESTRO v3.0.0 to PATH first (58 MB, CC BY-NC-SA 4.0).")
     ] = False,
     out: OutOption = Path("data/maestro.tokens"),
     workers: WorkersOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Prepare MAESTRO, or a corpus laid out like it, with the splits of its table.
+    """Prepare MAESTRO, or a corpus of the same layout, with the splits of its table.
 
-    Files that cannot be used are left out; STORE.left-out.tsv lists them, each with the reason.
+    Files that cannot be used are left out. STORE.left-out.tsv lists them with the reasons.
     """
     from dsmr.corpus.prepare import prepare_maestro
 
@@ -74,18 +75,18 @@ def maestro(
 
 @app.command(cls=Command)
 def folder(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder; those below it are searched too.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of MIDI files, with all folders in it.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="STORE", help="The store to write.", show_default="data/<folder>.tokens"),
+        typer.Option("--out", "-o", metavar="STORE", help="Token store to write.", show_default="data/<folder>.tokens"),
     ] = None,
-    validation: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to validate on.")] = 0.05,
-    test: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to test on.")] = 0.05,
+    validation: Annotated[float, typer.Option(metavar="X", help="Fraction of the pieces for validation.")] = 0.05,
+    test: Annotated[float, typer.Option(metavar="X", help="Fraction of the pieces for testing.")] = 0.05,
     group_by: Annotated[
         str,
         typer.Option(
             metavar="name|parent|TABLE",
-            help="What stays in one split: files of one **name**; those of one folder, the **parent**; those of one "
+            help="What stays in one split: files of one **name**, files of one folder (**parent**), or files of one "
             "group in a .csv table with the columns path and group.",
         ),
     ] = "name",
@@ -95,8 +96,8 @@ def folder(
 ) -> None:
     """Prepare every .mid, .midi and .rmi file in a folder.
 
-    Splits follow from the groups' names alone; a warning says if nearly the same music lies in two of them. Files
-    that cannot be used are left out; STORE.left-out.tsv lists them, each with the reason.
+    The name of a group decides its split, whatever else is in the folder. A warning tells if two splits hold nearly
+    the same music. Files that cannot be used are left out. STORE.left-out.tsv lists them with the reasons.
     """
     from dsmr.corpus.prepare import prepare_folder
 
@@ -119,17 +120,17 @@ def folder(
 @app.command(cls=Command)
 def pianist(
     out: OutOption = Path("data/pianist.tokens"),
-    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="About how many tokens to compose.")] = (2_000_000),
-    shortest: Annotated[int, typer.Option(metavar="N", help="Tokens of the shortest pieces, about.")] = 2_000,
-    longest: Annotated[int, typer.Option(metavar="N", help="Tokens of the longest pieces, about.")] = 30_000,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Another seed composes other pieces.")] = 0,
+    tokens: Annotated[int, typer.Option(metavar="TOKENS", min=1, help="Length of the corpus, about.")] = (2_000_000),
+    shortest: Annotated[int, typer.Option(metavar="TOKENS", help="Length of the shortest pieces, about.")] = 2_000,
+    longest: Annotated[int, typer.Option(metavar="TOKENS", help="Length of the longest pieces, about.")] = 30_000,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed: another one composes other pieces.")] = 0,
     workers: WorkersOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Let the built-in pianist compose a corpus; nothing is downloaded.
 
-    A tenth of its pieces is for validation and a tenth for testing. Which passages return is labelled in the store.
+    A tenth of the pieces is for validation and a tenth for testing. The store says which passages return where.
     """
     from dsmr.corpus.prepare import prepare_pianist
 

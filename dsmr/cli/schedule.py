@@ -108,7 +108,7 @@ def schedule(
 ) -> None:
     """Print what each layer remembers: horizon, bytes per lane, and how far back its output can reach.
 
-    Without --budget a quarter of the layers remembers 8,192 tokens and the rest 512, or as many in all. Compare
+    Without --budget it is sized as if a quarter of the layers remembered 8,192 tokens and the others 512. Compare
     schedules at equal budgets.
     """
     from dsmr.model.schedules import MemoryFormat, draw

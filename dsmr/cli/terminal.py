@@ -89,16 +89,18 @@ def print_any_name() -> None:
 stdout = Terminal(soft_wrap=True, highlight=False, width=_width())
 stderr = Terminal(stderr=True, soft_wrap=True)
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
-        help="**cpu**, **cuda**, **cuda:1** ...; **auto** takes a GPU if there is one.",
+        help="**cpu**, **cuda**, **cuda:1** ...; **auto**: a GPU if there is one.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(metavar="N", min=0, help="Equal seeds give equal results on equal machines.")]
+SeedOption = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Random seed: the same one gives the same result on the same machine.")
+]
 
 
 class CommandError(Exception):

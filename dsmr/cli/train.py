@@ -165,7 +165,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Horizon schedule; **dsmr schedule NAME** draws it.",
+            help="Horizon schedule, which **dsmr schedule NAME** draws. The options below need it.",
             show_default="the preset's",
             rich_help_panel=SCHEDULE,
         ),
