@@ -157,7 +157,7 @@ def generate(
     if soundfont is not None and not soundfont.is_file():
         raise BadInput(f"--soundfont: expected an .sf2 file, got {soundfont}, which is no file")
     if include_prompt and prompt is None:
-        raise BadInput("--include-prompt: there is no --prompt")
+        raise BadInput("--include-prompt: expected it together with --prompt, got it alone")
     names = [out] if takes == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(takes)]
     wanted = [".wav"] * (wav or soundfont is not None) + [".png"] * png
     for name in names:

@@ -327,7 +327,7 @@ def train(
         with joined(where) as world:
             world.share(config.lanes)  # before anything is removed
             if fsdp and world.size == 1:
-                raise BadInput("--fsdp: there is one process; several are started by torchrun, see docs/scaling.md")
+                raise BadInput("--fsdp: expected several processes, as torchrun starts them (docs/scaling.md), got one")
             check_world(config, world, fsdp)
             run = run_training(
                 model.to(world.device),

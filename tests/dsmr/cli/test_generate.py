@@ -117,7 +117,7 @@ def test_a_prompt_that_is_included_keeps_its_notes_pedal_and_tempo(
         (["--engine", "python", "--weights", "int8"], "engine: 'python' cannot have weights in int8"),
         (["--engine", "python", "--storage", "bf16"], "engine: 'python' cannot have memory in bf16"),
         (["--prompt", "nowhere.mid"], "nowhere.mid"),
-        (["--include-prompt"], "--include-prompt: there is no --prompt"),
+        (["--include-prompt"], "--include-prompt: expected it together with --prompt"),
         (["--soundfont", "nowhere.sf2"], "--soundfont: expected an .sf2 file"),
         (["--takes", 0], "--takes"),
         (["--at-end", "explode"], "--at-end"),

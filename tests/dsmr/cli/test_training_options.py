@@ -129,7 +129,7 @@ class TestTrain:
         assert (made.name, len(made.horizons), made.total) == ("uniform", len(own.horizons), own.total)
 
     def test_fsdp_needs_processes(self, store: Path, tmp_path: Path) -> None:
-        assert "--fsdp: there is one process" in fails(
+        assert "--fsdp: expected several processes" in fails(
             "train", "--data", store, "--out", tmp_path, "--steps", 1, "--fsdp"
         )
 
