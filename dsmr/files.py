@@ -58,12 +58,11 @@ def _partial(folder: Path) -> Iterator[Path]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in `folder`: whoever can lock it knows that its writer has ended."""
-    for path in folder.iterdir():
-        if PARTIAL.fullmatch(path.name):
-            with suppress(Timeout, OSError):  # its writer is alive, or it is another user's
-                if (path / IN_USE).is_file() and not path.is_symlink():
-                    with FileLock(path / IN_USE).acquire(blocking=False):
-                        shutil.rmtree(path)
+    for path in folder.glob(".partial-*"):
+        with suppress(Timeout, OSError):  # its writer is alive, or it is another user's
+            if PARTIAL.fullmatch(path.name) and not path.is_symlink() and (path / IN_USE).is_file():
+                with FileLock(path / IN_USE).acquire(blocking=False):
+                    shutil.rmtree(path)
 
 
 @contextmanager

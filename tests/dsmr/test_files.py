@@ -126,3 +126,10 @@ def test_what_only_looks_like_a_leftover_is_not_removed(tmp_path: Path) -> None:
         partial.write_bytes(b"new")
     assert names(tmp_path) == [".partial-abcdefgh", ".partial-ijklmnop", "a", "elsewhere"]
     assert (mine / "precious").read_bytes() == (elsewhere / "precious").read_bytes() == b"mine"
+
+
+def test_two_files_of_one_folder_are_written_at_once(tmp_path: Path) -> None:
+    with replaced(tmp_path / "a") as first, replaced(tmp_path / "b") as second:
+        first.write_bytes(b"1")
+        second.write_bytes(b"2")
+    assert names(tmp_path) == ["a", "b"]
