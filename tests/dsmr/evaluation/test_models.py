@@ -294,7 +294,7 @@ def test_the_command_explains_what_is_wrong(store: TokenStore, checkpoints: list
     assert "expected labelled returns, got none" in run(long, "--data", plain.path, "--returns", exits=2)
     assert "expected every one once" in run(long, long, "--data", store.path, exits=2)
     assert "longer than 8192 tokens" in run(long, "--data", store.path, "--krcu", exits=2)
-    assert "--keep: expected whole numbers separated" in run(
+    assert "--context: expected whole numbers separated" in run(
         long, "--data", store.path, "--truncation", "--context", "1k", exits=2
     )
     assert "exists already" in run(long, "--data", store.path, "--out", tmp_path, exits=2)
@@ -304,7 +304,7 @@ def test_defaults_of_the_command_are_the_published_ones() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(evaluate.evaluate).parameters.items()}
     assert defaults["reset_at"] == ",".join(map(str, KRCU.at))
     assert (defaults["krcu_bin"], defaults["krcu_end"]) == (KRCU.width, KRCU.end)
-    assert defaults["keep"] == ",".join(map(str, TRUNCATION.keeps))
+    assert defaults["context"] == ",".join(map(str, TRUNCATION.keeps))
     assert defaults["buckets"] == ",".join(map(str, TRUNCATION.buckets))
     assert (defaults["block"], defaults["blocks"]) == (TRUNCATION.block, TRUNCATION.blocks)
     assert defaults["skip"] == SKIP
