@@ -13,6 +13,9 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+DROPPINGS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""Of macOS and of Windows."""
+
 
 class OccupiedError(FileExistsError):
     """A folder that is not free to be written into: it holds somebody else's files, or another process writes there."""
@@ -69,17 +72,22 @@ def _lock_now(lock: BaseFileLock, folder: Path) -> bool:
 
 
 def check_own(folder: Path, mark: str, owner: str) -> None:
-    """OccupiedError unless `folder` is missing, empty, or has the mark."""
+    """OccupiedError unless `folder` is missing, empty but for what desktops drop, or has the mark."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
         raise OccupiedError(f"{folder}: expected a folder, got {kind(folder)}")
     with saving(folder):
-        there = sorted(path.name for path in folder.iterdir())
+        there = sorted(path.name for path in folder.iterdir() if not is_dropping(path))
     if there and not is_file(folder / mark):
         raise OccupiedError(
             f"{folder}: expected an empty folder or that of {owner}, which has a file {mark}, got one with {there[0]}"
         )
+
+
+def is_dropping(path: Path) -> bool:
+    """Whether `path` is a file that a desktop drops into every folder that is looked at: nobody's, and soon back."""
+    return path.name in DROPPINGS and is_file(path)
 
 
 def is_file(path: Path) -> bool:

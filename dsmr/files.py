@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 PARTIAL = re.compile(r"\.partial-[a-z0-9_]{8}")
 """The folders in which files wait until they are whole; one that nobody writes into is what a killed process left."""
 HALF_WRITTEN = re.compile(r"\.(?P<file>.+)\.\d+\.partial")
 """What a killed process left of a `file` that it was writing durably."""
+IN_USE = ".in-use.lock"
+"""A file in each of them, which its writer keeps locked; the system releases the lock when the process ends."""
 
 
 @contextmanager
 def filled(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder; what the block writes into it is moved to `folder` when the block ends without an error.
+    """Yield a folder; what the block writes into it is moved to `folder` when the block ends without an error.
 
     An error or a full disk leaves the files that were there before as they were. A link is replaced, not followed.
+    What processes left that were killed here in the middle is removed.
 
     Args:
         folder: made if missing, with the folders above it.
@@ -29,12 +35,36 @@ def filled(folder: Path) -> Iterator[Path]:
     """
     with _named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-            yield Path(partial)
-            for written in sorted(Path(partial).iterdir()):
+        _remove_leftovers(folder)
+        with _partial(folder) as partial:
+            yield partial
+            for written in sorted(path for path in partial.iterdir() if path.name != IN_USE):
                 with open(written, "rb+") as file:
                     os.fsync(file.fileno())
                 os.replace(written, folder / written.name)
+
+
+@contextmanager
+def _partial(folder: Path) -> Iterator[Path]:
+    """A new folder in `folder`, in use until the block ends, and then removed."""
+    while True:
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+            try:
+                in_use = FileLock(Path(partial) / IN_USE).acquire()
+            except FileNotFoundError:  # in the moment before it was locked somebody took it for left and removed it
+                continue
+            with in_use:
+                yield Path(partial)
+            return
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in `folder`: whoever can lock it knows that its writer has ended."""
+    for path in folder.glob(".partial-*"):
+        with suppress(Timeout, OSError):  # its writer is alive, or it is another user's
+            if PARTIAL.fullmatch(path.name) and not path.is_symlink() and (path / IN_USE).is_file():
+                with FileLock(path / IN_USE).acquire(blocking=False):
+                    shutil.rmtree(path)
 
 
 @contextmanager

@@ -7,14 +7,13 @@ from contextlib import suppress
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, train
-from dsmr.cli.terminal import CommandError, explained, stderr, stdout
+from dsmr.cli.terminal import Command, CommandError, Group, explained, stderr, stdout
 from dsmr.version import __version__
 
 
-class InOrderOfUse(TyperGroup):
+class InOrderOfUse(Group):
     """Lists the commands as one needs them."""
 
     def list_commands(self, ctx: object) -> list[str]:
@@ -25,8 +24,8 @@ class InOrderOfUse(TyperGroup):
 app = typer.Typer(
     name="dsmr",
     cls=InOrderOfUse,
-    help="Piano music through a Transformer that reads whole pieces, with a memory horizon per layer.",
-    epilog="Begin with **dsmr demo**, or **dsmr prepare**, **train**, **evaluate** and **generate** in this order.",
+    help="Piano music by a Transformer that reads whole pieces, with a memory horizon per layer.",
+    epilog="Start with **dsmr demo**, or with **dsmr prepare**, **train**, **evaluate**, **generate**, in this order.",
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
@@ -34,13 +33,13 @@ app = typer.Typer(
 )
 MUSIC, TOOLS = "From music to music", "Tools"
 app.add_typer(prepare.app, name="prepare", rich_help_panel=MUSIC)
-app.command("train", rich_help_panel=MUSIC)(train.train)
-app.command("evaluate", rich_help_panel=MUSIC)(evaluate.evaluate)
-app.command("generate", rich_help_panel=MUSIC)(generate.generate)
-app.command("compare", rich_help_panel=MUSIC)(compare.compare)
-app.command("demo", rich_help_panel=MUSIC)(demo.demo)
-app.command("schedule", rich_help_panel=TOOLS)(schedule.schedule)
-app.command("doctor", rich_help_panel=TOOLS)(doctor.doctor)
+app.command("train", cls=Command, rich_help_panel=MUSIC)(train.train)
+app.command("evaluate", cls=Command, rich_help_panel=MUSIC)(evaluate.evaluate)
+app.command("generate", cls=Command, rich_help_panel=MUSIC)(generate.generate)
+app.command("compare", cls=Command, rich_help_panel=MUSIC)(compare.compare)
+app.command("demo", cls=Command, rich_help_panel=MUSIC)(demo.demo)
+app.command("schedule", cls=Command, rich_help_panel=TOOLS)(schedule.schedule)
+app.command("doctor", cls=Command, rich_help_panel=TOOLS)(doctor.doctor)
 
 
 def _print_version(asked: bool) -> None:

@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 
 
 def compare(
-    music: Annotated[list[Path], typer.Argument(metavar="MUSIC.mid...", help="MIDI files, e.g. what a model made.")],
-    data: Annotated[Path, typer.Option("--data", metavar="STORE", help="The token store to compare with.")],
-    split: Annotated[str, typer.Option(metavar="NAME", help="Whose pieces: train, validation or test.")] = "train",
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the histograms into this file.")] = None,
+    music: Annotated[list[Path], typer.Argument(metavar="MUSIC.mid...", help="MIDI files, such as generated ones.")],
+    data: Annotated[Path, typer.Option("--data", metavar="STORE", help="Token store to compare with.")],
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="Split to compare with: **train**, **validation** or **test**.")
+    ] = "train",
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the histograms into this file, too.")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Set music beside a corpus: density, histograms, self-similarity, and whether it quotes.
+    """Compare music with a corpus: density, histograms, self-similarity, and whether it quotes.
 
-    Every number stands beside those of excerpts of the corpus that are as long. Quotations stand beside what pieces of
-    the other splits have in common with this one: music in one style shares figures without copying.
+    Beside every number stands its range in corpus excerpts of equal length. Beside quotations stands what pieces of
+    the other splits share with this one, since music of one style shares figures without copying.
     """
     from dsmr.corpus.reference import corpus_of
     from dsmr.music.analysis.comparison import compare_music

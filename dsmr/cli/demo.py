@@ -18,20 +18,18 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where everything is written.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for everything.")] = Path("demo"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="The same in about a minute: too short to beat a bigram model.")
+        bool, typer.Option("--quick", help="Take about a minute, which is too short to beat a bigram model.")
     ] = False,
     seed: SeedOption = 0,
     force: ForceOption = False,
 ) -> None:
     """Compose a corpus, train a model on it, score it and let it play: about five minutes on two CPU cores.
 
-    FOLDER will hold a page to look at and listen to (index.html), the music (MIDI, WAV, piano roll), the curves, the
-    numbers, the corpus and the checkpoints. The exit code is 1 if the model does not beat a bigram, or if its music is
-    not as dense, wide and silent as the corpus.
+    FOLDER then holds a web page with the music and the curves (index.html), the files behind it (MIDI, WAV, pictures,
+    numbers), the corpus and the checkpoints. The exit code is 1 if the model does not beat a bigram model, or if the
+    density, range or silence of its music is unusual for the corpus.
     """
     from dsmr.demo.run import FULL, QUICK, run_demo
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dsmr.audience import Audience
 from dsmr.cli.scores import print_probed
 from dsmr.cli.terminal import (
     BadInput,
@@ -21,8 +23,8 @@ from dsmr.cli.terminal import (
     naming,
     open_store,
     print_json,
-    progress_bar,
     reading_input,
+    stderr,
     stdout,
     writing,
 )
@@ -35,65 +37,66 @@ PROBES = "Probes of memory"
 def evaluate(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT...", help="Their folders, or owner/name on the Hugging Face Hub."),
+        typer.Argument(metavar="CHECKPOINT...", help="Folders of checkpoints, or owner/name on the Hugging Face Hub."),
     ],
-    data: Annotated[Path, typer.Option("--data", metavar="STORE", help="The token store with the pieces.")],
-    split: Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")] = "test",
+    data: Annotated[Path, typer.Option("--data", metavar="STORE", help="Token store with the pieces.")],
+    split: Annotated[str, typer.Option(metavar="NAME", help="**train**, **validation** or **test**.")] = "test",
     pieces: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Score a sample of N pieces, the same each time, instead of all."),
+        typer.Option(metavar="N", min=1, help="Score a sample of N pieces, always the same ones.", show_default="all"),
     ] = None,
     reset_every: Annotated[
         int,
         typer.Option(
             metavar="TOKENS",
             min=0,
-            help="Score once more with the context cleared so often, as models trained on crops are; 0: do not.",
+            help="Context length of a second score, with the context cleared every so many tokens; 0: no second score.",
         ),
     ] = 2048,
     krcu: Annotated[
         bool,
-        typer.Option("--krcu", help="What clearing the memory inside a piece costs.", rich_help_panel=PROBES),
+        typer.Option("--krcu", help="Measure what clearing the memory inside a piece costs.", rich_help_panel=PROBES),
     ] = False,
     reset_at: Annotated[
         str,
-        typer.Option(metavar="TOKENS,...", help="KRCU: where the memory is cleared.", rich_help_panel=PROBES),
+        typer.Option(
+            metavar="TOKENS,...", help="KRCU: positions at which the memory is cleared.", rich_help_panel=PROBES
+        ),
     ] = "8192",
     krcu_bin: Annotated[
-        int, typer.Option(metavar="TOKENS", help="KRCU: the width of a bin.", rich_help_panel=PROBES)
+        int, typer.Option(metavar="TOKENS", help="KRCU: width of a bin.", rich_help_panel=PROBES)
     ] = 1024,
     krcu_end: Annotated[
-        int, typer.Option(metavar="TOKENS", help="KRCU: where the last bin ends.", rich_help_panel=PROBES)
+        int, typer.Option(metavar="TOKENS", help="KRCU: position at which the last bin ends.", rich_help_panel=PROBES)
     ] = 30720,
     truncation: Annotated[
         bool,
-        typer.Option(
-            "--truncation", help="What knowing only the last tokens of a piece costs.", rich_help_panel=PROBES
-        ),
+        typer.Option("--truncation", help="Measure what a shorter context costs.", rich_help_panel=PROBES),
     ] = False,
-    keep: Annotated[
+    context: Annotated[
         str,
-        typer.Option(metavar="TOKENS,...", help="Truncation: how many are known.", rich_help_panel=PROBES),
+        typer.Option(metavar="TOKENS,...", help="Truncation: context lengths.", rich_help_panel=PROBES),
     ] = "1024,4096,8192,16384",
     buckets: Annotated[
         str,
         typer.Option(
             metavar="TOKENS,...",
-            help="Truncation: the positions at which rows of the table begin, and where the last one ends.",
+            help="Truncation: positions at which rows of the table begin, and at which the last one ends.",
             rich_help_panel=PROBES,
         ),
     ] = "1024,4096,8192,16384,24576,32768",
     block: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Truncation: tokens scored together.", rich_help_panel=PROBES)
+        int,
+        typer.Option(
+            metavar="TOKENS", help="Truncation: tokens in a block, which are scored together.", rich_help_panel=PROBES
+        ),
     ] = 1024,
-    blocks: Annotated[
-        int, typer.Option(metavar="N", help="Truncation: blocks scored in each row.", rich_help_panel=PROBES)
-    ] = 32,
+    blocks: Annotated[int, typer.Option(metavar="N", help="Truncation: blocks per row.", rich_help_panel=PROBES)] = 32,
     returns: Annotated[
         bool,
         typer.Option(
             "--returns",
-            help="How much better themes are predicted when they come back; for stores of the built-in pianist.",
+            help="Measure how much better returning themes are predicted. Needs a store of the built-in pianist.",
             rich_help_panel=PROBES,
         ),
     ] = False,
@@ -102,7 +105,7 @@ def evaluate(
         typer.Option(
             metavar="N",
             min=0,
-            help="Read N returns of each kind and distance again with what they return to forgotten.",
+            help="Score N returns of each kind and distance again without what they return to. Needs --returns.",
             rich_help_panel=PROBES,
         ),
     ] = 0,
@@ -111,7 +114,7 @@ def evaluate(
         typer.Option(
             metavar="TOKENS",
             min=0,
-            help="Leave out so many tokens of each return, by which it is first recognised.",
+            help="Tokens to leave out at the beginning of each return, where it cannot be recognised yet.",
             rich_help_panel=PROBES,
         ),
     ] = 16,
@@ -119,30 +122,27 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Compare every model with this one, by its checkpoint or its name in the tables.",
+            help="Model to compare all others with: its checkpoint, or its name in the tables.",
             show_default="every pair",
         ),
     ] = None,
-    lanes: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Pieces read side by side: more memory, less time.")
-    ] = 4,
+    lanes: Annotated[int, typer.Option(metavar="N", min=1, help="Batch size: pieces read side by side.")] = 4,
     device: DeviceOption = "auto",
     png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the loss by position in the piece into this file.")
+        Path | None, typer.Option(metavar="FILE", help="Draw the loss by position in the piece into this file, too.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="Write the numbers (JSON) and a figure of each kind there."),
+        typer.Option("--out", "-o", metavar="FOLDER", help="Folder for the numbers (JSON) and all figures."),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score every token of a split's pieces, read whole, and print the perplexity.
 
-    With a 95 % interval over pieces, and beside it what the model makes of short contexts and what a bigram model
-    fitted to the store's training split makes of the same tokens. Several checkpoints are compared: in one table and
-    one figure of each kind, with paired sign-flip tests over pieces, corrected for how many they are (Holm). Fewer than
-    six pieces have neither intervals nor tests.
+    The perplexity has a 95 % interval over pieces. Beside it stand the perplexity with short contexts and that of a
+    bigram model fitted to the store's training split. Several checkpoints are compared in the same tables and figures,
+    by paired sign-flip tests over pieces with Holm's correction. Fewer than six pieces get neither intervals nor tests.
     """
     from dsmr.evaluation.figures import draw, draw_positions
     from dsmr.evaluation.models import Questions, check_baseline, differences, labels, probe, to_dict
@@ -163,7 +163,9 @@ def evaluate(
             check_baseline(baseline, names)
     with reading_input():
         resets = Resets(_numbers("--reset-at", reset_at), krcu_bin, krcu_end) if krcu else None
-        cuts = Cuts(_numbers("--keep", keep), _numbers("--buckets", buckets), block, blocks) if truncation else None
+        cuts = (
+            Cuts(_numbers("--context", context), _numbers("--buckets", buckets), block, blocks) if truncation else None
+        )
     where = choose_device(device)
     with reading_input():
         store = open_store(data, split)
@@ -173,11 +175,10 @@ def evaluate(
     for checkpoint, label in zip(checkpoints, names, strict=True):
         with reading_input():
             model, info = load_checkpoint(checkpoint, where)
-        with progress_bar(f"scoring tokens: {label}") as progress, reading_input():
+        with Audience(stderr, "scoring") as audience, reading_input():
+            show = _showing(audience, label)
             found.append(
-                probe(
-                    model, store, split, plan, label=label, checkpoint=checkpoint, digest=info.digest, progress=progress
-                )
+                probe(model, store, split, plan, label=label, checkpoint=checkpoint, digest=info.digest, progress=show)
             )
     seconds = time.monotonic() - begun
     compared = differences(found, baseline)
@@ -200,6 +201,11 @@ def evaluate(
             print_probed(found, compared)
             scored = sum(model.scored for model in found)
             stdout.print(f"{scored:,} tokens scored in {seconds:.1f} s, {scored / seconds:,.0f} tokens/s")
+
+
+def _showing(audience: Audience, label: str) -> Callable[[int, int], None]:
+    """What to call with the tokens scored and those there are, of the model of this name."""
+    return lambda done, total: audience.show(done, total, f"{done:,} of {total:,} tokens", label)
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

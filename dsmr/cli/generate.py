@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dsmr.audience import Audience
 from dsmr.cli.terminal import (
     BadInput,
     CommandError,
@@ -19,7 +20,6 @@ from dsmr.cli.terminal import (
     check_file,
     choose_device,
     print_json,
-    progress_bar,
     reading_input,
     stderr,
     stdout,
@@ -35,17 +35,22 @@ MUSIC, SAMPLING, SPEED = "Music", "Sampling", "Speed"
 
 def generate(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Its folder, or owner/name on the Hugging Face Hub.")
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint, or owner/name on the Hugging Face Hub.")
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="FILE.mid", help="The MIDI file to write; takes are numbered: FILE-1.mid."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE.mid",
+            help="MIDI file to write; several takes become FILE-1.mid, FILE-2.mid ...",
+        ),
     ],
     wav: Annotated[bool, typer.Option("--wav", help="Write FILE.wav, too.")] = False,
-    png: Annotated[bool, typer.Option("--png", help="Draw FILE.png, too: a piano roll.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Draw a piano roll into FILE.png, too.")] = False,
     soundfont: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.sf2", help="Write FILE.wav with FluidSynth instead of a simple built-in string."),
+        typer.Option(metavar="FILE.sf2", help="Write FILE.wav, played by FluidSynth with this SoundFont."),
     ] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -55,77 +60,90 @@ def generate(
         typer.Option(
             metavar="SECONDS",
             min=0.01,
-            help="How much new music to make.",
-            show_default="60, if there is no --tokens",
+            help="Length of the new music.",
+            show_default="60, unless there is --tokens",
             rich_help_panel=MUSIC,
         ),
     ] = None,
     tokens: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="End after so many new tokens, about 42 a second.", rich_help_panel=MUSIC
+            metavar="TOKENS",
+            min=1,
+            help="Length of the new music in tokens, about 42 per second.",
+            rich_help_panel=MUSIC,
         ),
     ] = None,
     at_end: Annotated[
         Literal["forbid", "stop", "restart"],
         typer.Option(
-            help="Where the model would end the piece: play on, stop, or begin another one.", rich_help_panel=MUSIC
+            help="What to do where the model would end the piece: play on, stop, or begin another one.",
+            rich_help_panel=MUSIC,
         ),
     ] = "forbid",
     prompt: Annotated[
-        Path | None, typer.Option(metavar="FILE.mid", help="Continue this music.", rich_help_panel=MUSIC)
+        Path | None, typer.Option(metavar="FILE.mid", help="Music to continue.", rich_help_panel=MUSIC)
     ] = None,
     include_prompt: Annotated[
         bool,
         typer.Option(
             "--include-prompt/--only-new",
-            help="Write the prompt as it is, pedal and tempo too, and what continues it.",
+            help="Write the prompt, too, as it is, with its pedal and tempo.",
             rich_help_panel=MUSIC,
         ),
     ] = False,
     takes: Annotated[
-        int, typer.Option(metavar="N", min=1, help="How many to make, side by side.", rich_help_panel=MUSIC)
+        int, typer.Option(metavar="N", min=1, help="Takes to make, side by side.", rich_help_panel=MUSIC)
     ] = 1,
     temperature: Annotated[
         float,
         typer.Option(
-            metavar="X", help="Below 1 safer, above 1 wilder; 0 always takes the likeliest.", rich_help_panel=SAMPLING
+            metavar="X",
+            help="Sampling temperature: below 1 safer, above 1 wilder; 0: always the likeliest token.",
+            rich_help_panel=SAMPLING,
         ),
     ] = 1.0,
     top_p: Annotated[
         float,
-        typer.Option(metavar="P", help="Keep the likeliest tokens that make up so much.", rich_help_panel=SAMPLING),
+        typer.Option(
+            metavar="P",
+            help="Nucleus sampling: keep the likeliest tokens that have this probability together.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = 1.0,
     min_p: Annotated[
         float,
         typer.Option(
-            metavar="P", help="Drop tokens less likely than this part of the likeliest.", rich_help_panel=SAMPLING
+            metavar="P",
+            help="Drop tokens whose probability is below this fraction of the likeliest one's.",
+            rich_help_panel=SAMPLING,
         ),
     ] = 0.0,
     seed: SeedOption = 0,
     engine: Annotated[
         Literal["auto", "native", "python"],
         typer.Option(
-            help="What makes a step: C++, which needs a CPU, or PyTorch; **auto** takes C++ where it can.",
+            help="**native** (C++, for CPUs) or **python** (PyTorch); **auto**: native where possible.",
             rich_help_panel=SPEED,
         ),
     ] = "auto",
     weights: Annotated[
         Literal["float32", "bf16", "int8"],
-        typer.Option(help="How the native engine keeps weights: fewer bits are faster.", rich_help_panel=SPEED),
+        typer.Option(help="Type of the native engine's weights; fewer bits are faster.", rich_help_panel=SPEED),
     ] = "float32",
-    memory: Annotated[
+    storage: Annotated[
         Literal["bf16", "int8", "float8_e4m3"] | None,
         typer.Option(
-            help="Keep memory in fewer bits; bf16 is for the native engine.",
+            help="Type of the memory's entries; bf16 needs the native engine.",
             show_default="the model's type",
             rich_help_panel=SPEED,
         ),
     ] = None,
 ) -> None:
-    """Make new piano music: a MIDI file, and sound and a picture of it if wanted.
+    """Make new piano music: a MIDI file, with sound and a picture if you like.
 
-    Memory stays constant however long the music gets. Take I depends on the seed and I alone.
+    Memory stays constant, however long the music is. The seed and the number of a take decide what is played, however
+    many takes there are.
     """
     from dsmr.generation.decoding import Decoding
     from dsmr.generation.sampling import Sampling
@@ -139,7 +157,7 @@ def generate(
     if soundfont is not None and not soundfont.is_file():
         raise BadInput(f"--soundfont: expected an .sf2 file, got {soundfont}, which is no file")
     if include_prompt and prompt is None:
-        raise BadInput("--include-prompt: there is no --prompt")
+        raise BadInput("--include-prompt: expected it together with --prompt, got it alone")
     names = [out] if takes == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(takes)]
     wanted = [".wav"] * (wav or soundfont is not None) + [".png"] * png
     for name in names:
@@ -147,7 +165,7 @@ def generate(
             check_file(path, force)
     where = choose_device(device)
     with reading_input():
-        sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, memory)
+        sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, storage)
         played, tempo = (None, None) if prompt is None else read_midi_with_tempo(prompt)
         model, _ = load_checkpoint(checkpoint, where)
         choice = decoding.choose(model)
@@ -157,12 +175,17 @@ def generate(
     with ExitStack() as within:
         if where.type == "cpu" and choice.engine == "python":
             within.enter_context(torch_threads(1))  # a token's products are too small to share: waiting costs more
-        bar = within.enter_context(progress_bar("generating"))
+        audience = within.enter_context(Audience(stderr, "generating"))
 
         def show(progress: Pace) -> None:
             done, total = (progress.tokens, tokens) if tokens else (progress.music_seconds, seconds)
-            speed = f"{progress.tokens_per_second:,.0f} tokens/s, {progress.real_time_factor:.1f} x real time"
-            bar(done, (total or 0) * takes, speed)
+            audience.show(
+                done,
+                (total or 0) * takes,
+                f"{progress.tokens:,} tokens",
+                f"{progress.tokens_per_second:,.0f} tok/s",
+                f"{progress.real_time_factor:.1f} x real time",
+            )
 
         made = make_takes(
             model,

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import DownloadColumn, TransferSpeedColumn
+from rich.filesize import decimal
 
+from dsmr.audience import Audience
 from dsmr.cli.terminal import (
+    Command,
     CommandError,
     ForceOption,
+    Group,
     Interrupted,
     JsonOption,
     check_file,
     explained,
     naming,
     print_json,
-    progress_bar,
     reading_input,
+    stderr,
     stdout,
 )
 
@@ -29,33 +32,35 @@ if TYPE_CHECKING:
     from dsmr.corpus.prepare import PrepareReport
 
 app = typer.Typer(
-    help="Turn MIDI files, or music by the built-in pianist, into a token store: one file that training reads.",
+    cls=Group,
+    help="Turn MIDI files, or music by the built-in pianist, into a token store, the one file that training reads.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="STORE", help="The store to write.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="STORE", help="Token store to write.")]
 WorkersOption = Annotated[
-    int | None, typer.Option(metavar="N", min=0, help="Processes; 0: none but this one.", show_default="all cores")
+    int | None,
+    typer.Option(metavar="N", min=0, help="Worker processes; 0: work in this process.", show_default="one per core"),
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def maestro(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="The release's folder or zip file; the folder to download to.")
+        Path, typer.Argument(metavar="PATH", help="Folder or zip file of the release; with --download a folder.")
     ],
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch MAESTRO v3.0.0 into PATH first (58 MB, CC BY-NC-SA 4.0).")
+        bool, typer.Option("--download", help="Download MAESTRO v3.0.0 to PATH first (58 MB, CC BY-NC-SA 4.0).")
     ] = False,
     out: OutOption = Path("data/maestro.tokens"),
     workers: WorkersOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Prepare MAESTRO, or a corpus laid out like it, with the splits of its table.
+    """Prepare MAESTRO, or a corpus of the same layout, with the splits of its table.
 
-    Files that cannot be used are left out; STORE.left-out.tsv lists them, each with the reason.
+    Files that cannot be used are left out. STORE.left-out.tsv lists them with the reasons.
     """
     from dsmr.corpus.prepare import prepare_maestro
 
@@ -63,25 +68,25 @@ def maestro(
     if download:
         path = _download(path)
     begun = time.monotonic()
-    with _to_the_end(out), progress_bar("reading") as progress:
-        report = prepare_maestro(path, out, workers=workers, progress=progress)
+    with _to_the_end(out), Audience(stderr, "reading", "files") as audience:
+        report = prepare_maestro(path, out, workers=workers, progress=audience.show)
     _tell(report, time.monotonic() - begun, as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def folder(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder; those below it are searched too.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of MIDI files, with all folders in it.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="STORE", help="The store to write.", show_default="data/<folder>.tokens"),
+        typer.Option("--out", "-o", metavar="STORE", help="Token store to write.", show_default="data/<folder>.tokens"),
     ] = None,
-    validation: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to validate on.")] = 0.05,
-    test: Annotated[float, typer.Option(metavar="X", help="Part of the pieces to test on.")] = 0.05,
+    validation: Annotated[float, typer.Option(metavar="X", help="Fraction of the pieces for validation.")] = 0.05,
+    test: Annotated[float, typer.Option(metavar="X", help="Fraction of the pieces for testing.")] = 0.05,
     group_by: Annotated[
         str,
         typer.Option(
             metavar="name|parent|TABLE",
-            help="What stays in one split: files of one **name**; those of one folder, the **parent**; those of one "
+            help="What stays in one split: files of one **name**, files of one folder (**parent**), or files of one "
             "group in a .csv table with the columns path and group.",
         ),
     ] = "name",
@@ -91,15 +96,15 @@ def folder(
 ) -> None:
     """Prepare every .mid, .midi and .rmi file in a folder.
 
-    Splits follow from the groups' names alone; a warning says if nearly the same music lies in two of them. Files
-    that cannot be used are left out; STORE.left-out.tsv lists them, each with the reason.
+    The name of a group decides its split, whatever else is in the folder. A warning tells if two splits hold nearly
+    the same music. Files that cannot be used are left out. STORE.left-out.tsv lists them with the reasons.
     """
     from dsmr.corpus.prepare import prepare_folder
 
     out = out or Path("data") / f"{path.resolve().name}.tokens"
     _check(out, force)
     begun = time.monotonic()
-    with _to_the_end(out), progress_bar("reading") as progress:
+    with _to_the_end(out), Audience(stderr, "reading", "files") as audience:
         report = prepare_folder(
             path,
             out,
@@ -107,33 +112,33 @@ def folder(
             test=test,
             group_by="name" if group_by == "name" else "parent" if group_by == "parent" else Path(group_by),
             workers=workers,
-            progress=progress,
+            progress=audience.show,
         )
     _tell(report, time.monotonic() - begun, as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def pianist(
     out: OutOption = Path("data/pianist.tokens"),
-    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="About how many tokens to compose.")] = (2_000_000),
-    shortest: Annotated[int, typer.Option(metavar="N", help="Tokens of the shortest pieces, about.")] = 2_000,
-    longest: Annotated[int, typer.Option(metavar="N", help="Tokens of the longest pieces, about.")] = 30_000,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Another seed composes other pieces.")] = 0,
+    tokens: Annotated[int, typer.Option(metavar="TOKENS", min=1, help="Length of the corpus, about.")] = (2_000_000),
+    shortest: Annotated[int, typer.Option(metavar="TOKENS", help="Length of the shortest pieces, about.")] = 2_000,
+    longest: Annotated[int, typer.Option(metavar="TOKENS", help="Length of the longest pieces, about.")] = 30_000,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed: another one composes other pieces.")] = 0,
     workers: WorkersOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Let the built-in pianist compose a corpus; nothing is downloaded.
 
-    A tenth of its pieces is for validation and a tenth for testing. Which passages return is labelled in the store.
+    A tenth of the pieces is for validation and a tenth for testing. The store says which passages return where.
     """
     from dsmr.corpus.prepare import prepare_pianist
 
     _check(out, force)
     begun = time.monotonic()
-    with _to_the_end(out), progress_bar("composing") as progress:
+    with _to_the_end(out), Audience(stderr, "composing", "pieces") as audience:
         report = prepare_pianist(
-            out, seed=seed, tokens=tokens, shortest=shortest, longest=longest, workers=workers, progress=progress
+            out, seed=seed, tokens=tokens, shortest=shortest, longest=longest, workers=workers, progress=audience.show
         )
     _tell(report, time.monotonic() - begun, as_json)
 
@@ -169,8 +174,10 @@ def _download(folder: Path) -> Path:
     from dsmr.corpus.download import download_maestro
 
     try:
-        with progress_bar("downloading", DownloadColumn(), TransferSpeedColumn()) as progress:
-            return download_maestro(folder, progress)
+        with Audience(stderr, "downloading") as audience:
+            return download_maestro(
+                folder, lambda done, total: audience.show(done, total, f"{decimal(done)} of {decimal(total)}")
+            )
     except OSError as error:
         raise CommandError(explained(error)) from error
     except ValueError as error:

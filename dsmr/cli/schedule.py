@@ -10,40 +10,63 @@ import typer
 from dsmr.cli.terminal import BadInput, ForceOption, JsonOption, check_file, print_json, reading_input, stdout, writing
 
 if TYPE_CHECKING:
+    from dsmr.model.schedules import MemoryFormat, Schedule
     from dsmr_kernels import Retention
 
-SHAPE = "Shape"
+SCHEDULE, MEMORY = "Schedule: how far back each layer remembers", "Memory: bytes per token"
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
+SHAPING = ("budget", "horizons", "long_layers", "ratio", "longest", "stride", "stride_keep")
+"""Names of the options that shape a schedule, the same here and in `dsmr train`."""
+
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKENS|SIZE",
+        help="Memory of all layers together: tokens (**24576**), or bytes per lane (**64MB**, **1.5GiB**).",
+        rich_help_panel=SCHEDULE,
+    ),
+]
 HorizonsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="M0,M1,...",
+        metavar="TOKENS,...",
         help="Horizons of an **explicit** schedule, the lowest layer's first.",
-        rich_help_panel=SHAPE,
+        rich_help_panel=SCHEDULE,
     ),
 ]
 LongLayersOption = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Long layers of a two-scale schedule.", show_default="a quarter", rich_help_panel=SHAPE
+        metavar="N",
+        help="Long layers of a two-scale schedule.",
+        show_default="a quarter",
+        rich_help_panel=SCHEDULE,
     ),
 ]
 RatioOption = Annotated[
     float,
     typer.Option(
-        metavar="X", help="Longest horizon / shortest, of two-scale and progressive schedules.", rich_help_panel=SHAPE
+        metavar="X",
+        help="Longest horizon / shortest, of two-scale and progressive schedules.",
+        rich_help_panel=SCHEDULE,
     ),
 ]
 LongestOption = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Tokens that **full** remembers.", rich_help_panel=SHAPE)
+    int,
+    typer.Option(
+        min=1, metavar="TOKENS", help="Longest piece: the horizon of every layer of **full**.", rich_help_panel=SCHEDULE
+    ),
 ]
 StrideOption = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Keep one in every so many tokens.", show_default="all", rich_help_panel=SHAPE),
+    typer.Option(
+        metavar="N", help="Remember one of every N tokens.", show_default="every token", rich_help_panel=SCHEDULE
+    ),
 ]
-KeepOption = Annotated[
-    Literal["last", "random"], typer.Option("--stride-keep", help="Which one of them.", rich_help_panel=SHAPE)
+StrideKeepOption = Annotated[
+    Literal["last", "random"] | None,
+    typer.Option(help="Which of the N tokens of --stride.", show_default="last", rich_help_panel=SCHEDULE),
 ]
 
 
@@ -57,53 +80,46 @@ def schedule(
         ),
     ],
     layers: Annotated[int, typer.Option(metavar="N", help="Layers of the model.")] = 8,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|SIZE",
-            help="What all layers may remember together: tokens (**24576**), or bytes per lane (**64MB**, **1.5GiB**).",
-            show_default="a quarter of the layers at 8192, the rest at 512",
-        ),
-    ] = None,
-    kv_heads: Annotated[int, typer.Option(metavar="N", help="KV heads of a layer.")] = 8,
-    head_dim: Annotated[int, typer.Option(metavar="N", help="Numbers in a head.")] = 64,
-    storage: Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16, fp16, int8 or float8_e4m3.")] = "fp32",
-    segment: Annotated[int, typer.Option(metavar="N", help="Tokens of a segment.")] = 1024,
+    segment: Annotated[int, typer.Option(metavar="TOKENS", help="Length of a segment.")] = 1024,
+    window: Annotated[
+        Literal["segment", "token"],
+        typer.Option(help="Where a horizon is counted from: the beginning of the segment, or each token."),
+    ] = "segment",
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the schedule into this file, too.")] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    budget: BudgetOption = None,
     horizons: HorizonsOption = None,
     long_layers: LongLayersOption = None,
     ratio: RatioOption = 16.0,
     longest: LongestOption = 32_768,
     stride: StrideOption = None,
-    keep: KeepOption = "last",
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into this file as well.")] = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
+    stride_keep: StrideKeepOption = None,
+    kv_heads: Annotated[int, typer.Option(metavar="N", help="KV heads.", rich_help_panel=MEMORY)] = 8,
+    head_dim: Annotated[int, typer.Option(metavar="N", help="Size of a head.", rich_help_panel=MEMORY)] = 64,
+    storage: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="**fp32**, **bf16**, **fp16**, **int8** or **float8_e4m3**.",
+            rich_help_panel=MEMORY,
+        ),
+    ] = "fp32",
 ) -> None:
     """Print what each layer remembers: horizon, bytes per lane, and how far back its output can reach.
 
-    Schedules of one budget can be compared; models that differ in nothing else, too.
+    Without --budget it is sized as if a quarter of the layers remembered 8,192 tokens and the others 512. Compare
+    schedules at equal budgets.
     """
     from dsmr.cli.schedule_table import schedule_table
-    from dsmr.model.schedules import MemoryFormat, make_schedule
+    from dsmr.model.schedules import MemoryFormat
 
     if png is not None:
         check_file(png, force)
-    tokens, size = parse_budget(budget)
     with reading_input():
         memory = MemoryFormat(kv_heads, head_dim, storage)
-        made = make_schedule(
-            name,
-            layers,
-            budget_tokens=tokens,
-            budget_bytes=size,
-            memory=memory,
-            horizons=parse_horizons(horizons),
-            long_layers=long_layers,
-            ratio=ratio,
-            longest=longest,
-            retention=make_retention(stride, keep),
-        )
-        reach = made.reach(segment)
+        made = shaped(name, layers, memory, budget, horizons, long_layers, ratio, longest, stride, stride_keep)
+        reach = made.reach(segment, window)
     try:
         if png is not None:
             from dsmr.model.schedule_bars import schedule_bars
@@ -123,7 +139,37 @@ def schedule(
                 }
             )
         else:
-            stdout.print(schedule_table(made, memory=memory, segment=segment, longest=longest))
+            stdout.print(schedule_table(made, memory=memory, segment=segment, window=window, longest=longest))
+
+
+def shaped(
+    name: str,
+    layers: int,
+    memory: MemoryFormat,
+    budget: str | None,
+    horizons: str | None,
+    long_layers: int | None,
+    ratio: float,
+    longest: int,
+    stride: int | None,
+    stride_keep: Literal["last", "random"] | None,
+) -> Schedule:
+    """The schedule that options describe; `memory` says what a budget in bytes is counted in. ValueError, BadInput."""
+    from dsmr.model.schedules import make_schedule
+
+    tokens, size = parse_budget(budget)
+    return make_schedule(
+        name,
+        layers,
+        budget_tokens=tokens,
+        budget_bytes=size,
+        memory=memory,
+        horizons=parse_horizons(horizons),
+        long_layers=long_layers,
+        ratio=ratio,
+        longest=longest,
+        retention=make_retention(stride, stride_keep),
+    )
 
 
 def parse_budget(text: str | None) -> tuple[int | None, int | None]:
@@ -149,8 +195,10 @@ def parse_horizons(text: str | None) -> list[int] | None:
         raise BadInput(f"--horizons: expected whole numbers separated by commas, got {text!r}") from error
 
 
-def make_retention(stride: int | None, keep: Literal["last", "random"]) -> Retention | None:
+def make_retention(stride: int | None, keep: Literal["last", "random"] | None) -> Retention | None:
     """Which tokens become memory entries; None keeps all. ValueError for an impossible stride."""
     from dsmr_kernels import Retention
 
-    return None if stride is None else Retention(stride, keep)
+    if stride is None and keep is not None:
+        raise BadInput(f"--stride-keep: expected it together with --stride, got {keep} alone")
+    return None if stride is None else Retention(stride, keep or "last")

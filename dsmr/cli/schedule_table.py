@@ -8,19 +8,29 @@ from rich.text import Text
 
 from dsmr.model.schedules import LONGEST_PIECE, MemoryFormat, Schedule, make_schedule
 from dsmr.units import format_bytes
+from dsmr_kernels.geometry import Window
 
 
-def schedule_table(schedule: Schedule, *, memory: MemoryFormat, segment: int, longest: int = LONGEST_PIECE) -> Table:
+def schedule_table(
+    schedule: Schedule,
+    *,
+    memory: MemoryFormat,
+    segment: int,
+    window: Window = "segment",
+    longest: int = LONGEST_PIECE,
+) -> Table:
     """A table for the terminal: each layer's horizon as a bar, its bytes and reach, and the total against `full`.
 
     Args:
         schedule: what to draw.
         memory: what an entry is made of.
         segment: T, the longest segment; rings are sized for one in flight.
+        window: what reach is counted by, see `Schedule.reach`.
         longest: the horizon of the `full` schedule to compare with.
     """
     full = make_schedule("full", len(schedule.horizons), longest=longest)
     share = schedule.total / full.total
+    reaches = schedule.reach(segment, window)
     lines = [
         f"{memory.kv_heads} KV heads of {memory.head_dim}, {memory.storage}, segments of {segment:,} tokens",
         f"in a model of {memory.kv_heads} heads this is {schedule.name} as it is; in one of more, heads share KV heads",
@@ -29,7 +39,7 @@ def schedule_table(schedule: Schedule, *, memory: MemoryFormat, segment: int, lo
         which = {"last": "the last", "random": "a random one"}[schedule.retention.keep]
         lines.append(f"keeps {which} of every {schedule.retention.stride} tokens")
     lines += [
-        f"receptive field: the last token of a segment can depend on {schedule.receptive_field(segment):,} tokens",
+        f"receptive field: the last token of a segment can depend on {reaches[-1]:,} tokens",
         f"full would be {longest:,} tokens in every layer, {format_bytes(sum(full.horizon_bytes(memory)))} per lane",
         f"this is {share:.1%} of it" + (f": {1 - share:.1%} saved" if share <= 1 else ""),
     ]
@@ -46,9 +56,9 @@ def schedule_table(schedule: Schedule, *, memory: MemoryFormat, segment: int, lo
     table.add_column("", min_width=4, max_width=32)
     table.add_column("memory / lane", Text(format_bytes(sum(seen))), justify="right", no_wrap=True)
     table.add_column("ring / lane", Text(format_bytes(sum(ring))), justify="right", no_wrap=True)
-    table.add_column("reach", Text(f"{schedule.receptive_field(segment):,}"), justify="right", no_wrap=True)
+    table.add_column("reach", Text(f"{reaches[-1]:,}"), justify="right", no_wrap=True)
     widest = max(schedule.horizons)
-    for layer, (horizon, reach) in enumerate(zip(schedule.horizons, schedule.reach(segment), strict=True)):
+    for layer, (horizon, reach) in enumerate(zip(schedule.horizons, reaches, strict=True)):
         bar = ProgressBar(widest, horizon, complete_style="cyan", finished_style="cyan") if horizon else Text()
         table.add_row(
             str(layer), f"{horizon:,}", bar, format_bytes(seen[layer]), format_bytes(ring[layer]), f"{reach:,}"

@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they show progress, refuse to overwrite, and fail."""
+"""What the commands share: where they print, how they refuse to overwrite, and fail."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 from dsmr.files import replaced
 from dsmr.text import escaped
@@ -38,14 +38,34 @@ class Terminal(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print; OutputError if standard output cannot be written."""
-        try:
+        with nullcontext() if self.stderr else to_standard_output():
             super().print(*objects, **options)
-        except OSError as error:
-            if self.stderr:
-                raise
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there would fail again at exit
-            raise OutputError(f"standard output: cannot be written: {explained(error)}") from error
+
+
+@contextmanager
+def to_standard_output() -> Iterator[None]:
+    """Within, an OSError means that standard output cannot be written, and nothing more is written there."""
+    try:
+        yield
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there would fail again at exit
+        raise OutputError(f"standard output: cannot be written: {explained(error)}") from error
+
+
+class _Help:
+    """Help that says so if it cannot be written."""
+
+    def format_help(self, *arguments: Any) -> None:
+        with to_standard_output():
+            super().format_help(*arguments)  # type: ignore[misc]  # of the class that this one is mixed into
+
+
+class Command(_Help, TyperCommand):
+    """A command."""
+
+
+class Group(_Help, TyperGroup):
+    """A command of several commands."""
 
 
 def title_of(*lines: str) -> Text:
@@ -69,16 +89,18 @@ def print_any_name() -> None:
 stdout = Terminal(soft_wrap=True, highlight=False, width=_width())
 stderr = Terminal(stderr=True, soft_wrap=True)
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
-        help="**cpu**, **cuda**, **cuda:1** ...; **auto** takes a GPU if there is one.",
+        help="**cpu**, **cuda**, **cuda:1** ...; **auto**: a GPU if there is one.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(metavar="N", min=0, help="Equal seeds give equal results on equal machines.")]
+SeedOption = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Random seed: the same one gives the same result on the same machine.")
+]
 
 
 class CommandError(Exception):
@@ -196,39 +218,6 @@ def open_store(path: Path, *splits: str) -> TokenStore:
             if not store.indices(split):
                 raise BadInput(f"{path}: expected pieces in the split {split!r}, got none")
     return store
-
-
-class Bar(Protocol):
-    """How a task reports."""
-
-    def __call__(self, done: float, total: float, note: str = "") -> None:
-        """Show how much is done of how much there is, and a note behind the bar."""
-
-
-@contextmanager
-def progress_bar(what: str, *columns: ProgressColumn) -> Iterator[Bar]:
-    """A bar on stderr, if that is a terminal; yields the function to report with.
-
-    Args:
-        what: what is being done, printed before the bar.
-        columns: what is shown behind it besides the time left; by default how much of how much.
-    """
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        *(columns or [MofNCompleteColumn()]),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    ) as bars:
-        task = bars.add_task(escaped(what, stderr.encoding), total=None, note="")
-
-        def report(done: float, total: float, note: str = "") -> None:
-            bars.update(task, completed=done, total=total, note=note)
-
-        yield report
 
 
 def json_text(values: dict[str, Any]) -> str:

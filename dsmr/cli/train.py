@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dsmr.cli.schedule import HorizonsOption, KeepOption, StrideOption, make_retention, parse_horizons
+from dsmr.cli.schedule import (
+    SCHEDULE,
+    SHAPING,
+    BudgetOption,
+    HorizonsOption,
+    LongestOption,
+    LongLayersOption,
+    RatioOption,
+    StrideKeepOption,
+    StrideOption,
+    parse_horizons,
+    shaped,
+)
 from dsmr.cli.terminal import (
     BadInput,
     CommandError,
@@ -23,17 +35,29 @@ from dsmr.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from dsmr.model.checkpoint import CheckpointInfo
     from dsmr.model.config import ModelConfig
-    from dsmr.model.schedules import Schedule
     from dsmr.model.transformer import Transformer
     from dsmr.training import Run, TrainingConfig
-    from dsmr_kernels import Retention
 
-MODEL, OPTIMISATION = "Model: the preset's values, unless told otherwise", "Optimisation"
+BUDGET = "Length of the run: one of the two is needed"
+MODEL = "Model: the preset's values, unless told otherwise"
+OPTIMISATION, AUGMENTATION, KEEPING = "Optimisation", "Augmentation", "Validation, checkpoints and measurements"
 
-SCHEDULE = ("schedule", "budget", "horizons", "stride", "layers")
-SIZES = ("segment", "width", "heads", "kv_heads", "window", "position", "dropout")
+MODEL_SHAPE = ("schedule", "layers", *SHAPING)
+SIZES = (
+    "segment",
+    "width",
+    "heads",
+    "kv_heads",
+    "feed_forward",
+    "window",
+    "position",
+    "position_base",
+    "dropout",
+)
 SETTINGS = (
     "steps",
     "minutes",
@@ -41,125 +65,245 @@ SETTINGS = (
     "accumulate",
     "optimizer",
     "learning_rate",
+    "min_learning_rate",
+    "warmup",
+    "weight_decay",
+    "betas",
+    "clip",
+    "autocast",
+    "compile",
     "semitones",
     "tempo",
     "validations",
-    "compile",
+    "validation_tokens",
+    "log_every",
     "seed",
 )
 """Names of the options that shape the schedule, that are fields of `ModelConfig`, and of `TrainingConfig`."""
 
 
+def _tokens_or_all(text: str | int | None) -> int | None:
+    if text is None or text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise BadInput(f"--validation-tokens: expected a number of tokens, or all, got {text!r}") from error
+
+
+def _switch(text: str) -> bool | str:
+    if text not in ("auto", "on", "off"):
+        raise BadInput(f"--autocast: expected auto, on or off, got {text!r}")
+    return text if text == "auto" else text == "on"
+
+
 def train(
     context: typer.Context,
-    data: Annotated[Path, typer.Option("--data", metavar="STORE", help="The token store to learn from.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="RUN", help="The folder for checkpoints and measurements.")
-    ],
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many steps ...")] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="... or minutes of training, validation apart; one of the two is needed."),
-    ] = None,
-    init_from: Annotated[
-        str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights; the model is theirs, too.")
-    ] = None,
+    data: Annotated[Path, typer.Option("--data", metavar="STORE", help="Token store to learn from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder for checkpoints and measurements.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in RUN, from its newest checkpoint.")
+        bool, typer.Option("--resume", help="Continue the run in RUN from its newest checkpoint.")
     ] = False,
-    keep: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Keep so many of the newest checkpoints, besides the best.")
-    ] = 2,
-    save_minutes: Annotated[
-        float, typer.Option(metavar="MINUTES", help="Save at least that often, not only after validations.")
-    ] = 10.0,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the step: minutes at first, then faster on GPUs.")
-    ] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Start from the model and the weights of this checkpoint."),
+    ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard as well.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run that is there, and nothing else.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in RUN, and nothing else there.")] = False,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.", rich_help_panel=BUDGET)] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            help="Minutes of training, without validation and saving. With both, whichever ends first.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
     preset: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="tiny (1 M parameters), small (5 M), base (25 M) or large (85 M).",
+            help="**tiny** (1 M parameters), **small** (5 M), **base** (25 M) or **large** (85 M).",
             rich_help_panel=MODEL,
         ),
     ] = "tiny",
-    schedule: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Horizon schedule, see **dsmr schedule**.", rich_help_panel=MODEL),
-    ] = None,
-    budget: Annotated[
-        int | None,
-        typer.Option(metavar="TOKENS", help="What all layers remember together, of --schedule.", rich_help_panel=MODEL),
-    ] = None,
-    horizons: HorizonsOption = None,
-    stride: StrideOption = None,
-    stride_keep: KeepOption = "last",
-    layers: Annotated[
-        int | None, typer.Option(metavar="N", help="Layers, of --schedule.", rich_help_panel=MODEL)
-    ] = None,
     segment: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a segment.", rich_help_panel=MODEL)
+        int | None, typer.Option(metavar="TOKENS", help="Length of a segment.", rich_help_panel=MODEL)
     ] = None,
     width: Annotated[
         int | None, typer.Option(metavar="N", help="Size of the residual stream.", rich_help_panel=MODEL)
     ] = None,
     heads: Annotated[int | None, typer.Option(metavar="N", help="Query heads.", rich_help_panel=MODEL)] = None,
-    kv_heads: Annotated[int | None, typer.Option(metavar="N", help="KV heads.", rich_help_panel=MODEL)] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(metavar="N", help="KV heads; they must divide the query heads.", rich_help_panel=MODEL)
+    ] = None,
+    feed_forward: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Hidden size of the feed-forward network, in multiples of --width.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     window: Annotated[
         Literal["segment", "token"] | None,
-        typer.Option(help="What a horizon is counted from.", rich_help_panel=MODEL),
+        typer.Option(
+            help="Where a horizon is counted from: the beginning of the segment, or each token.", rich_help_panel=MODEL
+        ),
     ] = None,
     position: Annotated[
-        Literal["sinusoidal", "rotary"] | None, typer.Option(help="Position signal.", rich_help_panel=MODEL)
+        Literal["sinusoidal", "rotary"] | None, typer.Option(help="Position encoding.", rich_help_panel=MODEL)
     ] = None,
-    dropout: Annotated[float | None, typer.Option(metavar="X", help="Probability.", rich_help_panel=MODEL)] = None,
-    fsdp: Annotated[
-        bool,
-        typer.Option("--fsdp", help="Spread the parameters over the processes.", rich_help_panel=OPTIMISATION),
-    ] = False,
+    position_base: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Base of the position encoding's wavelengths.", rich_help_panel=MODEL),
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(metavar="P", help="Dropout probability.", rich_help_panel=MODEL)
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Horizon schedule, which **dsmr schedule NAME** draws. The options below need it.",
+            show_default="the preset's",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Layers.", show_default="the preset's", rich_help_panel=SCHEDULE),
+    ] = None,
+    budget: BudgetOption = None,
+    horizons: HorizonsOption = None,
+    long_layers: LongLayersOption = None,
+    ratio: RatioOption = 16.0,
+    longest: LongestOption = 32_768,
+    stride: StrideOption = None,
+    stride_keep: StrideKeepOption = None,
     lanes: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Pieces read side by side, by all processes together.", rich_help_panel=OPTIMISATION
+            metavar="N",
+            help="Batch size: pieces read side by side, over all processes.",
+            rich_help_panel=OPTIMISATION,
         ),
     ] = 4,
     accumulate: Annotated[
-        int, typer.Option(metavar="N", help="Segments of every lane in a step.", rich_help_panel=OPTIMISATION)
+        int,
+        typer.Option(
+            metavar="N", help="Gradient accumulation: segments per lane and step.", rich_help_panel=OPTIMISATION
+        ),
     ] = 1,
     optimizer: Annotated[
         Literal["adamw", "muon"],
-        typer.Option(help="Muon learns more from a token, at about 5 times the rate.", rich_help_panel=OPTIMISATION),
+        typer.Option(
+            help="**muon** learns more per token, at about 5 times the learning rate.", rich_help_panel=OPTIMISATION
+        ),
     ] = "adamw",
     learning_rate: Annotated[
-        float, typer.Option(metavar="X", help="The highest.", rich_help_panel=OPTIMISATION)
+        float, typer.Option(metavar="X", help="Peak learning rate.", rich_help_panel=OPTIMISATION)
     ] = 1e-3,
+    min_learning_rate: Annotated[
+        float,
+        typer.Option(metavar="X", help="Learning rate at the end of the cosine decay.", rich_help_panel=OPTIMISATION),
+    ] = 0.0,
+    warmup: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            help="Warm-up: fraction of the run in which the learning rate rises from 0.",
+            rich_help_panel=OPTIMISATION,
+        ),
+    ] = 0.02,
+    weight_decay: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Weight decay of matrices; the embedding is exempt.", rich_help_panel=OPTIMISATION
+        ),
+    ] = 0.1,
+    betas: Annotated[
+        tuple[float, float], typer.Option(metavar="X X", help="Betas of AdamW.", rich_help_panel=OPTIMISATION)
+    ] = (0.9, 0.95),
+    clip: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Gradient clipping: largest norm of the gradient.", rich_help_panel=OPTIMISATION
+        ),
+    ] = 1.0,
+    autocast: Annotated[
+        Any,
+        typer.Option(
+            parser=_switch,
+            metavar="auto|on|off",
+            help="Mixed precision (bfloat16); **auto**: on GPUs that have it.",
+            rich_help_panel=OPTIMISATION,
+        ),
+    ] = "auto",
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the step: takes minutes, then GPUs are faster.", rich_help_panel=OPTIMISATION
+        ),
+    ] = False,
+    fsdp: Annotated[
+        bool,
+        typer.Option("--fsdp", help="Shard the parameters over the processes.", rich_help_panel=OPTIMISATION),
+    ] = False,
     semitones: Annotated[
-        int, typer.Option(metavar="N", help="Transpose pieces by up to so many.", rich_help_panel=OPTIMISATION)
+        int, typer.Option(metavar="N", help="Transpose pieces by up to N semitones.", rich_help_panel=AUGMENTATION)
     ] = 3,
     tempo: Annotated[
-        float, typer.Option(metavar="X", help="Change tempi by up to this fraction.", rich_help_panel=OPTIMISATION)
+        float,
+        typer.Option(metavar="X", help="Change tempi by up to this fraction.", rich_help_panel=AUGMENTATION),
     ] = 0.05,
     validations: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="How often to validate and save; by --minutes less often if it would take over a tenth of them.",
-            rich_help_panel=OPTIMISATION,
+            help="Validations, spread evenly over the run. With --minutes there are fewer "
+            "where they would take over a tenth of the time.",
+            rich_help_panel=KEEPING,
         ),
     ] = 10,
+    validation_tokens: Annotated[
+        Any,
+        typer.Option(
+            parser=_tokens_or_all,
+            metavar="TOKENS|all",
+            help="Tokens scored by a validation: beginnings of as many pieces as possible, always the same.",
+            rich_help_panel=KEEPING,
+        ),
+    ] = 32_768,
+    keep: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Newest checkpoints to keep, besides the best.", rich_help_panel=KEEPING),
+    ] = 2,
+    save_minutes: Annotated[
+        float,
+        typer.Option(
+            metavar="MINUTES",
+            help="Longest time between two checkpoints. There is one after every validation anyway.",
+            rich_help_panel=KEEPING,
+        ),
+    ] = 10.0,
+    log_every: Annotated[
+        int, typer.Option(metavar="STEPS", help="Steps per row of RUN/metrics.jsonl.", rich_help_panel=KEEPING)
+    ] = 10,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write RUN/tensorboard, too.", rich_help_panel=KEEPING),
+    ] = False,
 ) -> None:
     """Train a model on whole pieces.
 
-    RUN/best and RUN/last will be its checkpoints, RUN/metrics.jsonl the measurements. Ctrl-C saves and ends the run,
-    SIGTERM and a closed terminal too; **--resume** goes on with it, or with one that was killed, as if nothing had
-    happened: give --out, --data and nothing else that the run was begun with, or all of it. With another --steps or
-    --minutes it goes on to that. RUN must be empty or a run's, and one process at a time writes there. The exit code is
-    1 if training diverged or RUN could not be written.
+    RUN/best and RUN/last are its checkpoints, and RUN/metrics.jsonl holds the measurements. RUN must be empty or a
+    run's, and one process at a time writes there. The exit code is 1 if training diverged or RUN could not be written.
+
+    Ctrl-C, SIGTERM and a closed terminal save the run and end it. **--resume** continues it, or one that was killed, as
+    if nothing had happened: give --out and --data; options that the run was begun with may be given again, but not
+    changed. Only --steps or --minutes may be new, which lengthens the run.
 
     Several processes share the lanes: **torchrun --nproc-per-node N -m dsmr train ...**, see docs/scaling.md.
     """
@@ -179,12 +323,12 @@ def train(
         began = read_info(folder.newest()) if resume else None
         config = _training_config(context.params, given, began)
         with own_random_numbers():
-            model = _model(context.params, given, began)
+            model = _model(context.params, given, began, _storage(config, where))
     try:
         with joined(where) as world:
             world.share(config.lanes)  # before anything is removed
             if fsdp and world.size == 1:
-                raise BadInput("--fsdp: there is one process; several are started by torchrun, see docs/scaling.md")
+                raise BadInput("--fsdp: expected several processes, as torchrun starts them (docs/scaling.md), got one")
             check_world(config, world, fsdp)
             run = run_training(
                 model.to(world.device),
@@ -215,8 +359,8 @@ def train(
 
 
 def _print_result(run: Run, out: Path) -> None:
+    from dsmr.audience import Audience
     from dsmr.training import BEST, LAST
-    from dsmr.training.audience import Audience
 
     audience = Audience(stdout)  # the terminal may be gone, and the exit code is still to tell why the run ended
     if run.best_ppl is not None:
@@ -249,7 +393,17 @@ def _training_config(options: dict[str, Any], given: dict[str, Any], began: Chec
     return replace(own, **changes)
 
 
-def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo | None) -> Transformer:
+def _storage(config: TrainingConfig, device: torch.device) -> str:
+    """How memory is stored in training, which is what a budget in bytes is counted in."""
+    import torch
+
+    from dsmr.training.optimisation import make_precision
+
+    with make_precision(config.autocast, device):
+        return "bf16" if torch.is_autocast_enabled(device.type) else "fp32"
+
+
+def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo | None, storage: str) -> Transformer:
     """A new model, one to start from, or one with the configuration of the run that is resumed.
 
     If that run's options are given again they are taken at their word, so that `train` can compare.
@@ -260,44 +414,29 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
     from dsmr.model.transformer import Transformer
 
     if options["init_from"] is not None:
-        _refuse(given, SCHEDULE + SIZES, "the model is that of --init-from")
+        _refuse(given, ("preset", *MODEL_SHAPE, *SIZES), "the model is that of --init-from")
         return load_checkpoint(options["init_from"])[0]
-    if began is not None and not given.keys() & {"preset", "stride_keep", *SCHEDULE, *SIZES}:
+    if began is not None and not given.keys() & {"preset", *MODEL_SHAPE, *SIZES}:
         return Transformer(began.config)
     if options["schedule"] is None:
-        _refuse(given, SCHEDULE, "it needs --schedule")
+        _refuse(given, MODEL_SHAPE, "it needs --schedule")
     torch.manual_seed(options["seed"])  # of the new model's weights
-    return Transformer(_model_config(options))
+    return Transformer(_model_config(options, storage))
 
 
-def _model_config(options: dict[str, Any]) -> ModelConfig:
+def _model_config(options: dict[str, Any], storage: str) -> ModelConfig:
+    """The preset with what was told otherwise; a schedule in the place of its own keeps its layers and its budget."""
     from dsmr.model.config import preset as make_preset
+    from dsmr.model.schedules import MemoryFormat
 
-    changes = {name: options[name] for name in SIZES if options[name] is not None}
-    if options["schedule"] is not None:
-        retention = make_retention(options["stride"], options["stride_keep"])
-        horizons = parse_horizons(options["horizons"])
-        changes["schedule"] = _schedule(
-            options["preset"], options["schedule"], options["budget"], options["layers"], horizons, retention
-        )
-    return make_preset(options["preset"], **changes)
-
-
-def _schedule(
-    preset: str,
-    name: str,
-    budget: int | None,
-    layers: int | None,
-    horizons: list[int] | None,
-    retention: Retention | None,
-) -> Schedule:
-    """A schedule in the place of the preset's, of as many layers and, where a budget shapes it, of the same budget."""
-    from dsmr.model.config import preset as make_preset
-    from dsmr.model.schedules import make_schedule
-
-    own = make_preset(preset).schedule
+    config = make_preset(options["preset"], **{name: options[name] for name in SIZES if options[name] is not None})
+    if (name := options["schedule"]) is None:
+        return config
+    shaping = {each: options[each] for each in SHAPING}
+    if shaping["budget"] is None and name not in ("full", "explicit"):
+        shaping["budget"] = str(config.schedule.total)
+    layers = options["layers"]
     if layers is None:
-        layers = len(horizons or own.horizons)
-    if budget is None and name not in ("full", "explicit"):
-        budget = own.total
-    return make_schedule(name, layers, budget_tokens=budget, horizons=horizons, retention=retention)
+        layers = len(parse_horizons(options["horizons"]) or config.schedule.horizons)
+    memory = MemoryFormat(config.kv_heads, config.head_dim, storage)
+    return replace(config, schedule=shaped(name, layers, memory, **shaping))

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from rich.text import Text
 
-from dsmr.claim import claimed, is_file, is_folder
+from dsmr.audience import Audience
+from dsmr.claim import claimed, is_dropping, is_file, is_folder
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.reference import corpus_of
 from dsmr.corpus.store import TokenStore
@@ -32,7 +33,7 @@ from dsmr.demo.page import demo_page
 from dsmr.evaluation import figures
 from dsmr.evaluation import models as probes
 from dsmr.evaluation.probes.krcu import Resets
-from dsmr.files import PARTIAL, filled, replaced
+from dsmr.files import IN_USE, PARTIAL, filled, replaced
 from dsmr.generation.sampling import Sampling
 from dsmr.generation.takes import Take, generate
 from dsmr.model.checkpoint import load_checkpoint
@@ -143,15 +144,19 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
     seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(name: str, what: str) -> Iterator[None]:
+    def stage(name: str, what: str, doing: str = "", unit: str = "") -> Iterator[Callable[..., None]]:
         if console is not None:
             console.print(Text.assemble((name, "bold"), f": {what}"), highlight=False)
         begun = time.monotonic()
-        yield
+        with Audience(console, doing, unit) as audience:
+            yield audience.show
         seconds[name] = time.monotonic() - begun
 
-    with stage("prepare", f"the pianist composes about {plan.corpus_tokens:,} tokens"):
-        corpus = prepare_pianist(folder / CORPUS, seed=seed, tokens=plan.corpus_tokens, longest=plan.longest)
+    about = f"the pianist composes about {plan.corpus_tokens:,} tokens"
+    with stage("prepare", about, "composing", "pieces") as show:
+        corpus = prepare_pianist(
+            folder / CORPUS, seed=seed, tokens=plan.corpus_tokens, longest=plan.longest, progress=show
+        )
         store = TokenStore.open(folder / CORPUS)
     training = plan.training
     tokens = (training.steps or 0) * training.lanes * training.accumulate * DEMO_MODEL.segment
@@ -164,7 +169,8 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         losses = _losses(folder / RUN / METRICS_FILE)
         with replaced(folder / CURVE) as file:
             training_curve(losses, file, "The model 'tiny' on the built-in pianist")
-    with stage("evaluate", "whole validation pieces, the context reset, a bigram; what memory is worth"):
+    about = "whole validation pieces, the context reset, a bigram; what memory is worth"
+    with stage("evaluate", about, "scoring", "tokens") as show:
         model, info = load_checkpoint(folder / RUN / BEST)
         pieces = [store.pieces[index] for index in store.indices("validation")]
         wanted = probes.Questions(  # small corpora may hold no piece that a probe could tell something of
@@ -172,13 +178,26 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
             resets=plan.resets if any(piece.length - 1 > plan.resets.at[0] for piece in pieces) else None,
         )
         probed = probes.probe(
-            model, store, "validation", wanted, label="this model", checkpoint=f"{RUN}/{BEST}", digest=info.digest
+            model,
+            store,
+            "validation",
+            wanted,
+            label="this model",
+            checkpoint=f"{RUN}/{BEST}",
+            digest=info.digest,
+            progress=show,
         )
         with filled(folder / PROBES_FOLDER) as partial:
             figures.draw([probed], partial, "The model 'tiny' on the built-in pianist")
-    with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing"):
+    with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing", "generating") as show:
         made = generate(
-            model, [None] * plan.takes, seconds=plan.seconds, at_end="forbid", sampling=TAKE_SAMPLING, seed=seed
+            model,
+            [None] * plan.takes,
+            seconds=plan.seconds,
+            at_end="forbid",
+            sampling=TAKE_SAMPLING,
+            seed=seed,
+            progress=lambda now: show(now.music_seconds, plan.takes * plan.seconds, f"{now.tokens:,} tokens"),
         )
     with stage("choose", f"the take that is most like {plan.seconds:.0f} s of the corpus"):
         ranges = usual(map(store.piece, store.indices("train")), plan.seconds)
@@ -222,17 +241,19 @@ def _strangers(folder: Path) -> list[str]:
 
 
 def _others(folder: Path, known: Callable[[str], bool], folders: tuple[str, ...] = ()) -> Iterator[Path]:
-    """What is not known by its name, or is not of its kind; partial files of a demonstration that was killed are."""
+    """What is not known by its name, or is not of its kind; what a killed demonstration or a desktop left is."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if PARTIAL.fullmatch(path.name) and is_folder(path):
-            yield from _others(path, known)
-        elif not (known(path.name) and (is_folder if path.name in folders else is_file)(path)):
+            yield from _others(path, lambda name: known(name) or name == IN_USE)
+        elif not is_dropping(path) and not (
+            known(path.name) and (is_folder if path.name in folders else is_file)(path)
+        ):
             yield path
 
 
 def _make_room(folder: Path, force: bool) -> None:
     """Remove what an older demonstration left in the folder, in which there is nothing else."""
-    there = [path for path in folder.iterdir() if path.name != DEMO_MARK]
+    there = [path for path in folder.iterdir() if path.name != DEMO_MARK and not is_dropping(path)]
     if there and not force:
         raise FileExistsError(f"{folder}: there is a demonstration already; --force replaces it")
     if (folder / RUN) in there:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsmr.claim import is_dropping
 from dsmr.fields import check_types, is_integer, shown
 from dsmr.files import HALF_WRITTEN, write_durably
 from dsmr.model.config import ModelConfig
@@ -109,8 +110,10 @@ def save_checkpoint(
 
 
 def _check_own(folder: Path) -> None:
-    """FileExistsError unless a folder is empty, but for what a crash left, or holds a checkpoint of ours."""
-    there = sorted(path.name for path in folder.iterdir() if not HALF_WRITTEN.fullmatch(path.name))
+    """FileExistsError unless a folder is empty, but for what a crash or a desktop left, or holds our checkpoint."""
+    there = sorted(
+        path.name for path in folder.iterdir() if not (HALF_WRITTEN.fullmatch(path.name) or is_dropping(path))
+    )
     if not there:
         return
     try:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsmr.claim import OccupiedError, claimed, is_file, is_folder, is_single_file, kind, saving
+from dsmr.claim import OccupiedError, claimed, is_dropping, is_file, is_folder, is_single_file, kind, saving
 from dsmr.fields import shown
 from dsmr.files import HALF_WRITTEN, flush_folder
 from dsmr.model.checkpoint import (
@@ -239,7 +239,10 @@ def _strangers(state: Path) -> list[Path]:
     """What lies in a state's folder, or in its place, and is not of a run."""
     if not is_folder(state):
         return [state]
-    return [path for path in sorted(state.iterdir()) if not (is_file(path) and _file_of_state(path.name) in _FILES)]
+    own = (
+        path for path in state.iterdir() if is_dropping(path) or (is_file(path) and _file_of_state(path.name) in _FILES)
+    )
+    return sorted({*state.iterdir()} - {*own})
 
 
 def _file_of_state(name: str) -> str:

@@ -78,7 +78,7 @@ def train(
         world: the processes that train together, from `dsmr.training.distributed.joined`; every one of them calls
             this. The first alone prints and writes.
         shard: spread the parameters over them, see `dsmr.training.distributed.parallelise`.
-        console: where to print what the run costs, a progress line and the validations; None: nowhere.
+        console: where to print what the run costs, its progress and the validations; None: nowhere.
         tensorboard: write the measurements for TensorBoard too, into `out_dir/tensorboard`.
 
     Raises:
@@ -100,8 +100,7 @@ def train(
         run = trainer.run
         reporting: Report | NoReport = NoReport()
         if world.first:
-            state_bytes = trainer.memory.bytes_per_lane * config.lanes
-            reporting = Report(folder.path, config.log_every, state_bytes, console, tensorboard, reported)
+            reporting = Report(folder.path, config.log_every, console, tensorboard, reported)
         with (
             own_random_numbers(),
             same_ground(trainer.began_on, trainer.device, world.size) as remarks,

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from dsmr.audience import Audience
 from dsmr.claim import saving
 from dsmr.corpus.stream import LaneStream
 from dsmr.fields import is_integer, shown
 from dsmr.model.checkpoint import CheckpointError
 from dsmr.model.transformer import Transformer
-from dsmr.training.audience import Audience
 from dsmr.training.config import TrainingConfig
 from dsmr.training.folder import EVENTS, LAST, METRICS_FILE, TENSORBOARD
 from dsmr.training.trainer import Run, perplexity
@@ -32,7 +32,6 @@ class Report:
     Args:
         out: the run's folder.
         log_every: steps between two rows.
-        state_bytes: of the recurrent state of all lanes, to be shown.
         console: where to print; None: nowhere.
         tensorboard: write for TensorBoard too.
         resumed: `state_dict()` of a report to go on with: rows that came after it are dropped.
@@ -46,17 +45,17 @@ class Report:
         self,
         out: Path,
         log_every: int,
-        state_bytes: int,
         console: Console | None = None,
         tensorboard: bool = False,
         resumed: dict[str, Any] | None = None,
     ) -> None:
         self._file, self._log_every = out / METRICS_FILE, log_every
-        self.audience, self._tensorboard = Audience(console), tensorboard
-        self._state_size = format_bytes(state_bytes)
+        # The pace is that of training alone: a budget of minutes counts no others, and so the time left is exact.
+        self.audience = Audience(console, "training", clock=lambda: self._training_seconds)
+        self._training_seconds, self._tensorboard = 0.0, tensorboard
         self._state = resumed or {"bytes": 0, "step": 0, "tokens": 0, "training_seconds": 0.0, "losses": []}
         self._losses: list[float] = list(self._state["losses"])
-        self._val_ppl = ""
+        self._val_ppl: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -102,7 +101,7 @@ class Report:
         return {**self._state, "losses": list(self._losses)}
 
     def print(self, text: str) -> None:
-        """For people, above the progress line."""
+        """For people, above the line of progress."""
         self.audience.print(text)
 
     def step(self, run: Run, loss: float, val_loss: float | None) -> None:
@@ -121,15 +120,21 @@ class Report:
             "seconds": run.seconds,
         }
         if val_loss is not None:
-            self._val_ppl = f"  val PPL {perplexity(val_loss):.2f}"
+            self._val_ppl = (f"val PPL {perplexity(val_loss):.2f}",)
             self.print(
                 f"step {run.step:,}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, "
                 f"val PPL {perplexity(val_loss):.2f}, {run.tokens:,} tokens, {run.seconds:,.0f} s"
             )
+        self._training_seconds = run.training_seconds
         self.audience.show(
             run.progress,
-            f"step {run.step:,}  loss {train_loss:.3f}  PPL {perplexity(train_loss):.2f}{self._val_ppl}  "
-            f"{speed:,.0f} tok/s  lr {run.learning_rate:.1e}  state {self._state_size}",
+            1.0,
+            f"step {run.step:,}",
+            f"loss {train_loss:.3f}",
+            *self._val_ppl,
+            f"{speed:,.0f} tok/s",
+            f"PPL {perplexity(train_loss):.2f}",
+            f"lr {run.learning_rate:.1e}",
         )
         if run.step % self._log_every == 0 or val_loss is not None:
             self._write(row)
@@ -201,7 +206,7 @@ class NoReport:
 def describe_run(
     model: Transformer, state: MemoryStack, stream: LaneStream, config: TrainingConfig, processes: int = 1
 ) -> str:
-    """What a run costs, for people: parameters, recurrent state per lane and layer, tokens a step and an epoch."""
+    """What a run costs, for people: parameters, recurrent state per lane and layer, tokens per step and epoch."""
     step = config.lanes * stream.segment * config.accumulate
     lanes = f"{config.lanes} lanes" + (f" on {processes} processes" if processes > 1 else "")
     layers = ", ".join(
@@ -216,8 +221,8 @@ def describe_run(
             f"{kv_heads} KV heads for {heads} heads: {shared}",
             f"recurrent state: {format_bytes(state.bytes_per_lane)} per lane, "
             f"{format_bytes(state.bytes_per_lane * config.lanes)} in all; by layer: {layers}",
-            f"{lanes} x {stream.segment} tokens x {config.accumulate} segments = {step:,} tokens a step",
-            f"{stream.epoch_positions:,} tokens an epoch, {stream.epoch_positions / step:,.0f} steps",
+            f"{lanes} x {stream.segment} tokens x {config.accumulate} segments = {step:,} tokens per step",
+            f"{stream.epoch_positions:,} tokens per epoch, {stream.epoch_positions / step:,.0f} steps",
         ]
     )
 
@@ -227,7 +232,7 @@ def describe_result(run: Run, stream: LaneStream, out: Path) -> str:
     lines = [
         f"{run.step:,} steps, {run.tokens:,} tokens ({run.tokens / stream.epoch_positions:.2f} epochs) "
         f"in {run.seconds:,.0f} s, {run.tokens_per_second:,.0f} tokens/s, "
-        f"{stream.waste:.2%} of all positions without a token"
+        f"{stream.waste:.2%} padding"
     ]
     if run.peak_memory is not None:
         lines.append(f"peak memory: {format_bytes(run.peak_memory)}")

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from dsmr.files import filled, replaced
+from dsmr.files import IN_USE, PARTIAL, filled, replaced
 from tests.full_disk import files_of_at_most
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dsmr.files import replaced
+with replaced(Path(sys.argv[1])) as partial:
+    partial.write_bytes(b"half")
+    if sys.argv[2] == "wait":
+        print("writing", flush=True)
+        sys.stdin.read()
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def writer(path: Path, way: str) -> subprocess.Popen[str]:
+    """A process that is killed while it writes a file, or waits until it is told to go on."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", KILLED, path, way], stdin=pipe, stdout=pipe, text=True)
 
 
 def names(folder: Path) -> list[str]:
@@ -69,3 +91,45 @@ def test_folder_keeps_its_other_files(tmp_path: Path) -> None:
         "b": b"new",
         "mine": b"old",
     }
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    process = writer(tmp_path / "a", "die")
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert PARTIAL.fullmatch(left.name)
+    with replaced(tmp_path / "a") as partial:
+        partial.write_bytes(b"new")
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_a_living_process_writes_is_not_removed(tmp_path: Path) -> None:
+    process = writer(tmp_path / "a", "wait")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    with replaced(tmp_path / "b") as partial:
+        partial.write_bytes(b"new")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == {"a": b"half", "b": b"new"}
+
+
+def test_what_only_looks_like_a_leftover_is_not_removed(tmp_path: Path) -> None:
+    mine, elsewhere = tmp_path / ".partial-abcdefgh", tmp_path / "elsewhere"
+    for folder in (mine, elsewhere):
+        folder.mkdir()
+        (folder / "precious").write_bytes(b"mine")
+    (elsewhere / IN_USE).write_bytes(b"")
+    (tmp_path / ".partial-ijklmnop").symlink_to(elsewhere)
+    with replaced(tmp_path / "a") as partial:
+        partial.write_bytes(b"new")
+    assert names(tmp_path) == [".partial-abcdefgh", ".partial-ijklmnop", "a", "elsewhere"]
+    assert (mine / "precious").read_bytes() == (elsewhere / "precious").read_bytes() == b"mine"
+
+
+def test_two_files_of_one_folder_are_written_at_once(tmp_path: Path) -> None:
+    with replaced(tmp_path / "a") as first, replaced(tmp_path / "b") as second:
+        first.write_bytes(b"1")
+        second.write_bytes(b"2")
+    assert names(tmp_path) == ["a", "b"]

@@ -53,7 +53,7 @@ class Cuts:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, values, fewest, least in (("keep", self.keeps, 1, 1), ("buckets", self.buckets, 2, 0)):
+        for name, values, fewest, least in (("context", self.keeps, 1, 1), ("buckets", self.buckets, 2, 0)):
             if len(values) < fewest or values[0] < least or list(values) != sorted(set(values)):
                 raise ValueError(
                     f"{name}: expected {fewest} or more increasing numbers of at least {least}, got {list(values)}"

@@ -49,7 +49,7 @@ def test_says_what_makes_the_steps(checkpoint: Path, tmp_path: Path) -> None:
     else:
         assert found["engine"] == "native"
         assert "weights in float32" in found["engine_reason"]
-        narrow = json.loads(succeeds(*arguments, "--weights", "int8", "--memory", "bf16"))
+        narrow = json.loads(succeeds(*arguments, "--weights", "int8", "--storage", "bf16"))
         assert "weights in int8" in narrow["engine_reason"]
 
 
@@ -115,9 +115,9 @@ def test_a_prompt_that_is_included_keeps_its_notes_pedal_and_tempo(
         (["--temperature", -1], "temperature: expected a finite number >= 0"),
         (["--top-p", 0], "top_p: expected a number above 0"),
         (["--engine", "python", "--weights", "int8"], "engine: 'python' cannot have weights in int8"),
-        (["--engine", "python", "--memory", "bf16"], "engine: 'python' cannot have memory in bf16"),
+        (["--engine", "python", "--storage", "bf16"], "engine: 'python' cannot have memory in bf16"),
         (["--prompt", "nowhere.mid"], "nowhere.mid"),
-        (["--include-prompt"], "--include-prompt: there is no --prompt"),
+        (["--include-prompt"], "--include-prompt: expected it together with --prompt"),
         (["--soundfont", "nowhere.sf2"], "--soundfont: expected an .sf2 file"),
         (["--takes", 0], "--takes"),
         (["--at-end", "explode"], "--at-end"),

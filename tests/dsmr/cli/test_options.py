@@ -139,7 +139,7 @@ EVALUATE: Options = {
     "krcu_bin": ["--krcu-bin", 128],
     "krcu_end": ["--krcu-end", 768],
     "truncation": ["--truncation"],
-    "keep": ["--keep", "64,128"],
+    "context": ["--context", "64,128"],
     "buckets": ["--buckets", "256,512,1024"],
     "block": ["--block", 64],
     "blocks": ["--blocks", 2],
@@ -155,7 +155,7 @@ CHANGED_EVALUATE: Options = {
     "krcu_bin": ["--krcu-bin", 256],
     "krcu_end": ["--krcu-end", 512],
     "truncation": [],
-    "keep": ["--keep", "64"],
+    "context": ["--context", "64"],
     "buckets": ["--buckets", "256,1024"],
     "block": ["--block", 32],
     "blocks": ["--blocks", 1],
@@ -231,7 +231,7 @@ CHANGED_GENERATE: Options = {
     "png": ["--png"],
     "as_json": ["--json"],
 }
-OTHERWISE = {"checkpoint", "out", "soundfont", "device", "force", "at_end", "memory"}
+OTHERWISE = {"checkpoint", "out", "soundfont", "device", "force", "at_end", "storage"}
 """Options of which few tokens tell nothing, or that change other things; each has its own test."""
 
 
@@ -259,8 +259,8 @@ class TestGenerate:
         ((_, named),) = recorded(monkeypatch, "dsmr.generation.takes.generate", *arguments)
         assert named["at_end"] == end
 
-    def test_memory(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        arguments = ["generate", checkpoint, "--tokens", 9, "--out", tmp_path / "a.mid", "--memory", "int8"]
+    def test_storage(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = ["generate", checkpoint, "--tokens", 9, "--out", tmp_path / "a.mid", "--storage", "int8"]
         ((_, named),) = recorded(monkeypatch, "dsmr.generation.takes.generate", *arguments)
         assert named["decoding"].memory == "int8"
 

@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from dsmr.cli import train
 from dsmr.model.checkpoint import read_info
-from dsmr.model.config import PRESETS
 from dsmr.training import Trainer
 from dsmr.training.state import load_state
 from tests.dsmr.cli.commands import SMALL_MODEL, fails, here, start, succeeds
@@ -149,11 +147,6 @@ def test_explains_what_is_wrong(arguments: list[object], message: str, store: Pa
     everything = ["train", "--data", store, "--out", tmp_path / "run", *arguments]
     assert message in fails(*everything)
     assert not (tmp_path / "run").exists()
-
-
-def test_shapes_another_schedule_to_the_presets_budget() -> None:
-    made = train._schedule("small", "uniform", None, None, None, None)
-    assert (len(made.horizons), made.total) == (PRESETS["small"].layers, PRESETS["small"].schedule.total)
 
 
 # One writer, and whatever ends it

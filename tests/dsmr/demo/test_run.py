@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsmr.claim import OccupiedError, claimed
+from dsmr.claim import DROPPINGS, OccupiedError, claimed
 from dsmr.cli import app
 from dsmr.corpus.prepare import PrepareReport
 from dsmr.demo import run as demo
@@ -24,6 +24,7 @@ from dsmr.evaluation.baselines import Assessment
 from dsmr.evaluation.models import Probed, Span
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.krcu import Resets
+from dsmr.files import IN_USE
 from dsmr.model.checkpoint import load_checkpoint
 from dsmr.music.analysis.comparison import NUMBERS, Group, Reference
 from dsmr.music.analysis.histograms import Profile
@@ -117,6 +118,22 @@ def test_replaces_only_an_older_demonstration(ran: tuple[Path, Outcome], tmp_pat
     assert [path.name for path in folder.iterdir()] == [demo.DEMO_MARK]
 
 
+def test_what_a_desktop_drops_is_nobodys(
+    ran: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(ran[0], folder, symlinks=True)
+    for place in (".", "takes", "probes", "run", "run/checkpoints", "run/last"):
+        for name in sorted(DROPPINGS):
+            (folder / place / name).write_bytes(b"where icons lie")
+    monkeypatch.setattr(demo, "_demonstrate", lambda folder, *_: {path.name for path in folder.iterdir()})
+    assert run_demo(folder, TINY, force=True) == {demo.MARK, demo.RUN, *DROPPINGS}
+    assert not (folder / "run" / "last").is_symlink()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".DS_Store").touch()
+    assert run_demo(tmp_path / "new", TINY) == {demo.MARK, ".DS_Store"}
+
+
 @pytest.mark.parametrize("place", [".", "takes", "probes"])
 def test_what_a_killed_demonstration_left_is_its_own(
     ran: tuple[Path, Outcome], tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +144,7 @@ def test_what_a_killed_demonstration_left_is_its_own(
     partial.mkdir()
     half = partial / {".": demo.CORPUS, "takes": "take-1.mid", "probes": "krcu.png"}[place]
     half.write_bytes(b"half of it")
+    (partial / IN_USE).touch()
     (partial / "mine.png").write_bytes(b"precious")
     with pytest.raises(FileExistsError, match=r"got one with .*\.partial-0a_bcdef/mine\.png"):
         run_demo(folder, TINY, force=True)

@@ -196,7 +196,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_the_command_compares_checkpoints(store: TokenStore, checkpoints: list[Path], tmp_path: Path) -> None:
     arguments = [*checkpoints, "--data", store.path, "--reset-every", 0, "--returns"]
     arguments += ["--krcu", "--reset-at", "64,256", "--krcu-bin", 64, "--krcu-end", 512]
-    arguments += ["--truncation", "--keep", "16,64", "--buckets", "64,128,4096", "--block", 64, "--blocks", 2]
+    arguments += ["--truncation", "--context", "16,64", "--buckets", "64,128,4096", "--block", 64, "--blocks", 2]
     printed = json.loads(run(*arguments, "--json", "--out", tmp_path / "figures"))
     written = json.loads((tmp_path / "figures" / "evaluation.json").read_text())
     assert printed == written
@@ -214,7 +214,7 @@ def test_the_command_compares_checkpoints(store: TokenStore, checkpoints: list[P
 
 def test_the_command_prints_tables(store: TokenStore, checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    arguments = ["--krcu", "--reset-at", 300, "--krcu-bin", 64, "--truncation", "--keep", 64, "--buckets", "256,512"]
+    arguments = ["--krcu", "--reset-at", 300, "--krcu-bin", 64, "--truncation", "--context", 64, "--buckets", "256,512"]
     text = run(*checkpoints, "--data", store.path, "--reset-every", 0, "--returns", "--recall", 2, *arguments)
     assert "│ long " in text
     assert "6 pieces, 0 too short; 3 of 476 bins up to 30k hold tokens" in text
@@ -246,7 +246,19 @@ def test_too_few_pieces_are_said_to_be_too_few(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     arguments = [*checkpoints, "--data", store.path, "--reset-every", 0, "--pieces", pieces]
-    probes = ["--returns", "--recall", 2, "--krcu", "--reset-at", 300, "--krcu-bin", 64, "--truncation", "--keep", 64]
+    probes = [
+        "--returns",
+        "--recall",
+        2,
+        "--krcu",
+        "--reset-at",
+        300,
+        "--krcu-bin",
+        64,
+        "--truncation",
+        "--context",
+        64,
+    ]
     text = run(*arguments, *probes, "--buckets", "256,512")
     assert not re.search(r"\d \[", text)  # no interval
     assert not re.search(r"│ +[01]\.\d{4} │\n", text)  # no p-value
@@ -281,8 +293,8 @@ def test_the_command_explains_what_is_wrong(store: TokenStore, checkpoints: list
     assert "expected labelled returns, got none" in run(long, "--data", plain.path, "--returns", exits=2)
     assert "expected every one once" in run(long, long, "--data", store.path, exits=2)
     assert "longer than 8192 tokens" in run(long, "--data", store.path, "--krcu", exits=2)
-    assert "--keep: expected whole numbers separated" in run(
-        long, "--data", store.path, "--truncation", "--keep", "1k", exits=2
+    assert "--context: expected whole numbers separated" in run(
+        long, "--data", store.path, "--truncation", "--context", "1k", exits=2
     )
     assert "exists already" in run(long, "--data", store.path, "--out", tmp_path, exits=2)
 
@@ -291,7 +303,7 @@ def test_defaults_of_the_command_are_the_published_ones() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(evaluate.evaluate).parameters.items()}
     assert defaults["reset_at"] == ",".join(map(str, PUBLISHED_RESETS.at))
     assert (defaults["krcu_bin"], defaults["krcu_end"]) == (PUBLISHED_RESETS.width, PUBLISHED_RESETS.end)
-    assert defaults["keep"] == ",".join(map(str, PUBLISHED_CUTS.keeps))
+    assert defaults["context"] == ",".join(map(str, PUBLISHED_CUTS.keeps))
     assert defaults["buckets"] == ",".join(map(str, PUBLISHED_CUTS.buckets))
     assert (defaults["block"], defaults["blocks"]) == (PUBLISHED_CUTS.block, PUBLISHED_CUTS.blocks)
     assert defaults["skip"] == SKIP

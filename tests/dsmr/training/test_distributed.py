@@ -222,7 +222,7 @@ def test_a_folder_that_is_not_free_is_refused_by_all_processes(folder: Path) -> 
 def test_fsdp_needs_several_processes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(folder / ranks.STORE), "--out", str(folder / "none"), "--steps", "1", "--fsdp"]
     assert run_command(["train", *options]) == 2
-    assert "--fsdp: there is one process" in capsys.readouterr().err
+    assert "--fsdp: expected several processes" in capsys.readouterr().err
     assert not (folder / "none").exists()
 
 

@@ -203,3 +203,21 @@ def test_a_folder_is_free_after_an_error(store: TokenStore, tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match="out of memory"):
         train(at_step(3, fail), store, SHORT, tmp_path)
     train(model(), store, SHORT, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini"])
+def test_what_a_desktop_drops_is_nobodys(store: TokenStore, tmp_path: Path, name: str) -> None:
+    """Whoever looks at a folder has it there; it neither makes the folder a stranger's nor keeps a state from going."""
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / name).write_bytes(b"where icons lie")
+    train(model(), store, config(steps=2), path)
+    for folder in (path / "checkpoints", *(path / "checkpoints").iterdir()):
+        (folder / name).write_bytes(b"where icons lie")
+    train(model(), store, config(steps=4, validations=4), path, force=True, keep=1)
+    assert RunFolder(path, 1).steps() in ([4], [1, 4], [2, 4], [3, 4])  # the newest, and the best if it is another
+    (path / name).unlink()
+    (path / name).mkdir()
+    (path / "dsmr-run.lock").unlink()
+    with pytest.raises(OccupiedError):  # a folder of that name is somebody's
+        train(model(), store, config(steps=2), path)

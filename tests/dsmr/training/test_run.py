@@ -138,8 +138,8 @@ def test_console_says_what_the_run_costs(store: TokenStore, tmp_path: Path) -> N
     # Rings of 32 + 16 and 16 + 16 slots for keys and for values, of one head of 16 float32 numbers.
     assert f"{net.parameters_count:,} parameters" in text
     assert "10.0 KiB per lane, 20.0 KiB in all; by layer: 32 tokens in 6.0 KiB, 16 tokens in 4.0 KiB" in text
-    assert f"2 lanes x {SEGMENT} tokens x 1 segments = 32 tokens a step" in text
-    assert "246 tokens an epoch" in text
+    assert f"2 lanes x {SEGMENT} tokens x 1 segments = 32 tokens per step" in text
+    assert "246 tokens per epoch" in text
     assert text.count("val PPL") >= 2
     assert "peak memory" in text
 

@@ -111,9 +111,9 @@ def test_the_dictionary_is_json(store: TokenStore) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"keeps": ()}, "keep: expected 1 or more increasing numbers of at least 1"),
-        ({"keeps": (0, 4)}, "keep: expected"),
-        ({"keeps": (4, 4)}, "keep: expected"),
+        ({"keeps": ()}, "context: expected 1 or more increasing numbers of at least 1"),
+        ({"keeps": (0, 4)}, "context: expected"),
+        ({"keeps": (4, 4)}, "context: expected"),
         ({"buckets": (4,)}, "buckets: expected 2 or more increasing numbers of at least 0"),
         ({"buckets": (8, 4)}, "buckets: expected"),
         ({"block": 0}, "block: expected at least 1, got 0"),
