@@ -14,7 +14,8 @@ import pytest
 from dsmr.corpus.store import TokenStore
 from dsmr.model.checkpoint import read_info
 from dsmr.model.transformer import Transformer
-from dsmr.training import Run, Trainer, TrainingConfig, loop, train
+from dsmr.training import Run, RunFolder, Trainer, TrainingConfig, loop, train
+from dsmr.training.state import load_state
 from tests.dsmr.training.kill_and_resume import outcome
 from tests.dsmr.training.resuming.runs import SHORT, go_on, model
 
@@ -93,7 +94,8 @@ def test_another_budget_waits_for_a_validation_of_the_old_one_however_often_that
 
 def test_a_run_of_steps_goes_on_for_minutes(undisturbed: Path, store: TokenStore, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run", symlinks=True)
-    done = go_on(tmp_path / "run", store, steps=None, minutes=0.05)
+    used = load_state(RunFolder(undisturbed).newest()).document["run"]["training_seconds"] / 60
+    done = go_on(tmp_path / "run", store, steps=None, minutes=used + 0.05)
     assert done.step > 8
     assert done.progress == 1
 
