@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dsmr.cli import schedule, train
-from dsmr.model.transformer import PRESETS, ModelConfig
+from dsmr.model.config import PRESETS, ModelConfig
 from dsmr.training import TrainingConfig
 from tests.dsmr.cli.commands import SMALL_MODEL, fails, succeeds
 from tests.dsmr.cli.test_options import options_of, recorded
