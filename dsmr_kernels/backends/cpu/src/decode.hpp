@@ -1,7 +1,7 @@
 // Decoding: the rows of a call that has few of them, memory and segment in parts that several cores share.
 #pragma once
 
-#include "byte_rows.hpp"
+#include "decode_bytes.hpp"
 #include "logits.hpp"
 
 namespace dsmr::DSMR_ISA {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "geometry.hpp"
-#include "rows.hpp"
+#include "operands.hpp"
 
 namespace dsmr::DSMR_ISA {
 
