@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dsmr_kernels.checks import is_bool
 from dsmr_kernels.execution import unrecorded, values_are_real
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
 from dsmr_kernels.storage import COMPUTE_DTYPES
 
 # Slopes that were looked at, and their version then: once is enough, and looking makes a GPU's queue stop.

@@ -14,7 +14,7 @@ from dsmr_kernels.backends import Call
 from dsmr_kernels.clock import Clock
 from dsmr_kernels.execution import is_plain, unrecorded
 from dsmr_kernels.geometry import Geometry, Retention, Window
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
 from dsmr_kernels.ragged import check_ragged
 
 

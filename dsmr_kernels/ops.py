@@ -22,7 +22,7 @@ from dsmr_kernels.backends import Call
 from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.execution import is_plain, refuse_forward_mode, refuse_functional_gradients, refuse_mapping
 from dsmr_kernels.geometry import Geometry, Retention
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
 
 _STATE = "Tensor{a} ring_k, Tensor{b} ring_v, Tensor{c}? k_scale, Tensor{d}? v_scale, Tensor{e} written"

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, cast
 from torch import Tensor
 
 from dsmr_kernels.geometry import Window
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
 
 _TRITON = ("triton",) if importlib.util.find_spec("triton") else ()  # there is none outside Linux
 FOR_DEVICE = {"cpu": ("cpu", "eager"), "cuda": (*_TRITON, "eager")}  # the best first

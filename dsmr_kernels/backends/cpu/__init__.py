@@ -18,7 +18,7 @@ from torch._C import _increment_version
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.cpu import library
 from dsmr_kernels.geometry import bad_clock
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_DIM = 256  # as in src/tile.hpp
