@@ -22,8 +22,9 @@ from dsmr_kernels.backends import Call
 from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.execution import is_plain, refuse_forward_mode, refuse_functional_gradients, refuse_mapping
 from dsmr_kernels.geometry import Geometry, Retention
-from dsmr_kernels.ring import RingMemory
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
+from dsmr_kernels.ring import RingMemory
+from dsmr_kernels.torch_private import increment_version, running_node_number
 
 _STATE = "Tensor{a} ring_k, Tensor{b} ring_v, Tensor{c}? k_scale, Tensor{d}? v_scale, Tensor{e} written"
 _OPTIONS = (
@@ -87,7 +88,7 @@ def _run_forward(call: Call, clock: Clock | None, impl: str | None) -> tuple[Ten
         call = _in_backward_pass(call, clock or Clock.find(call.memory.clock.state), running)
     result = backends.choose(impl, call).forward(call)
     if call.append:
-        torch._C._increment_version(call.memory.state)  # torch.autograd.graph goes there by a way four times as long
+        increment_version(call.memory.state)
     return result
 
 
@@ -102,7 +103,7 @@ def _in_backward_pass(call: Call, clock: Clock | None, running: int) -> Call:
         return call
     # Autograd made the node that runs, and asks for the replay, before or during the first pass. So a clock that has
     # not moved since then stands where the first pass saw it.
-    if clock is None or (clock.made_in != running and autograd.running_node() < clock.moved):
+    if clock is None or (clock.made_in != running and running_node_number() < clock.moved):
         raise RuntimeError(
             "memory: a backward pass replays this call, and the ring's clock has moved since the first pass. Take "
             "stack[layer] outside the checkpointed function and hand it in; call advance(), uncompiled, outside "
@@ -210,7 +211,7 @@ def _backward_fake(
 def _check_not_overwritten(call: Call) -> None:
     """A backward pass reads the memory that its forward pass saw: refuse if it has been written over since."""
     memory = call.memory
-    if -1 < autograd.running_node() < loaded.get(memory.k.data_ptr(), 0):
+    if -1 < running_node_number() < loaded.get(memory.k.data_ptr(), 0):
         raise RuntimeError(
             "the ring memory was overwritten between forward and backward, by load_state_dict. Call backward before a "
             "state is loaded."

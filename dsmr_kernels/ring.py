@@ -69,11 +69,9 @@ class RingMemory:
         )
 
     @cached_property
-    def remembered(self) -> Any:
-        """For calls to come."""
-        from dsmr_kernels.backends.remembered import Remembered
-
-        return Remembered()
+    def cache(self) -> dict[object, Any]:
+        """For those who serve calls: what they know of this ring, by whatever they call it. No copy holds it."""
+        return {}
 
     def at(self, clock: Clock, horizon: Tensor) -> RingMemory:
         """The same ring, seen through another clock and with another horizon."""
@@ -81,7 +79,7 @@ class RingMemory:
             return replace(self, clock=clock, horizon=horizon)
         ring = object.__new__(RingMemory)  # nothing new is to be checked, and no call can tell the two apart
         addressed = (*self.addressed[:5], clock.state, horizon)
-        vars(ring).update(vars(self), clock=clock, horizon=horizon, addressed=addressed, remembered=self.remembered)
+        vars(ring).update(vars(self), clock=clock, horizon=horizon, addressed=addressed, cache=self.cache)
         return ring
 
     @classmethod
@@ -102,7 +100,7 @@ class RingMemory:
         return self.k, self.v, self.k_scale, self.v_scale, self.written, self.clock.state, self.horizon
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold: the fields. What this ring remembers has addresses in it."""
+        """What copies and pickles hold: the fields. What is cached has addresses in it."""
         return {name: getattr(self, name) for name in _FIELDS}
 
     def tensors(self) -> dict[str, Tensor]:

@@ -13,12 +13,12 @@ from functools import cache
 
 import torch
 from torch import Tensor, empty_like, get_num_threads
-from torch._C import _increment_version
 
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.cpu import library
 from dsmr_kernels.geometry import bad_clock
 from dsmr_kernels.ring import RingMemory
+from dsmr_kernels.torch_private import increment_version
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_DIM = 256  # as in src/tile.hpp
@@ -95,7 +95,7 @@ class Repeat:
         if status != _OK:
             return None
         if self._append:
-            _increment_version(memory.state)
+            increment_version(memory.state)
         return o
 
 

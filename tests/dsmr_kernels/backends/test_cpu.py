@@ -17,6 +17,7 @@ from torch import Tensor
 from dsmr_kernels import MemoryStack, Retention, RingMemory, recurrent_attention
 from dsmr_kernels.backends import Call, cpu
 from dsmr_kernels.backends.cpu import library
+from dsmr_kernels.backends.remembered import Remembered
 from dsmr_kernels.storage import QUANTISED, quantise
 
 pytestmark = pytest.mark.skipif(library.absence() is not None, reason=str(library.absence()))
@@ -373,7 +374,7 @@ def test_what_a_ring_remembers_of_its_last_call_is_not_for_others() -> None:
         if moved:
             stack[0].written.set_(stack[0].written.clone())
         unknowing = copy.deepcopy(stack)
-        unknowing[0].remembered.examined(None)
+        Remembered.of(unknowing[0]).examined(None)
         options = {"scale": scale, "softcap": softcap, "return_lse": True, "impl": "cpu"}
         got, want = (recurrent_attention(q, k, v, s[0], **options) for s in (stack, unknowing))
         assert all(map(torch.equal, got, want))
