@@ -98,6 +98,16 @@ class Geometry:
         archive = horizon + (tokens + stride - 3) // stride + 2
         return cls(archive, tokens if stride > 1 else 0, max_segment, retention)
 
+    @classmethod
+    def of_numbers(cls, archive: int, recent: int, max_segment: int, stride: int, random: int) -> Geometry:
+        """The inverse of `numbers`."""
+        return cls(archive, recent, max_segment, Retention(stride, "random" if random else "last"))
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int, int]:
+        """What tells two geometries apart, for those who keep or pass numbers only."""
+        return self.archive, self.recent, self.max_segment, self.retention.stride, int(self.retention.keep == "random")
+
     @property
     def capacity(self) -> int:
         """Slots in all: the size C of the ring's third dimension."""

@@ -276,11 +276,7 @@ class MemoryStack:
 
     def _layout(self) -> Tensor:
         """What the shapes of the tensors do not tell of how rings are used: a row per layer."""
-        rows = [
-            (g.archive, g.recent, g.max_segment, g.retention.stride, int(g.retention.keep == "random"))
-            for g in (ring.geometry for ring in self._rings)
-        ]
-        return torch.tensor(rows, dtype=torch.int64, device="cpu")
+        return torch.tensor([ring.geometry.numbers for ring in self._rings], dtype=torch.int64, device="cpu")
 
     def _move(self, state: Tensor) -> None:
         if self._may_be_needed():

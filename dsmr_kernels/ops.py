@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,30 +21,31 @@ from dsmr_kernels.arguments import check_arguments, check_slopes
 from dsmr_kernels.backends import Call
 from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.execution import is_plain, refuse_forward_mode, refuse_functional_gradients, refuse_mapping
-from dsmr_kernels.geometry import Geometry, Retention
+from dsmr_kernels.geometry import Geometry
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
 from dsmr_kernels.ring import RingMemory
 from dsmr_kernels.torch_private import increment_version, running_node_number
 
-_STATE = "Tensor{a} ring_k, Tensor{b} ring_v, Tensor{c}? k_scale, Tensor{d}? v_scale, Tensor{e} written"
-_OPTIONS = (
-    "Tensor clock, Tensor horizon, Tensor? segment_start, Tensor? segment_len, Tensor? alibi_slopes, float scale, "
-    "float softcap, str window, int archive, int recent, int max_segment, int stride, str keep, bool append, str impl"
-)
-_MUTABLE = _STATE.format(a="(a!)", b="(b!)", c="(c!)", d="(d!)", e="(e!)")
-_CONSTANT = _STATE.format(a="", b="", c="", d="", e="")
+
+def _arguments(state: str) -> str:
+    """What every operator takes of a call, `state` being the type of the ring's tensors.
+
+    `state`: k, v, the scales of both if the ring is quantised, and `written`. `time`: the clock's state, the horizon.
+    """
+    return (
+        f"Tensor q, Tensor k, Tensor v, {state} state, Tensor[] time, Tensor? segment_start, Tensor? segment_len, "
+        "Tensor? alibi_slopes, float scale, float softcap, str window, int[] geometry, bool append, str impl"
+    )
+
 
 _library = torch.library.Library("dsmr_kernels", "DEF")
-for _name in ("attend_", "forward_"):
-    _library.define(
-        f"{_name}(Tensor q, Tensor k, Tensor v, {_MUTABLE}, {_OPTIONS}) -> (Tensor, Tensor)",
-        tags=(torch.Tag.pt2_compliant_tag,),
-    )
-_library.define(
-    f"backward(Tensor do, Tensor dlse, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, {_CONSTANT}, {_OPTIONS}, "
-    "bool untouched, bool need_dq, bool need_dkv) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+for _schema in (
+    f"attend_({_arguments('Tensor(a!)[]')}) -> (Tensor, Tensor)",
+    f"forward_({_arguments('Tensor(a!)[]')}) -> (Tensor, Tensor)",
+    f"backward(Tensor do, Tensor dlse, Tensor o, Tensor lse, {_arguments('Tensor[]')}, bool untouched, bool need_dq, "
+    "bool need_dkv) -> (Tensor, Tensor, Tensor)",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def wants_grad(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -136,29 +137,30 @@ def _check_appended(call: Call) -> None:
 
 def _flatten(call: Call, impl: str | None) -> tuple[Any, ...]:
     """A call as the operators' arguments, in schema order."""
-    memory, geometry = call.memory, call.memory.geometry
+    memory = call.memory
     return (
-        *(call.q, call.k, call.v),
-        *(memory.k, memory.v, memory.k_scale, memory.v_scale, memory.written),
-        *(memory.clock.state, memory.horizon, call.segment_start, call.segment_len, call.alibi_slopes),
-        *(call.scale, call.softcap, call.window, geometry.archive, geometry.recent, geometry.max_segment),
-        *(geometry.retention.stride, geometry.retention.keep, call.append, impl or ""),
+        *(call.q, call.k, call.v, list(memory.tensors().values()), [memory.clock.state, memory.horizon]),
+        *(call.segment_start, call.segment_len, call.alibi_slopes, call.scale, call.softcap, call.window),
+        *(list(memory.geometry.numbers), call.append, impl or ""),
     )
 
 
 def _unflatten(*arguments: Any) -> tuple[Call, str | None]:
     """The inverse of `_flatten`. Its ring and clock are checked unless the call was examined."""
-    q, k, v, ring_k, ring_v, k_scale, v_scale, written, clock, horizon, start, length, slopes = arguments[:13]
-    scale, softcap, window, archive, recent, max_segment, stride, keep, append, impl = arguments[13:]
-    geometry = _geometry(archive, recent, max_segment, stride, keep)
+    q, k, v, state, time, start, length, slopes, scale, softcap, window, geometry, append, impl = arguments
+    for name, values, sizes in (("state", state, (3, 5)), ("time", time, (2,)), ("geometry", geometry, (5,))):
+        if len(values) not in sizes:
+            raise ValueError(f"{name}: expected {' or '.join(map(str, sizes))} of them, got {len(values)}")
+    ring_k, ring_v, *scales, written = state
+    k_scale, v_scale = scales or (None, None)
+    clock, horizon = time
     make_ring, make_clock = (RingMemory.unchecked, Clock.unchecked) if _examined.already else (RingMemory, Clock)
-    memory = make_ring(ring_k, ring_v, k_scale, v_scale, written, horizon, make_clock(clock), geometry)
+    shape = _geometry(*geometry)
+    memory = make_ring(ring_k, ring_v, k_scale, v_scale, written, horizon, make_clock(clock), shape)
     return Call(q, k, v, memory, window, start, length, slopes, scale, softcap, append), impl or None
 
 
-@lru_cache(maxsize=1024)
-def _geometry(archive: int, recent: int, max_segment: int, stride: int, keep: Literal["last", "random"]) -> Geometry:
-    return Geometry(archive, recent, max_segment, Retention(stride, keep))
+_geometry = lru_cache(maxsize=1024)(Geometry.of_numbers)
 
 
 def _checked(*arguments: Any) -> tuple[Call, str | None]:
@@ -232,14 +234,14 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
-        q, k, v, ring_k, ring_v, k_scale, v_scale, written, clock, horizon, *ragged = arguments[:13]
+        q, k, v, state, time, *ragged = arguments[:8]
         # Not among the saved tensors. Autograd's version check would refuse every segment that is appended before this
         # one's backward pass, while the ring may have room for several: `_check_not_overwritten` is the exact check.
         # And what a replay saves instead must not take the place of the first pass's clock.
-        ctx.ring, ctx.time = (ring_k, ring_v, k_scale, v_scale, written), (clock, horizon)
+        ctx.ring, ctx.time = state, time
         ctx.save_for_backward(q, k, v, o, lse, *ragged)
         ctx.kinds = _kinds(q, k, v, o, lse, *ragged)
-        ctx.scalars = arguments[13:]
+        ctx.options = arguments[8:]
         ctx.version = autograd.writes(ctx.ring[0])
         ctx.time_versions = [*map(autograd.writes, ctx.time)]
         return o, lse
@@ -257,7 +259,7 @@ class _Attend(torch.autograd.Function):
         compiling = torch.compiler.is_compiling()
         if not compiling:
             _check_unpacked(ctx.kinds, q, k, v, o, lse, *ragged)
-        inputs = (do, dlse, o, lse, q, k, v, *ctx.ring, *ctx.time, *ragged, *ctx.scalars, untouched, *wanted)
+        inputs = (do, dlse, o, lse, q, k, v, ctx.ring, ctx.time, *ragged, *ctx.options, untouched, *wanted)
         with torch.no_grad(), nullcontext() if compiling else _examined:
             grads = torch.ops.dsmr_kernels.backward(*inputs)
         if torch.is_grad_enabled() and not compiling:

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 4  # of libdsmr_kernels: DSMR_KERNELS_ABI in src/api.h
+from dsmr_kernels.backends.cpu.structs import ABI
+
 ISA_VARIABLE = "DSMR_KERNELS_ISA"
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

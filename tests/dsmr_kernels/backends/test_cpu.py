@@ -304,7 +304,10 @@ def odd_ring() -> RingMemory:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"q": torch.zeros(2, 5, 4, 8, dtype=torch.float64)}, "expected q of one of .* got torch.float64"),
+        (
+            {"q": torch.zeros(2, 5, 4, 8, dtype=torch.float64)},
+            "expected q of float32, .* got torch.float64",
+        ),
         ({"q": torch.zeros(2, 5, 4, 257)}, "head dimension of at most 256, got 257"),
         ({"q": torch.zeros(2, 5, 4, 8, device="meta")}, "expected tensors on the CPU, got meta"),
         ({"memory": odd_ring()}, "expected a ring with a contiguous last dimension"),
