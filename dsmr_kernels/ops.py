@@ -26,24 +26,21 @@ from dsmr_kernels.ragged import check_ragged, values_are_at_hand
 from dsmr_kernels.ring import RingMemory
 from dsmr_kernels.torch_private import increment_version, running_node_number
 
-
-def _arguments(state: str) -> str:
-    """What every operator takes of a call, `state` being the type of the ring's tensors.
-
-    `state`: k, v, the scales of both if the ring is quantised, and `written`. `time`: the clock's state, the horizon.
-    """
-    return (
-        f"Tensor q, Tensor k, Tensor v, {state} state, Tensor[] time, Tensor? segment_start, Tensor? segment_len, "
-        "Tensor? alibi_slopes, float scale, float softcap, str window, int[] geometry, bool append, str impl"
-    )
-
+# No list of the ring's tensors, which opcheck allows: TorchScript's constant pooling takes equal ones of a list that is
+# written for one, and `torch.autograd.grad(is_grads_batched=True)` has no rule for lists of tensors.
+_RING = "Tensor{0} ring_k, Tensor{1} ring_v, Tensor{2}? k_scale, Tensor{3}? v_scale, Tensor{4} written"
+_OPTIONS = (
+    "Tensor clock, Tensor horizon, Tensor? segment_start, Tensor? segment_len, Tensor? alibi_slopes, float scale, "
+    "float softcap, str window, int[] geometry, bool append, str impl"
+)
+_WRITTEN, _READ = _RING.format("(a!)", "(b!)", "(c!)", "(d!)", "(e!)"), _RING.format(*[""] * 5)
 
 _library = torch.library.Library("dsmr_kernels", "DEF")
 for _schema in (
-    f"attend_({_arguments('Tensor(a!)[]')}) -> (Tensor, Tensor)",
-    f"forward_({_arguments('Tensor(a!)[]')}) -> (Tensor, Tensor)",
-    f"backward(Tensor do, Tensor dlse, Tensor o, Tensor lse, {_arguments('Tensor[]')}, bool untouched, bool need_dq, "
-    "bool need_dkv) -> (Tensor, Tensor, Tensor)",
+    f"attend_(Tensor q, Tensor k, Tensor v, {_WRITTEN}, {_OPTIONS}) -> (Tensor, Tensor)",
+    f"forward_(Tensor q, Tensor k, Tensor v, {_WRITTEN}, {_OPTIONS}) -> (Tensor, Tensor)",
+    f"backward(Tensor do, Tensor dlse, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, {_READ}, {_OPTIONS}, "
+    "bool untouched, bool[] needs) -> (Tensor, Tensor, Tensor)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -139,21 +136,18 @@ def _flatten(call: Call, impl: str | None) -> tuple[Any, ...]:
     """A call as the operators' arguments, in schema order."""
     memory = call.memory
     return (
-        *(call.q, call.k, call.v, list(memory.tensors().values()), [memory.clock.state, memory.horizon]),
-        *(call.segment_start, call.segment_len, call.alibi_slopes, call.scale, call.softcap, call.window),
-        *(list(memory.geometry.numbers), call.append, impl or ""),
+        *(call.q, call.k, call.v, memory.k, memory.v, memory.k_scale, memory.v_scale, memory.written),
+        *(memory.clock.state, memory.horizon, call.segment_start, call.segment_len, call.alibi_slopes),
+        *(call.scale, call.softcap, call.window, list(memory.geometry.numbers), call.append, impl or ""),
     )
 
 
 def _unflatten(*arguments: Any) -> tuple[Call, str | None]:
     """The inverse of `_flatten`. Its ring and clock are checked unless the call was examined."""
-    q, k, v, state, time, start, length, slopes, scale, softcap, window, geometry, append, impl = arguments
-    for name, values, sizes in (("state", state, (3, 5)), ("time", time, (2,)), ("geometry", geometry, (5,))):
-        if len(values) not in sizes:
-            raise ValueError(f"{name}: expected {' or '.join(map(str, sizes))} of them, got {len(values)}")
-    ring_k, ring_v, *scales, written = state
-    k_scale, v_scale = scales or (None, None)
-    clock, horizon = time
+    q, k, v, ring_k, ring_v, k_scale, v_scale, written, clock, horizon, start, length, slopes = arguments[:13]
+    scale, softcap, window, geometry, append, impl = arguments[13:]
+    if len(geometry) != 5:
+        raise ValueError(f"geometry: expected 5 numbers, got {geometry}")
     make_ring, make_clock = (RingMemory.unchecked, Clock.unchecked) if _examined.already else (RingMemory, Clock)
     shape = _geometry(*geometry)
     memory = make_ring(ring_k, ring_v, k_scale, v_scale, written, horizon, make_clock(clock), shape)
@@ -191,11 +185,11 @@ def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _backward_kernel(
     do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call, impl = _checked(*arguments[:-3])
+    *flat, untouched, needs = arguments
+    call, impl = _checked(*flat)
     for name, x, like in (("do", do, call.q), ("o", o, call.q), ("dlse", dlse, lse)):
         if (x.shape, x.dtype, x.device) != (like.shape, like.dtype, like.device):
             raise ValueError(f"{name}: expected {list(like.shape)} {like.dtype}, got {list(x.shape)} {x.dtype}")
-    untouched, *needs = arguments[-3:]
     if not untouched:
         _check_not_overwritten(call)
     return backends.choose(impl, call).backward(call, o, lse, do, dlse, (needs[0], needs[1]))
@@ -204,7 +198,7 @@ def _backward_kernel(
 def _backward_fake(
     do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    need_dq, need_dkv = arguments[-2:]
+    need_dq, need_dkv = arguments[-1]
     wanted = ((q, need_dq), (k, need_dkv), (v, need_dkv))
     dq, dk, dv = (x.new_empty(x.shape if need else (0,)) for x, need in wanted)
     return dq, dk, dv
@@ -234,14 +228,14 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
-        q, k, v, state, time, *ragged = arguments[:8]
+        q, k, v, *ring, clock, horizon, start, length, slopes = arguments[:13]
         # Not among the saved tensors. Autograd's version check would refuse every segment that is appended before this
         # one's backward pass, while the ring may have room for several: `_check_not_overwritten` is the exact check.
         # And what a replay saves instead must not take the place of the first pass's clock.
-        ctx.ring, ctx.time = state, time
-        ctx.save_for_backward(q, k, v, o, lse, *ragged)
-        ctx.kinds = _kinds(q, k, v, o, lse, *ragged)
-        ctx.options = arguments[8:]
+        ctx.ring, ctx.time = ring, (clock, horizon)
+        ctx.save_for_backward(q, k, v, o, lse, start, length, slopes)
+        ctx.kinds = _kinds(q, k, v, o, lse, start, length, slopes)
+        ctx.options = arguments[13:]
         ctx.version = autograd.writes(ctx.ring[0])
         ctx.time_versions = [*map(autograd.writes, ctx.time)]
         return o, lse
@@ -252,14 +246,14 @@ class _Attend(torch.autograd.Function):
         if [*map(autograd.writes, ctx.time)] != ctx.time_versions:
             raise RuntimeError("memory: the clock or a horizon was written in place between forward and backward")
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
-        wanted = (need_dq, any(need_dkv))
+        needs = [need_dq, any(need_dkv)]
         # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
         # that is being compiled is not the run, so it always looks.
         untouched = _untouched(ctx.ring[0], ctx.version)
         compiling = torch.compiler.is_compiling()
         if not compiling:
             _check_unpacked(ctx.kinds, q, k, v, o, lse, *ragged)
-        inputs = (do, dlse, o, lse, q, k, v, ctx.ring, ctx.time, *ragged, *ctx.options, untouched, *wanted)
+        inputs = (do, dlse, o, lse, q, k, v, *ctx.ring, *ctx.time, *ragged, *ctx.options, untouched, needs)
         with torch.no_grad(), nullcontext() if compiling else _examined:
             grads = torch.ops.dsmr_kernels.backward(*inputs)
         if torch.is_grad_enabled() and not compiling:
