@@ -24,16 +24,16 @@ dsmr::Choice<dsmr::Kernels> make_choice() {
 
 dsmr::Choice<dsmr::Kernels> choice = make_choice();
 
-struct Member {
+struct Field {
     const char* name;
     std::size_t offset;
 };
-#define DSMR_AT(member) {#member, offsetof(DsmrCall, member)}
+#define DSMR_AT(field) {#field, offsetof(DsmrCall, field)}
 #define DSMR_AT_TENSOR(x) DSMR_AT(x.data), DSMR_AT(x.lane), DSMR_AT(x.token), DSMR_AT(x.head)
 #define DSMR_AT_RING(x)                                                                                                \
     DSMR_AT(x.data), DSMR_AT(x.lane), DSMR_AT(x.head), DSMR_AT(x.slot), DSMR_AT(x.scale), DSMR_AT(x.scale_lane),       \
             DSMR_AT(x.scale_head)
-constexpr Member MEMBERS[] = {
+constexpr Field FIELDS[] = {
         DSMR_AT_RING(ring_k), DSMR_AT_RING(ring_v), DSMR_AT(written), DSMR_AT(clock), DSMR_AT(horizon), DSMR_AT(batch),
         DSMR_AT(kv_heads), DSMR_AT(dim), DSMR_AT(archive), DSMR_AT(recent), DSMR_AT(max_segment), DSMR_AT(stride),
         DSMR_AT(keep_random), DSMR_AT(ring_type), DSMR_AT(type), DSMR_AT(tokens), DSMR_AT(heads), DSMR_AT(window_token),
@@ -50,10 +50,10 @@ DSMR_EXPORT const char* dsmr_kernels_available() { return choice.names(); }
 DSMR_EXPORT const char* dsmr_kernels_in_use() { return choice.in_use(); }
 DSMR_EXPORT int dsmr_kernels_use(const char* isa) { return choice.use(isa); }
 
-// Where a member of a call lies, for tests of those who fill one in; "": behind the last. -1 if there is none.
+// Where a field of a call lies, for tests of those who fill one in; "": behind the last. -1 if there is none.
 DSMR_EXPORT int64_t dsmr_kernels_offset(const char* name) {
-    for (const Member& member : MEMBERS) {
-        if (std::strcmp(member.name, name) == 0) return int64_t(member.offset);
+    for (const Field& field : FIELDS) {
+        if (std::strcmp(field.name, name) == 0) return int64_t(field.offset);
     }
     return -1;
 }
