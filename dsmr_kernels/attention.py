@@ -109,7 +109,10 @@ def recurrent_attention(
 
 
 class _EmptyRings(threading.local):
-    """Rings of no slots on the CPU, by k's shape and type: of one thread, because a ring remembers its last call."""
+    """Rings of no slots on the CPU, by k's shape and type.
+
+    Of one thread, which functools' caches are not, because a ring remembers its last call.
+    """
 
     MOST = 64  # prompts have many lengths
 

@@ -52,7 +52,7 @@ def wants_grad(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     """Run a validated call; `(o, lse)`. Goes round the dispatcher where nobody has to see the operator."""
-    q, k, v = call[:3]
+    q, k, v = call.q, call.k, call.v
     plain = is_plain(q, k, v)
     if not torch.compiler.is_compiling() and autograd.backward_pass() == autograd.FORWARD:
         call.memory.clock.is_called()
@@ -163,7 +163,7 @@ def _checked(*arguments: Any) -> tuple[Call, str | None]:
     call, impl = _unflatten(*arguments)
     if _examined.already:
         return call, impl
-    check_arguments(*call[:5], call.scale, call.softcap, call.append)
+    check_arguments(call.q, call.k, call.v, call.memory, call.window, call.scale, call.softcap, call.append)
     if call.segment_start is not None or call.segment_len is not None:
         check_ragged(call.q.shape[0], call.q.shape[1], call.q.device, call.segment_start, call.segment_len)
     if call.alibi_slopes is not None:
