@@ -69,8 +69,8 @@ class RingMemory:
         )
 
     @cached_property
-    def cache(self) -> dict[object, Any]:
-        """For those who serve calls: what they know of this ring, by whatever they call it. No copy holds it."""
+    def cache(self) -> dict[type, Any]:
+        """For those who serve calls: what they know of this ring, by the type of it. No copy holds it."""
         return {}
 
     def at(self, clock: Clock, horizon: Tensor) -> RingMemory:

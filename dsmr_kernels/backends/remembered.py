@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 from torch import Tensor
 
@@ -25,13 +24,14 @@ class Remembered:
     def __init__(self) -> None:
         self.examined(None)
 
-    @classmethod
-    def of(cls, ring: RingMemory) -> Remembered:
+    @staticmethod
+    def of(ring: RingMemory) -> Remembered:
         """What is known of calls over this ring, however they see it."""
-        found = ring.cache.get(cls)
-        if found is None:
-            found = ring.cache[cls] = cls()
-        return cast(Remembered, found)
+        try:
+            found: Remembered = ring.cache[Remembered]
+        except KeyError:
+            found = ring.cache.setdefault(Remembered, Remembered())
+        return found
 
     def examined(self, signature: Signature | None) -> None:
         """Calls of this signature are right; no back end has been chosen for them yet."""
