@@ -47,7 +47,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     if call.wants_lse:
         batch, tokens, heads, _ = q.shape
         lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
-    kept = _fill(call, o, lse)
+    kept = _pack(call, o, lse)
     _run(_function("forward"))
     del kept
     return o, lse
@@ -65,7 +65,7 @@ class Repeat:
 
     def __init__(self, call: Call) -> None:
         plain = call._replace(segment_start=None, segment_len=None, alibi_slopes=None, wants_lse=False)
-        _fill(plain, call.q, call.q)
+        _pack(plain, call.q, call.q)
         self._earlier = DsmrCall.from_buffer_copy(_room.struct)
         self._address, self._function = ctypes.addressof(self._earlier), _function("repeat")
         self._contiguous, self._append = call.q.is_contiguous(), call.append
@@ -98,7 +98,7 @@ def backward(
     dq, dk, dv = (x.new_empty(x.shape if need else 0) for x, need in wanted)
     o, lse, dlse = o.contiguous(), lse.contiguous(), dlse.contiguous()
     do = do if do.stride(3) == 1 else do.contiguous()
-    kept = _fill(call, o, lse)
+    kept = _pack(call, o, lse)
     struct = _room.struct
     struct.grad_o, struct.grad_lse = _tensor(do), dlse.data_ptr()
     struct.dq, struct.dk, struct.dv = (x.data_ptr() if x.numel() else None for x in (dq, dk, dv))  # None: not wanted
@@ -125,7 +125,7 @@ class _Room(threading.local):
 _room = _Room()
 
 
-def _fill(call: Call, o: Tensor, lse: Tensor) -> tuple[Tensor | None, ...]:
+def _pack(call: Call, o: Tensor, lse: Tensor) -> tuple[Tensor | None, ...]:
     """Write a call into this thread's struct. Returns what must stay alive until the kernel has run."""
     struct = _room.struct
     q, start, length, slopes = call.q, call.segment_start, call.segment_len, call.alibi_slopes
