@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dsmr_kernels import autograd
 from dsmr_kernels.checks import is_bool
 from dsmr_kernels.execution import unrecorded, values_are_real
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
 from dsmr_kernels.storage import COMPUTE_DTYPES
 
 # Slopes that were looked at, and their version then: once is enough, and looking makes a GPU's queue stop.
@@ -106,7 +107,7 @@ def check_slopes(q: Tensor, slopes: Tensor) -> None:
         raise ValueError("alibi_slopes: expected constants, got a tensor that requires grad")
     if type(slopes) is not Tensor or not values_are_real():
         return
-    version = None if slopes.is_inference() else slopes._version  # inference tensors keep no count of writes
+    version = autograd.writes(slopes)
     if version is not None and _known_finite.get(slopes) == version:
         return
     if not bool(slopes.isfinite().all()):

@@ -11,11 +11,13 @@ from dsmr_kernels import ops
 from dsmr_kernels.arguments import check_arguments, check_slopes, check_tensors
 from dsmr_kernels.autograd import FORWARD, backward_pass
 from dsmr_kernels.backends import Call
+from dsmr_kernels.backends.remembered import Remembered
 from dsmr_kernels.clock import Clock
 from dsmr_kernels.execution import is_plain, unrecorded
 from dsmr_kernels.geometry import Geometry, Retention, Window
-from dsmr_kernels.memory import RingMemory
 from dsmr_kernels.ragged import check_ragged
+from dsmr_kernels.ring import RingMemory
+from dsmr_kernels.torch_private import backward_pass_number
 
 
 def recurrent_attention(
@@ -76,19 +78,24 @@ def recurrent_attention(
         if window != "segment":
             raise ValueError(f"window: {window!r} needs a memory, whose horizon it is; got memory=None")
         memory, append = _no_memory(q, k, v, plain), False
-    signature = _signature(q, k, v, memory, (window, scale, softcap, append, impl)) if plain else None
-    if signature is None or signature is not memory.remembered.signature:
+    last = Remembered.of(memory) if plain and type(memory) is RingMemory else None
+    signature = None if last is None else last.recognise(q, k, v, (window, scale, softcap, append, impl))
+    if last is None or signature is not last.signature:
         check_arguments(q, k, v, memory, window, scale, softcap, append)
-        if signature is not None:
-            memory.remembered.examined(signature)
-    elif segment_start is segment_len is alibi_slopes is None and not return_lse and not memory.clock.superseded:
-        repeat = memory.remembered.repeat
-        plain = not (is_grad_enabled() and ops.wants_grad(q, k, v)) and torch._C._current_graph_task_id() == FORWARD
-        if repeat is not None and plain:
-            memory.clock.is_called()
-            o = repeat(q, k, v, memory)
-            if o is not None:
-                return o
+        if last is not None:
+            last.examined(signature)
+    elif (
+        last.repeat is not None
+        and segment_start is segment_len is alibi_slopes is None
+        and not return_lse
+        and not memory.clock.superseded
+        and not (is_grad_enabled() and ops.wants_grad(q, k, v))
+        and backward_pass_number() == FORWARD
+    ):
+        memory.clock.is_called()
+        o = last.repeat(q, k, v, memory)
+        if o is not None:
+            return o
     _check_clock(memory)
     if segment_start is not None or segment_len is not None:
         check_ragged(q.shape[0], q.shape[1], q.device, segment_start, segment_len)
@@ -102,7 +109,10 @@ def recurrent_attention(
 
 
 class _EmptyRings(threading.local):
-    """Rings of no slots on the CPU, by k's shape and type: of one thread, because a ring remembers its last call."""
+    """Rings of no slots on the CPU, by k's shape and type.
+
+    Of one thread, which functools' caches are not, because a ring remembers its last call.
+    """
 
     MOST = 64  # prompts have many lengths
 
@@ -142,27 +152,6 @@ def _make_empty(q: Tensor, k: Tensor, v: Tensor) -> RingMemory:
 def _default_scale(q: Tensor) -> float:
     scale: float = q.shape[3] ** -0.5
     return scale
-
-
-def _signature(
-    q: Tensor, k: Tensor, v: Tensor, memory: RingMemory, options: tuple[object, ...]
-) -> tuple[object, ...] | None:
-    """All of a call that is examined but for ragged lanes; None if nothing of it may be remembered.
-
-    A ring's next call of the same signature is not examined again: that would take longer than a small call itself. It
-    gets the very object that the ring remembers.
-    """
-    if type(memory) is not RingMemory:
-        return None
-    # One flat expression: where a small call finds nothing in the caches, unpacking takes as long as all the rest.
-    # fmt: off
-    signature = (
-        q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype,
-        q.is_cpu or q.device, k.is_cpu or k.device, v.is_cpu or v.device, options,
-    )
-    # fmt: on
-    last = memory.remembered.signature
-    return last if signature == last else signature
 
 
 def _check_clock(memory: RingMemory) -> None:

@@ -8,6 +8,8 @@ import threading
 import torch
 from torch import Tensor
 
+from dsmr_kernels import torch_private
+
 FORWARD = -1
 """`backward_pass()` outside every backward pass."""
 UNKNOWN = sys.maxsize
@@ -16,23 +18,17 @@ UNKNOWN = sys.maxsize
 
 def backward_pass() -> int:
     """The number of the backward pass that this thread runs, one of its own for each, or `FORWARD`."""
-    return FORWARD if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+    return FORWARD if torch.compiler.is_compiling() else torch_private.backward_pass_number()
 
 
 def now() -> int:
     """The number that autograd will give to the next node of a graph: all that was made before has a smaller one."""
-    return UNKNOWN if torch.compiler.is_compiling() else torch._C._autograd._get_sequence_nr()
-
-
-def running_node() -> int:
-    """The number of the node whose backward this thread runs; -1 if there is none."""
-    node = torch._C._current_autograd_node()
-    return -1 if node is None else node._sequence_nr()
+    return UNKNOWN if torch.compiler.is_compiling() else torch_private.next_node_number()
 
 
 def writes(x: Tensor) -> int | None:
     """How often `x` was written; None where nobody counts: while compiling, and for inference tensors."""
-    return x._version if type(x) is Tensor and not x.is_inference() else None
+    return torch_private.version(x) if type(x) is Tensor and not x.is_inference() else None
 
 
 class Here(threading.local):

@@ -12,12 +12,20 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import _is_tracing, _len_torch_dispatch_stack, _len_torch_function_stack
-from torch._C._autograd import _profiler_enabled
-from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, but not exported
+
+from dsmr_kernels import torch_private
+from dsmr_kernels.torch_private import (
+    dispatch_modes,
+    function_modes,
+    in_forward_mode,
+    innermost_transform,
+    is_functorch_wrapped_tensor,
+    is_profiled,
+    is_traced,
+)
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -31,23 +39,18 @@ def is_plain(q: object, k: object, v: object) -> bool:
     return (
         type(q) is type(k) is type(v) is Tensor
         and not is_dynamo_compiling()
-        and not _len_torch_dispatch_stack()  # TorchDispatchMode: make_fx, FLOP counters, fake tensors
-        and not _len_torch_function_stack()  # TorchFunctionMode
-        and peek_interpreter_stack() is None  # torch.func
-        and not _is_tracing()  # torch.jit.trace
-        and forward_ad._current_level < 0
-        and not _profiler_enabled()
+        and not dispatch_modes()  # TorchDispatchMode: make_fx, FLOP counters, fake tensors
+        and not function_modes()  # TorchFunctionMode
+        and innermost_transform() is None  # torch.func
+        and not is_traced()  # torch.jit.trace
+        and not in_forward_mode()
+        and not is_profiled()
     )
 
 
 def values_are_real() -> bool:
     """May numbers in tensors be looked at? Not while a graph of what happens to them is recorded."""
-    return not (
-        torch.compiler.is_compiling()
-        or is_tracing()
-        or _len_torch_dispatch_stack()
-        or peek_interpreter_stack() is not None
-    )
+    return not (torch.compiler.is_compiling() or is_tracing() or dispatch_modes() or innermost_transform() is not None)
 
 
 def unrecorded(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
@@ -57,12 +60,12 @@ def unrecorded(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, 
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         if not is_tracing():
             return function(*args, **kwargs)
-        state = torch._C._get_tracing_state()
-        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # torch ships no type for it
+        state = torch_private.tracing_state()
+        torch_private.set_tracing_state(None)
         try:
             return function(*args, **kwargs)
         finally:
-            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+            torch_private.set_tracing_state(state)
 
     return call
 
@@ -76,7 +79,7 @@ def refuse_mapping(*_: object) -> NoReturn:
 
 def refuse_forward_mode(arguments: Iterable[object]) -> None:
     """Raise RuntimeError if one of an operator's arguments has a tangent, which would be lost."""
-    if forward_ad._current_level < 0:
+    if not in_forward_mode():
         return
     for x in arguments:
         if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:

@@ -42,7 +42,7 @@ class Retention:
 
 
 def mix32(x: int) -> int:
-    """Mix the low 32 bits of `x` into a well-distributed 32-bit integer.
+    """Mix the low 32 bits of `x` into a well-distributed 32-bit integer, as every back end does, on a GPU too.
 
     Source: C. Wellons, "Prospecting for hash functions" (2018), the two-round multiply-xorshift function `lowbias32`.
     """
@@ -97,6 +97,16 @@ class Geometry:
         stride = retention.stride
         archive = horizon + (tokens + stride - 3) // stride + 2
         return cls(archive, tokens if stride > 1 else 0, max_segment, retention)
+
+    @classmethod
+    def of_numbers(cls, archive: int, recent: int, max_segment: int, stride: int, random: int) -> Geometry:
+        """The inverse of `numbers`."""
+        return cls(archive, recent, max_segment, Retention(stride, "random" if random else "last"))
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int, int]:
+        """What tells two geometries apart, for those who keep or pass numbers only."""
+        return self.archive, self.recent, self.max_segment, self.retention.stride, int(self.retention.keep == "random")
 
     @property
     def capacity(self) -> int:

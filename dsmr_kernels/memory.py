@@ -1,164 +1,22 @@
-"""The recurrent state: one `Clock`, one `RingMemory` a layer, and `MemoryStack`, which holds them all."""
+"""A model's whole recurrent state: one clock, and one ring a layer that all see it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dsmr_kernels import autograd
-from dsmr_kernels.checks import check_ring, check_saved_numbers, chosen_lanes, integers, is_integer
+from dsmr_kernels.checks import check_saved_numbers, chosen_lanes, integers, is_integer
 from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.execution import values_are_real
-from dsmr_kernels.geometry import Geometry, Retention, Window
+from dsmr_kernels.geometry import Geometry, Retention
 from dsmr_kernels.pages import Pages
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
+from dsmr_kernels.ring import RingMemory
 from dsmr_kernels.storage import COMPUTE_DTYPES, QUANTISED, Storage, ring_bytes
-
-
-class Remembered:
-    """What the last call found out about a ring, and the next one need not find out again.
-
-    `signature`: all of a call that was examined, that is everything but addresses, values and ragged lanes. `backend`:
-    who serves such calls. `repeat`: what does so at once, `(q, k, v, ring) -> o`, or None (see `backends.Repeat`).
-    """
-
-    __slots__ = ("backend", "repeat", "signature")
-
-    def __init__(self) -> None:
-        self.examined(None)
-
-    def examined(self, signature: tuple[object, ...] | None) -> None:
-        """Calls of this signature are right; no back end has been chosen for them yet."""
-        self.signature = signature
-        self.backend: str | None = None
-        self.repeat: Callable[[Tensor, Tensor, Tensor, RingMemory], Tensor | None] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class RingMemory:
-    """One layer's memory of past keys and values, seen through a clock that all layers share.
-
-    `k, v [B, Hkv, C, D]` hold keys (positions applied) and values; `k_scale, v_scale [B, Hkv, C]` float32 exist for
-    quantised storage only. `written [B]` int64 is the position after the newest token ever written, `horizon []` int64
-    the number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by
-    `stack[layer]`.
-
-    Raises TypeError or ValueError for tensors that do not go together: native code relies on all of this.
-    """
-
-    k: Tensor
-    v: Tensor
-    k_scale: Tensor | None
-    v_scale: Tensor | None
-    written: Tensor
-    horizon: Tensor
-    clock: Clock
-    geometry: Geometry
-
-    def __post_init__(self) -> None:
-        check_ring(self.tensors(), self.horizon, self.clock.state, self.geometry)
-
-    @classmethod
-    def empty(
-        cls,
-        lanes: int,
-        kv_heads: int,
-        head_dim: int,
-        horizon: int,
-        geometry: Geometry,
-        clock: Clock,
-        dtype: torch.dtype,
-        device: torch.device,
-        pages: Pages | None = None,
-    ) -> RingMemory:
-        """A ring of zeros: kernels may read slots they then mask, and 0 x NaN would be NaN."""
-        shape = (lanes, kv_heads, geometry.capacity, head_dim)
-        quantised = any(kind.dtype == dtype for kind in QUANTISED.values())
-        zeros = (pages or Pages(0, device)).zeros
-        return cls(
-            k=zeros(shape, dtype),
-            v=zeros(shape, dtype),
-            k_scale=zeros(shape[:3], torch.float32) if quantised else None,
-            v_scale=zeros(shape[:3], torch.float32) if quantised else None,
-            written=torch.zeros(lanes, dtype=torch.int64, device=device),
-            horizon=torch.full((), horizon, dtype=torch.int64, device=device),
-            clock=clock,
-            geometry=geometry,
-        )
-
-    @cached_property
-    def remembered(self) -> Remembered:
-        """For calls to come."""
-        return Remembered()
-
-    def at(self, clock: Clock, horizon: Tensor) -> RingMemory:
-        """The same ring, seen through another clock and with another horizon."""
-        if torch.compiler.is_compiling():
-            return replace(self, clock=clock, horizon=horizon)
-        ring = object.__new__(RingMemory)  # nothing new is to be checked, and no call can tell the two apart
-        addressed = (*self.addressed[:5], clock.state, horizon)
-        vars(ring).update(vars(self), clock=clock, horizon=horizon, addressed=addressed, remembered=self.remembered)
-        return ring
-
-    @classmethod
-    def unchecked(cls, *values: Any) -> RingMemory:
-        """A ring of fields that were checked before: a small call has no time to do it again."""
-        ring = object.__new__(cls)
-        vars(ring).update(zip(_FIELDS, values, strict=True))
-        return ring
-
-    @cached_property
-    def state(self) -> tuple[Tensor, ...]:
-        """The values of `tensors()`."""
-        return tuple(self.tensors().values())
-
-    @cached_property
-    def addressed(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
-        """All that native code reads and writes: k, v, their scales, `written`, the clock's state and the horizon."""
-        return self.k, self.v, self.k_scale, self.v_scale, self.written, self.clock.state, self.horizon
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold: the fields. What this ring remembers has addresses in it."""
-        return {name: getattr(self, name) for name in _FIELDS}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that make up this layer's state, by name."""
-        named = {"k": self.k, "v": self.v, "k_scale": self.k_scale, "v_scale": self.v_scale, "written": self.written}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys, values and scales, all lanes together."""
-        return sum(tensor.nbytes for name, tensor in self.tensors().items() if name != "written")
-
-    def export(self, lane: int, window: Window = "segment") -> tuple[Tensor, Tensor, Tensor]:
-        """What a call at the present clock sees of a lane's memory, oldest first; copies, and syncs a GPU.
-
-        Returns `k, v [Hkv, n, D]` (quantised storage: the exact float64 products) and the relative positions int64
-        `[n]` (-1 is the token just before the call's first).
-        """
-        if not is_integer(lane) or not 0 <= lane < self.written.shape[0]:
-            raise ValueError(f"lane: expected an integer from 0 to {self.written.shape[0] - 1}, got {lane!r}")
-        if window not in ("segment", "token"):
-            raise ValueError(f"window: expected 'segment' or 'token', got {window!r}")
-        position, length, phase = self.clock.state[:, lane].tolist()
-        runs = self.geometry.visible(int(self.horizon), window, position, length, phase)
-        slots = torch.tensor([slot for run in runs for slot in range(run.start, run.stop)], device=self.k.device)
-        slots = slots.long()  # an empty list makes a float tensor
-        positions = torch.tensor([p for run in runs for p in run.positions], dtype=torch.int64, device=self.k.device)
-        k, v = self.k[lane][:, slots], self.v[lane][:, slots]
-        if self.k_scale is not None and self.v_scale is not None:
-            k = k.double() * self.k_scale[lane][:, slots, None]
-            v = v.double() * self.v_scale[lane][:, slots, None]
-        return k, v, positions
-
-
-_FIELDS = tuple(field.name for field in fields(RingMemory))
 
 
 class MemoryStack:
@@ -418,11 +276,7 @@ class MemoryStack:
 
     def _layout(self) -> Tensor:
         """What the shapes of the tensors do not tell of how rings are used: a row per layer."""
-        rows = [
-            (g.archive, g.recent, g.max_segment, g.retention.stride, int(g.retention.keep == "random"))
-            for g in (ring.geometry for ring in self._rings)
-        ]
-        return torch.tensor(rows, dtype=torch.int64, device="cpu")
+        return torch.tensor([ring.geometry.numbers for ring in self._rings], dtype=torch.int64, device="cpu")
 
     def _move(self, state: Tensor) -> None:
         if self._may_be_needed():

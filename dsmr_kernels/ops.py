@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,29 +21,28 @@ from dsmr_kernels.arguments import check_arguments, check_slopes
 from dsmr_kernels.backends import Call
 from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.execution import is_plain, refuse_forward_mode, refuse_functional_gradients, refuse_mapping
-from dsmr_kernels.geometry import Geometry, Retention
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.geometry import Geometry
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
+from dsmr_kernels.ring import RingMemory
+from dsmr_kernels.torch_private import increment_version, running_node_number
 
-_STATE = "Tensor{a} ring_k, Tensor{b} ring_v, Tensor{c}? k_scale, Tensor{d}? v_scale, Tensor{e} written"
+# No list of the ring's tensors, which opcheck allows: TorchScript's constant pooling takes equal ones of a list that is
+# written for one, and `torch.autograd.grad(is_grads_batched=True)` has no rule for lists of tensors.
+_RING = "Tensor{0} ring_k, Tensor{1} ring_v, Tensor{2}? k_scale, Tensor{3}? v_scale, Tensor{4} written"
 _OPTIONS = (
     "Tensor clock, Tensor horizon, Tensor? segment_start, Tensor? segment_len, Tensor? alibi_slopes, float scale, "
-    "float softcap, str window, int archive, int recent, int max_segment, int stride, str keep, bool append, str impl"
+    "float softcap, str window, int[] geometry, bool append, str impl"
 )
-_MUTABLE = _STATE.format(a="(a!)", b="(b!)", c="(c!)", d="(d!)", e="(e!)")
-_CONSTANT = _STATE.format(a="", b="", c="", d="", e="")
+_WRITTEN, _READ = _RING.format("(a!)", "(b!)", "(c!)", "(d!)", "(e!)"), _RING.format(*[""] * 5)
 
 _library = torch.library.Library("dsmr_kernels", "DEF")
-for _name in ("attend_", "forward_"):
-    _library.define(
-        f"{_name}(Tensor q, Tensor k, Tensor v, {_MUTABLE}, {_OPTIONS}) -> (Tensor, Tensor)",
-        tags=(torch.Tag.pt2_compliant_tag,),
-    )
-_library.define(
-    f"backward(Tensor do, Tensor dlse, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, {_CONSTANT}, {_OPTIONS}, "
-    "bool untouched, bool need_dq, bool need_dkv) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+for _schema in (
+    f"attend_(Tensor q, Tensor k, Tensor v, {_WRITTEN}, {_OPTIONS}) -> (Tensor, Tensor)",
+    f"forward_(Tensor q, Tensor k, Tensor v, {_WRITTEN}, {_OPTIONS}) -> (Tensor, Tensor)",
+    f"backward(Tensor do, Tensor dlse, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, {_READ}, {_OPTIONS}, "
+    "bool untouched, bool[] needs) -> (Tensor, Tensor, Tensor)",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def wants_grad(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -53,7 +52,7 @@ def wants_grad(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def attend(call: Call, impl: str | None) -> tuple[Tensor, Tensor]:
     """Run a validated call; `(o, lse)`. Goes round the dispatcher where nobody has to see the operator."""
-    q, k, v = call[:3]
+    q, k, v = call.q, call.k, call.v
     plain = is_plain(q, k, v)
     if not torch.compiler.is_compiling() and autograd.backward_pass() == autograd.FORWARD:
         call.memory.clock.is_called()
@@ -87,7 +86,7 @@ def _run_forward(call: Call, clock: Clock | None, impl: str | None) -> tuple[Ten
         call = _in_backward_pass(call, clock or Clock.find(call.memory.clock.state), running)
     result = backends.choose(impl, call).forward(call)
     if call.append:
-        torch._C._increment_version(call.memory.state)  # torch.autograd.graph goes there by a way four times as long
+        increment_version(call.memory.state)
     return result
 
 
@@ -102,7 +101,7 @@ def _in_backward_pass(call: Call, clock: Clock | None, running: int) -> Call:
         return call
     # Autograd made the node that runs, and asks for the replay, before or during the first pass. So a clock that has
     # not moved since then stands where the first pass saw it.
-    if clock is None or (clock.made_in != running and autograd.running_node() < clock.moved):
+    if clock is None or (clock.made_in != running and running_node_number() < clock.moved):
         raise RuntimeError(
             "memory: a backward pass replays this call, and the ring's clock has moved since the first pass. Take "
             "stack[layer] outside the checkpointed function and hand it in; call advance(), uncompiled, outside "
@@ -135,29 +134,27 @@ def _check_appended(call: Call) -> None:
 
 def _flatten(call: Call, impl: str | None) -> tuple[Any, ...]:
     """A call as the operators' arguments, in schema order."""
-    memory, geometry = call.memory, call.memory.geometry
+    memory = call.memory
     return (
-        *(call.q, call.k, call.v),
-        *(memory.k, memory.v, memory.k_scale, memory.v_scale, memory.written),
+        *(call.q, call.k, call.v, memory.k, memory.v, memory.k_scale, memory.v_scale, memory.written),
         *(memory.clock.state, memory.horizon, call.segment_start, call.segment_len, call.alibi_slopes),
-        *(call.scale, call.softcap, call.window, geometry.archive, geometry.recent, geometry.max_segment),
-        *(geometry.retention.stride, geometry.retention.keep, call.append, impl or ""),
+        *(call.scale, call.softcap, call.window, list(memory.geometry.numbers), call.append, impl or ""),
     )
 
 
 def _unflatten(*arguments: Any) -> tuple[Call, str | None]:
     """The inverse of `_flatten`. Its ring and clock are checked unless the call was examined."""
     q, k, v, ring_k, ring_v, k_scale, v_scale, written, clock, horizon, start, length, slopes = arguments[:13]
-    scale, softcap, window, archive, recent, max_segment, stride, keep, append, impl = arguments[13:]
-    geometry = _geometry(archive, recent, max_segment, stride, keep)
+    scale, softcap, window, geometry, append, impl = arguments[13:]
+    if len(geometry) != 5:
+        raise ValueError(f"geometry: expected 5 numbers, got {geometry}")
     make_ring, make_clock = (RingMemory.unchecked, Clock.unchecked) if _examined.already else (RingMemory, Clock)
-    memory = make_ring(ring_k, ring_v, k_scale, v_scale, written, horizon, make_clock(clock), geometry)
+    shape = _geometry(*geometry)
+    memory = make_ring(ring_k, ring_v, k_scale, v_scale, written, horizon, make_clock(clock), shape)
     return Call(q, k, v, memory, window, start, length, slopes, scale, softcap, append), impl or None
 
 
-@lru_cache(maxsize=1024)
-def _geometry(archive: int, recent: int, max_segment: int, stride: int, keep: Literal["last", "random"]) -> Geometry:
-    return Geometry(archive, recent, max_segment, Retention(stride, keep))
+_geometry = lru_cache(maxsize=1024)(Geometry.of_numbers)
 
 
 def _checked(*arguments: Any) -> tuple[Call, str | None]:
@@ -166,7 +163,7 @@ def _checked(*arguments: Any) -> tuple[Call, str | None]:
     call, impl = _unflatten(*arguments)
     if _examined.already:
         return call, impl
-    check_arguments(*call[:5], call.scale, call.softcap, call.append)
+    check_arguments(call.q, call.k, call.v, call.memory, call.window, call.scale, call.softcap, call.append)
     if call.segment_start is not None or call.segment_len is not None:
         check_ragged(call.q.shape[0], call.q.shape[1], call.q.device, call.segment_start, call.segment_len)
     if call.alibi_slopes is not None:
@@ -188,11 +185,11 @@ def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _backward_kernel(
     do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call, impl = _checked(*arguments[:-3])
+    *flat, untouched, needs = arguments
+    call, impl = _checked(*flat)
     for name, x, like in (("do", do, call.q), ("o", o, call.q), ("dlse", dlse, lse)):
         if (x.shape, x.dtype, x.device) != (like.shape, like.dtype, like.device):
             raise ValueError(f"{name}: expected {list(like.shape)} {like.dtype}, got {list(x.shape)} {x.dtype}")
-    untouched, *needs = arguments[-3:]
     if not untouched:
         _check_not_overwritten(call)
     return backends.choose(impl, call).backward(call, o, lse, do, dlse, (needs[0], needs[1]))
@@ -201,7 +198,7 @@ def _backward_kernel(
 def _backward_fake(
     do: Tensor, dlse: Tensor, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    need_dq, need_dkv = arguments[-2:]
+    need_dq, need_dkv = arguments[-1]
     wanted = ((q, need_dq), (k, need_dkv), (v, need_dkv))
     dq, dk, dv = (x.new_empty(x.shape if need else (0,)) for x, need in wanted)
     return dq, dk, dv
@@ -210,7 +207,7 @@ def _backward_fake(
 def _check_not_overwritten(call: Call) -> None:
     """A backward pass reads the memory that its forward pass saw: refuse if it has been written over since."""
     memory = call.memory
-    if -1 < autograd.running_node() < loaded.get(memory.k.data_ptr(), 0):
+    if -1 < running_node_number() < loaded.get(memory.k.data_ptr(), 0):
         raise RuntimeError(
             "the ring memory was overwritten between forward and backward, by load_state_dict. Call backward before a "
             "state is loaded."
@@ -231,14 +228,14 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         o, lse = torch.ops.dsmr_kernels.forward_(*arguments)
-        q, k, v, ring_k, ring_v, k_scale, v_scale, written, clock, horizon, *ragged = arguments[:13]
+        q, k, v, *ring, clock, horizon, start, length, slopes = arguments[:13]
         # Not among the saved tensors. Autograd's version check would refuse every segment that is appended before this
         # one's backward pass, while the ring may have room for several: `_check_not_overwritten` is the exact check.
         # And what a replay saves instead must not take the place of the first pass's clock.
-        ctx.ring, ctx.time = (ring_k, ring_v, k_scale, v_scale, written), (clock, horizon)
-        ctx.save_for_backward(q, k, v, o, lse, *ragged)
-        ctx.kinds = _kinds(q, k, v, o, lse, *ragged)
-        ctx.scalars = arguments[13:]
+        ctx.ring, ctx.time = ring, (clock, horizon)
+        ctx.save_for_backward(q, k, v, o, lse, start, length, slopes)
+        ctx.kinds = _kinds(q, k, v, o, lse, start, length, slopes)
+        ctx.options = arguments[13:]
         ctx.version = autograd.writes(ctx.ring[0])
         ctx.time_versions = [*map(autograd.writes, ctx.time)]
         return o, lse
@@ -249,14 +246,14 @@ class _Attend(torch.autograd.Function):
         if [*map(autograd.writes, ctx.time)] != ctx.time_versions:
             raise RuntimeError("memory: the clock or a horizon was written in place between forward and backward")
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
-        wanted = (need_dq, any(need_dkv))
+        needs = [need_dq, any(need_dkv)]
         # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
         # that is being compiled is not the run, so it always looks.
         untouched = _untouched(ctx.ring[0], ctx.version)
         compiling = torch.compiler.is_compiling()
         if not compiling:
             _check_unpacked(ctx.kinds, q, k, v, o, lse, *ragged)
-        inputs = (do, dlse, o, lse, q, k, v, *ctx.ring, *ctx.time, *ragged, *ctx.scalars, untouched, *wanted)
+        inputs = (do, dlse, o, lse, q, k, v, *ctx.ring, *ctx.time, *ragged, *ctx.options, untouched, needs)
         with torch.no_grad(), nullcontext() if compiling else _examined:
             grads = torch.ops.dsmr_kernels.backward(*inputs)
         if torch.is_grad_enabled() and not compiling:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsmr_kernels.geometry import Window
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
 
 
 def reference_attention(

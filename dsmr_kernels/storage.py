@@ -27,7 +27,8 @@ COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Quantise `x [..., D]` to `dtype`; returns `values [..., D]` and float32 `scale [...]` with `x ~ values * scale`.
 
-    The scale is absmax / largest, so no value saturates; a row of zeros has scale zero. Round to nearest even.
+    The scale is absmax / largest, so no value saturates; a row of zeros has scale zero. Round to nearest even. Of our
+    own, because PyTorch's quantised tensors have neither a scale for each row nor float8.
     """
     largest = next(kind.largest for kind in QUANTISED.values() if kind.dtype == dtype)
     x = x.float()

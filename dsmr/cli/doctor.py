@@ -183,9 +183,9 @@ def _back_ends(devices: list[str]) -> dict[str, dict[str, str | None]]:
 
 def _in_use(device: str, back_ends: dict[str, dict[str, str | None]]) -> str | None:
     """The back end that calls on a device take if they do not ask for one; None: none works."""
-    from dsmr_kernels.backends import ENVIRONMENT_VARIABLE, FOR_DEVICE
+    from dsmr_kernels.backends import FOR_DEVICE, IMPL_VARIABLE
 
-    forced = os.environ.get(ENVIRONMENT_VARIABLE)
+    forced = os.environ.get(IMPL_VARIABLE)
     names = (forced,) if forced else FOR_DEVICE.get(device.partition(":")[0], ("eager",))
     return next((name for name in names if name in back_ends and back_ends[name][device] is None), None)
 

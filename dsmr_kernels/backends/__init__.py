@@ -14,13 +14,14 @@ from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor
 
+from dsmr_kernels.backends.remembered import Remembered
 from dsmr_kernels.geometry import Window
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
 
 _TRITON = ("triton",) if importlib.util.find_spec("triton") else ()  # there is none outside Linux
 FOR_DEVICE = {"cpu": ("cpu", "eager"), "cuda": (*_TRITON, "eager")}  # the best first
 NAMES = tuple(sorted({name for names in FOR_DEVICE.values() for name in names}))
-ENVIRONMENT_VARIABLE = "DSMR_KERNELS_IMPL"
+IMPL_VARIABLE = "DSMR_KERNELS_IMPL"
 
 
 class Call(NamedTuple):
@@ -77,18 +78,18 @@ def choose(impl: str | None, call: Call) -> Backend:
 
     A ring's next call of the same signature is served by the same one, without asking it or the environment again.
     """
-    remembered = call.memory.remembered
-    if call.signature is None or call.signature is not remembered.signature:
+    last = Remembered.of(call.memory)
+    if call.signature is None or call.signature is not last.signature:
         return load(_choose(impl, call))
-    if remembered.backend is None:
-        remembered.backend = _choose(impl, call)
-        prepare = getattr(load(remembered.backend), "repeat", None)
-        remembered.repeat = prepare(call) if prepare else None
-    return load(remembered.backend)
+    if last.backend is None:
+        last.backend = _choose(impl, call)
+        prepare = getattr(load(last.backend), "repeat", None)
+        last.repeat = prepare(call) if prepare else None
+    return load(last.backend)
 
 
 def _choose(impl: str | None, call: Call) -> str:
-    if asked := impl or os.environ.get(ENVIRONMENT_VARIABLE):
+    if asked := impl or os.environ.get(IMPL_VARIABLE):
         if reason := load(asked).unsupported(call):
             raise ValueError(f"impl={asked!r} cannot serve this call: {reason}")
         return asked

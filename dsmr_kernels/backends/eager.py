@@ -1,9 +1,9 @@
 """The PyTorch back end: any device, any floating type, no concatenation and no full score matrix.
 
-Every lane walks the tiles (block of queries) x (chunk of keys) that its intervals make visible: at most four runs of
-the ring (read where they lie), then the segment. Slots that no query of a block sees are never read, and where only
-some see a key, a product leaves out the others (`_product`): what is hidden cannot matter. Logits are kept in base 2
-(`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
+Every lane's queries are cut into tiles, and every tile walks the blocks of keys that its intervals make visible: at
+most four runs of the ring (read where they lie), then the segment. Slots that no query of a tile sees are never read,
+and where only some see a key, a product leaves out the others (`_product`): what is hidden cannot matter. Logits are
+kept in base 2 (`exp2` is the cheapest exponential) and in float32, or float64 for float64 inputs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dsmr_kernels.backends import Call
 from dsmr_kernels.storage import quantise
 
 LOG2E = math.log2(math.e)
-# Tile sizes: the best of a sweep of blocks of 64 to 512 queries and tiles of 2^17 to 2^20 logits on two Zen 4 cores.
-QUERY_BLOCK = 256  # query rows a tile
-TILE_SCORES = 2**18  # logits a tile holds, all heads together: 1 MB in float32, the size of a core's L2 cache
-MIN_CHUNK = 256
+# The best of a sweep of tiles of 64 to 512 queries and blocks of 2^17 to 2^20 logits on two Zen 4 cores.
+TILE_TOKENS = 256  # queries of each head in a tile
+BLOCK_LOGITS = 2**18  # of a tile and a block, all heads together: 1 MB in float32, the size of a core's L2 cache
+MIN_KEYS = 256  # of a block
 
 
-class Keys(NamedTuple):
+class Block(NamedTuple):
     """Some consecutive keys and values of one lane, `[Hkv, n, D]`, and their ascending relative positions."""
 
     k: Tensor
@@ -35,9 +35,9 @@ class Keys(NamedTuple):
     positions: Sequence[int]
     in_segment: bool
 
-    def chunk(self, start: int, stop: int) -> Keys:
+    def part(self, start: int, stop: int) -> Block:
         """The keys `start ... stop - 1`."""
-        return Keys(
+        return Block(
             self.k[:, start:stop],
             self.v[:, start:stop],
             None if self.k_scale is None else self.k_scale[:, start:stop],
@@ -48,7 +48,7 @@ class Keys(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Of a tile's queries and keys, `[Hkv, G * n, m]` each, or None if the same holds for all pairs."""
+    """Of a tile's queries and a block's keys, `[Hkv, G * n, m]` each, or None if the same holds for all pairs."""
 
     base2: Tensor  # -inf for hidden pairs
     slope: Tensor | None  # in `q . k`; None: 1
@@ -59,7 +59,7 @@ class Lane(NamedTuple):
     """One lane of a call: its real tokens, its keys in age order and each query's interval `[lowest[i], i]`."""
 
     tokens: int
-    keys: list[Keys]
+    keys: list[Block]
     lowest: Sequence[int] | None  # ascending; None: every query sees all keys up to itself
 
 
@@ -80,7 +80,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     with torch.autocast(call.q.device.type, enabled=False):
         for b in range(batch):
             lane = _lane(call, b, [row[b] for row in clock])
-            for rows in _query_blocks(lane):
+            for rows in _tiles(lane):
                 q = _pack(call.q[b, rows], kv_heads, compute) * (call.scale * LOG2E)
                 out, lse2 = _attend(call, q, lane, rows)
                 o[b, rows] = _unpack(out, rows).to(o.dtype)
@@ -94,7 +94,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 def backward(
     call: Call, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `dsmr_kernels.backends.Backend.backward`. Recomputes every tile (Dao et al. 2022, "FlashAttention")."""
+    """See `dsmr_kernels.backends.Backend.backward`. Recomputes every block (Dao et al. 2022, "FlashAttention")."""
     batch = call.q.shape[0]
     compute = _compute_dtype(call)
     kv_heads = call.k.shape[2]
@@ -109,7 +109,7 @@ def backward(
         for b in range(batch):
             lane = _lane(call, b, [row[b] for row in clock])
             grads_kv = torch.zeros(2, kv_heads, lane.tokens, call.k.shape[3], dtype=compute, device=call.q.device)
-            for rows in _query_blocks(lane):
+            for rows in _tiles(lane):
                 q = _pack(call.q[b, rows], kv_heads, compute) * (call.scale * LOG2E)
                 grad_o = _pack(do[b, rows], kv_heads, compute)
                 delta = (grad_o * _pack(o[b, rows], kv_heads, compute)).sum(-1)  # [Hkv, G * n]
@@ -125,23 +125,23 @@ def backward(
 
 
 def _attend(call: Call, q: Tensor, lane: Lane, rows: slice) -> tuple[Tensor, Tensor]:
-    """Online softmax of `q [Hkv, G * n, D]`, base-2 scale folded in, over its tiles: `out` of q's shape and `lse2`."""
+    """Online softmax of `q [Hkv, G * n, D]`, base-2 scale folded in, over its blocks: `out` of q's shape and `lse2`."""
     lowest = torch.finfo(q.dtype).min  # finite: a row that sees nothing must not meet inf - inf
     out, total = torch.zeros_like(q), q.new_zeros(())
     highest: Tensor | None = None
-    for tile in _tiles(lane, rows, q.shape[0] * q.shape[1]):
-        logits, _, hidden = _logits(call, q, tile, rows, lane)
+    for block in _blocks(lane, rows, q.shape[0] * q.shape[1]):
+        logits, _, hidden = _logits(call, q, block, rows, lane)
         before, highest = highest, logits.amax(-1, keepdim=True).clamp_min_(lowest)
         if before is not None:
             highest = torch.maximum(before, highest)
         weights = torch.exp2(logits.sub_(highest), out=logits)
-        tile_total = weights.sum(-1, keepdim=True)
-        tile_out = _product(weights, tile.v, tile.v_scale, hidden)
+        block_total = weights.sum(-1, keepdim=True)
+        block_out = _product(weights, block.v, block.v_scale, hidden)
         if before is None:
-            out, total = tile_out, tile_total
+            out, total = block_out, block_total
         else:
             shrink = torch.exp2(before - highest)
-            out, total = torch.addcmul(tile_out, out, shrink), torch.addcmul(tile_total, total, shrink)
+            out, total = torch.addcmul(block_out, out, shrink), torch.addcmul(block_total, total, shrink)
     if highest is None:
         return out, q.new_full(q.shape[:2], -math.inf)
     return out / total.clamp_min(torch.finfo(q.dtype).tiny), (highest + total.log2())[..., 0]
@@ -158,27 +158,27 @@ def _attend_backward(
     grads_kv: Tensor,
     need_dkv: bool,
 ) -> Tensor:
-    """Gradient of `q / scale`; adds to `grads_kv [2, Hkv, T, D]`. Three products a memory tile, five a segment tile."""
+    """Gradient of `q / scale`; adds to `grads_kv [2, Hkv, T, D]`. Three products a block of memory, five of segment."""
     lse2 = lse2.masked_fill(lse2 == -math.inf, math.inf)  # rows that see nothing get weights of zero
     grad_q = torch.zeros_like(q)
-    for tile in _tiles(lane, rows, q.shape[0] * q.shape[1]):
-        logits, slope, hidden = _logits(call, q, tile, rows, lane)
+    for block in _blocks(lane, rows, q.shape[0] * q.shape[1]):
+        logits, slope, hidden = _logits(call, q, block, rows, lane)
         weights = torch.exp2(logits.sub_(lse2[..., None]), out=logits)
-        grad_weights = grad_o @ tile.v.to(q.dtype).transpose(1, 2)
-        if tile.v_scale is not None:
-            grad_weights *= tile.v_scale[:, None]
+        grad_weights = grad_o @ block.v.to(q.dtype).transpose(1, 2)
+        if block.v_scale is not None:
+            grad_weights *= block.v_scale[:, None]
         grad_logits = grad_weights.sub_(delta[..., None]).mul_(weights)
         if slope is not None:
             grad_logits *= slope
         if hidden is not None:  # the lse of a query, and what it met elsewhere, may be NaN
             weights.masked_fill_(hidden, 0)
             grad_logits.masked_fill_(hidden, 0)
-        if need_dkv and tile.in_segment:
-            columns = slice(tile.positions[0], tile.positions[-1] + 1)
+        if need_dkv and block.in_segment:
+            columns = slice(block.positions[0], block.positions[-1] + 1)
             hidden_queries = None if hidden is None else hidden.transpose(1, 2)
             grads_kv[0, :, columns] += _product(grad_logits.transpose(1, 2), q, None, hidden_queries)
             grads_kv[1, :, columns] += _product(weights.transpose(1, 2), grad_o, None, hidden_queries)
-        grad_q += _product(grad_logits, tile.k, tile.k_scale, hidden)
+        grad_q += _product(grad_logits, block.k, block.k_scale, hidden)
     return grad_q
 
 
@@ -201,22 +201,22 @@ def _product(weights: Tensor, rows: Tensor, scale: Tensor | None, hidden: Tensor
     return sums
 
 
-def _logits(call: Call, q: Tensor, tile: Keys, rows: slice, lane: Lane) -> Logits:
-    """The logits of a tile."""
-    logits = q @ tile.k.to(q.dtype).transpose(1, 2)
+def _logits(call: Call, q: Tensor, block: Block, rows: slice, lane: Lane) -> Logits:
+    """The logits of a block."""
+    logits = q @ block.k.to(q.dtype).transpose(1, 2)
     slope = None
-    if tile.k_scale is not None:
-        logits *= tile.k_scale[:, None]
+    if block.k_scale is not None:
+        logits *= block.k_scale[:, None]
     if call.softcap:
         cap = call.softcap * LOG2E
         saturation = torch.tanh(logits / cap)
         logits = saturation * cap
         slope = 1 - saturation * saturation
-    first, last = tile.positions[0], tile.positions[-1]
+    first, last = block.positions[0], block.positions[-1]
     lowest = lane.lowest[rows.stop - 1] if lane.lowest is not None else first
     if call.alibi_slopes is None and first >= lowest and last <= rows.start:
-        return Logits(logits, slope, None)  # the whole tile is visible to every row
-    positions = torch.tensor(tile.positions, device=q.device)
+        return Logits(logits, slope, None)  # the whole block is visible to every row
+    positions = torch.tensor(block.positions, device=q.device)
     queries = torch.arange(rows.start, rows.stop, device=q.device)
     by_row = logits.view(call.q.shape[2], len(queries), len(positions))  # [H, n, m]
     if call.alibi_slopes is not None:
@@ -241,7 +241,7 @@ def _lane(call: Call, b: int, clock: Sequence[int]) -> Lane:
             f"{memory.geometry.max_segment - phase} more, got {tokens}"
         )
     keys = [
-        Keys(
+        Block(
             memory.k[b, :, run.start : run.stop],
             memory.v[b, :, run.start : run.stop],
             None if memory.k_scale is None else memory.k_scale[b, :, run.start : run.stop],
@@ -253,7 +253,7 @@ def _lane(call: Call, b: int, clock: Sequence[int]) -> Lane:
     ]
     if tokens:
         k, v = (x[b, :tokens].transpose(0, 1).contiguous() for x in (call.k, call.v))
-        keys.append(Keys(k, v, None, None, range(tokens), in_segment=True))
+        keys.append(Block(k, v, None, None, range(tokens), in_segment=True))
     return Lane(tokens, keys, _lowest(call, b, tokens, horizon))
 
 
@@ -267,23 +267,23 @@ def _lowest(call: Call, b: int, tokens: int, horizon: int) -> Sequence[int] | No
     return lowest if any(starts) else None
 
 
-def _query_blocks(lane: Lane) -> Iterator[slice]:
-    for start in range(0, lane.tokens, QUERY_BLOCK):
-        yield slice(start, min(start + QUERY_BLOCK, lane.tokens))
+def _tiles(lane: Lane) -> Iterator[slice]:
+    for start in range(0, lane.tokens, TILE_TOKENS):
+        yield slice(start, min(start + TILE_TOKENS, lane.tokens))
 
 
-def _tiles(lane: Lane, rows: slice, packed_rows: int) -> Iterator[Keys]:
-    """Chunks of keys of which some query in `rows` sees some key; whole chunks outside every interval are skipped."""
-    size = max(MIN_CHUNK, TILE_SCORES // packed_rows)
+def _blocks(lane: Lane, rows: slice, packed_rows: int) -> Iterator[Block]:
+    """Blocks of keys of which some query in `rows` sees some key; whole blocks outside every interval are skipped."""
+    size = max(MIN_KEYS, BLOCK_LOGITS // packed_rows)
     lowest = lane.lowest[rows.start] if lane.lowest is not None else None
     for keys in lane.keys:
-        # A segment's keys end at the block's last query, and only those from its first query on need the causal mask.
+        # A segment's keys end at the tile's last query, and only those from its first query on need the causal mask.
         parts = ((0, rows.start), (rows.start, rows.stop)) if keys.in_segment else ((0, len(keys.positions)),)
         for first, end in parts:
             for start in range(first, end, size):
-                chunk = keys.chunk(start, min(start + size, end))
-                if lowest is None or chunk.positions[-1] >= lowest:
-                    yield chunk
+                block = keys.part(start, min(start + size, end))
+                if lowest is None or block.positions[-1] >= lowest:
+                    yield block
 
 
 def _append(call: Call, clock: Sequence[Sequence[int]]) -> None:

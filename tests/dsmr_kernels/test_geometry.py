@@ -119,3 +119,9 @@ def test_a_ring_without_stride_holds_the_horizon_and_its_segments() -> None:
 def test_retention_refuses_nonsense(stride: object, keep: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         Retention(stride, keep)  # type: ignore[arg-type]  # that is what is tested
+
+
+@given(horizon=st.integers(0, 12), max_segment=st.integers(1, 9), retention=retentions, in_flight=st.integers(1, 3))
+def test_numbers_tell_geometries_apart(horizon: int, max_segment: int, retention: Retention, in_flight: int) -> None:
+    geometry = Geometry.of(horizon, max_segment, retention, in_flight)
+    assert Geometry.of_numbers(*geometry.numbers) == geometry

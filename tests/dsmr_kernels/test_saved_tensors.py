@@ -77,26 +77,3 @@ def test_hooks_that_permute_are_refused(impl: str, which: int) -> None:
         out, _ = attend(impl)
     with pytest.raises(RuntimeError, match="contiguous last dimension"):
         out.sum().backward()
-
-
-@pytest.mark.parametrize("gradients", [False, True])
-def test_a_stack_on_the_meta_device_gives_shapes(gradients: bool) -> None:
-    stack = MemoryStack([11], LANES, HEADS, DIM, TOKENS).to("meta")
-    inputs = [torch.empty(LANES, TOKENS, HEADS, DIM, device="meta", requires_grad=gradients) for _ in range(3)]
-    for _ in range(2):
-        out = recurrent_attention(*inputs, stack[0])
-        stack.advance(TOKENS)
-    assert out.is_meta
-    assert out.shape == inputs[0].shape
-    if gradients:
-        out.sum().backward()
-        assert all(x.grad.is_meta and x.grad.shape == x.shape for x in inputs)
-
-
-def test_a_stack_of_fake_tensors_moves_its_clock() -> None:
-    with torch._subclasses.FakeTensorMode():
-        stack = MemoryStack([11], LANES, HEADS, DIM, TOKENS)
-        out = recurrent_attention(*(torch.randn(LANES, TOKENS, HEADS, DIM) for _ in range(3)), stack[0])
-        stack.advance(TOKENS)
-        stack.set_horizons([4])
-    assert out.shape == (LANES, TOKENS, HEADS, DIM)

@@ -22,4 +22,4 @@ export PYTHONPATH=".:$site" ASAN_OPTIONS=detect_leaks=0
 export LD_PRELOAD="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libstdc++.so)"
 python -S -c "import os; from dsmr_kernels.backends.cpu import library; assert library.load().path.is_relative_to(os.getcwd())"
 python -S -m pytest -q -k "cpu or native" \
-    tests/dsmr_kernels/test_laws.py tests/dsmr_kernels/test_cpu.py tests/dsmr/model/test_native.py
+    tests/dsmr_kernels/test_laws.py tests/dsmr_kernels/backends/test_cpu.py tests/dsmr/model/test_native.py

@@ -1,45 +1,34 @@
 """The native CPU back end: C++ kernels for AVX-512, AVX2, NEON and any other machine, called through ctypes.
 
-Python checks what the kernels cannot serve, allocates the results and packs addresses and strides into one struct
-(`src/api.h`). Everything else, the clock, ragged lanes and the ring's geometry included, is read by C++ where it lies.
+Python checks what the kernels cannot serve, allocates the results and fills in one struct of addresses and strides
+(`structs`). Everything else, the clock, ragged lanes and the ring's geometry included, is read by C++ where it lies.
 """
 
 from __future__ import annotations
 
 import ctypes
-import struct
 import threading
 from functools import cache
 
 import torch
 from torch import Tensor, empty_like, get_num_threads
-from torch._C import _increment_version
 
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.cpu import library
+from dsmr_kernels.backends.cpu.structs import TYPES, DsmrCall, DsmrMemory, DsmrTensor, Status
 from dsmr_kernels.geometry import bad_clock
-from dsmr_kernels.memory import RingMemory
+from dsmr_kernels.ring import RingMemory
+from dsmr_kernels.torch_private import increment_version
 
-COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_DIM = 256  # as in src/tile.hpp
-
-# DsmrCall of src/api.h: the ring, the call's options, q, k, v, other addresses; the gradients; numbers for an error.
-_RING = struct.Struct("26q")
-_CALL = struct.Struct("208s5q2d12q8q")  # 208: _RING
-_GRADIENTS, _ERROR = struct.Struct("q3qq3q"), struct.Struct("4q")
-_GRADIENTS_OFFSET = _CALL.size
-_ERROR_OFFSET = _GRADIENTS_OFFSET + _GRADIENTS.size
-_Struct = ctypes.c_char * (_ERROR_OFFSET + _ERROR.size)
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}  # DsmrType
-_OK, _BAD_SEGMENT_LEN, _SEGMENT_TOO_LONG, _NO_MEMORY, _BAD_CLOCK, _BAD_SEGMENT_START = range(6)  # DsmrStatus
 
 
 def unsupported(call: Call) -> str | None:
     """Why this back end cannot serve `call`, or None."""
     if not call.q.is_cpu:
         return f"expected tensors on the CPU, got {call.q.device}"
-    if call.q.dtype not in COMPUTE_DTYPES:
-        return f"expected q of one of {COMPUTE_DTYPES}, got {call.q.dtype}"
+    if call.q.dtype not in TYPES:
+        return f"expected q of float32, bfloat16 or float16, got {call.q.dtype}"
     if call.q.shape[3] > LARGEST_DIM:
         return f"expected a head dimension of at most {LARGEST_DIM}, got {call.q.shape[3]}"
     if call.memory.k.stride(3) != 1 or call.memory.v.stride(3) != 1:
@@ -72,12 +61,13 @@ def repeat(call: Call) -> Repeat:
 class Repeat:
     """Calls that differ from an earlier one in addresses and values alone: nothing is examined or packed anew."""
 
-    __slots__ = ("_append", "_contiguous", "_earlier", "_function")
+    __slots__ = ("_address", "_append", "_contiguous", "_earlier", "_function")
 
     def __init__(self, call: Call) -> None:
         plain = call._replace(segment_start=None, segment_len=None, alibi_slopes=None, wants_lse=False)
         _pack(plain, call.q, call.q)
-        self._earlier, self._function = bytes(_room.struct), _function("repeat")
+        self._earlier = DsmrCall.from_buffer_copy(_room.struct)
+        self._address, self._function = ctypes.addressof(self._earlier), _function("repeat")
         self._contiguous, self._append = call.q.is_contiguous(), call.append
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, memory: RingMemory) -> Tensor | None:
@@ -86,16 +76,16 @@ class Repeat:
         ring_k, ring_v, k_scale, v_scale, written, clock, horizon = memory.addressed
         # fmt: off
         status = self._function(
-            self._earlier, get_num_threads(), q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr(),
+            self._address, get_num_threads(), q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr(),
             ring_k.data_ptr(), ring_v.data_ptr(),
             None if k_scale is None else k_scale.data_ptr(), None if v_scale is None else v_scale.data_ptr(),
             written.data_ptr(), clock.data_ptr(), horizon.data_ptr(),
         )
         # fmt: on
-        if status != _OK:
+        if status:  # anything but OK; asking an enumeration takes a hundredth of the call
             return None
         if self._append:
-            _increment_version(memory.state)
+            increment_version(memory.state)
         return o
 
 
@@ -109,9 +99,9 @@ def backward(
     o, lse, dlse = o.contiguous(), lse.contiguous(), dlse.contiguous()
     do = do if do.stride(3) == 1 else do.contiguous()
     kept = _pack(call, o, lse)
-    addresses = (x.data_ptr() if x.numel() else 0 for x in (dq, dk, dv))  # 0: not wanted
-    values = (do.data_ptr(), *do.stride()[:3], dlse.data_ptr(), *addresses)
-    _GRADIENTS.pack_into(_room.struct, _GRADIENTS_OFFSET, *values)
+    struct = _room.struct
+    struct.grad_o, struct.grad_lse = _tensor(do), dlse.data_ptr()
+    struct.dq, struct.dk, struct.dv = (x.data_ptr() if x.numel() else None for x in (dq, dk, dv))  # None: not wanted
     _run(_function("backward"))
     del kept
     return dq, dk, dv
@@ -121,7 +111,7 @@ def backward(
 def _function(name: str) -> ctypes._NamedFuncPointer:
     function: ctypes._NamedFuncPointer = getattr(library.load().functions, f"dsmr_kernels_{name}")
     if name == "repeat":
-        function.argtypes = (ctypes.c_char_p, ctypes.c_int64, *(ctypes.c_void_p,) * 11)
+        function.argtypes = (ctypes.c_void_p, ctypes.c_int64, *(ctypes.c_void_p,) * 11)
     return function
 
 
@@ -129,7 +119,7 @@ class _Room(threading.local):
     """One struct a thread, used again by every call: kernels run without Python's lock."""
 
     def __init__(self) -> None:
-        self.struct = _Struct()
+        self.struct = DsmrCall()
 
 
 _room = _Room()
@@ -137,61 +127,77 @@ _room = _Room()
 
 def _pack(call: Call, o: Tensor, lse: Tensor) -> tuple[Tensor | None, ...]:
     """Write a call into this thread's struct. Returns what must stay alive until the kernel has run."""
-    q, k, v = call[:3]
-    start, length, slopes = call[5:8]
-    kept: tuple[Tensor | None, ...] = ()
-    ragged: tuple[int, ...] = (0, 0, 0, 0, 0)
-    if start is not None or length is not None or slopes is not None:
-        start = None if start is None else start.contiguous()
-        length = None if length is None else length.contiguous()
-        slopes = None if slopes is None else slopes.float().contiguous()
-        kept = start, length, slopes
-        sizes = (0 if x is None else x.itemsize for x in (start, length))
-        ragged = (_address(start), _address(length), *sizes, _address(slopes))
-    tensors = (number for x in (q, k, v) for number in (x.data_ptr(), *x.stride()[:3]))
-    _CALL.pack_into(
-        *(_room.struct, 0, _ring(call.memory), _TYPES[q.dtype], q.shape[1], q.shape[2], call.window == "token"),
-        *(call.append, call.scale, call.softcap, *tensors, o.data_ptr(), lse.data_ptr() if call.wants_lse else 0),
-        *(*ragged, get_num_threads()),
-    )
-    return kept
+    struct = _room.struct
+    q, start, length, slopes = call.q, call.segment_start, call.segment_len, call.alibi_slopes
+    struct.memory = _memory(call.memory)
+    struct.type, struct.tokens, struct.heads = TYPES[q.dtype], q.shape[1], q.shape[2]
+    struct.window_token, struct.append = call.window == "token", call.append
+    struct.scale, struct.softcap = call.scale, call.softcap
+    struct.q, struct.k, struct.v = _tensor(q), _tensor(call.k), _tensor(call.v)
+    struct.o, struct.lse = o.data_ptr(), lse.data_ptr() if call.wants_lse else None
+    if start is not None:
+        start = start.contiguous()
+        struct.start_bytes = start.itemsize
+    if length is not None:
+        length = length.contiguous()
+        struct.len_bytes = length.itemsize
+    if slopes is not None:
+        slopes = slopes.float().contiguous()
+    struct.segment_start, struct.segment_len, struct.slopes = _address(start), _address(length), _address(slopes)
+    struct.threads = get_num_threads()
+    return start, length, slopes
 
 
 def _run(function: ctypes._NamedFuncPointer) -> None:
     """Call a kernel with this thread's struct; its error as an exception."""
-    room = _room.struct
-    status = function(room)
-    if status == _OK:
+    struct = _room.struct
+    status = function(ctypes.byref(struct))
+    if status == Status.OK:
         return
-    numbers = _ERROR.unpack_from(room, _ERROR_OFFSET)
-    if status == _BAD_CLOCK:
+    numbers = tuple(struct.error)
+    if status == Status.BAD_CLOCK:
         raise bad_clock(*numbers)
     lane, first, second, _ = numbers
-    if status == _BAD_SEGMENT_START:
+    if status == Status.BAD_SEGMENT_START:
         raise ValueError(f"segment_start: expected non-decreasing rows with 0 <= segment_start[{lane}, i] <= i")
-    if status == _SEGMENT_TOO_LONG:
-        left = _RING.unpack_from(room)[22] - first
+    if status == Status.SEGMENT_TOO_LONG:
         raise ValueError(
-            f"q: lane {lane} is at token {first} of its open segment: expected at most {left} more, got {second}"
+            f"q: lane {lane} is at token {first} of its open segment: "
+            f"expected at most {struct.max_segment - first} more, got {second}"
         )
-    if status == _BAD_SEGMENT_LEN:
+    if status == Status.BAD_SEGMENT_LEN:
         raise ValueError(f"segment_len: expected values from 0 to T, got {first} for lane {lane}")
     raise MemoryError("the attention kernels found no memory for their working space")
 
 
-def _ring(memory: RingMemory) -> bytes:
-    geometry = memory.geometry
+def _memory(memory: RingMemory) -> DsmrMemory:
+    """A ring's fields. They are kept with it, for as long as its tensors stay where they are."""
+    addresses = tuple(map(_address, memory.addressed))
+    kept: tuple[tuple[int | None, ...], DsmrMemory] | None = memory.cache.get(DsmrMemory)
+    if kept is not None and kept[0] == addresses:
+        return kept[1]
+    k, v, k_scale, v_scale, written, clock, horizon = addresses
     batch, kv_heads, _, dim = memory.k.shape
-    values: list[int] = []
-    for x, scale in ((memory.k, memory.k_scale), (memory.v, memory.v_scale)):
-        values += [x.data_ptr(), *x.stride()[:3], _address(scale)]
-        values += [0, 0] if scale is None else scale.stride()[:2]
-    return _RING.pack(
-        *(*values, memory.written.data_ptr(), memory.clock.state.data_ptr(), memory.horizon.data_ptr()),
-        *(batch, kv_heads, dim, geometry.archive, geometry.recent, geometry.max_segment),
-        *(geometry.retention.stride, geometry.retention.keep == "random", _TYPES[memory.k.dtype]),
+    geometry = memory.geometry
+    struct = DsmrMemory(
+        ring_k=(k, *memory.k.stride()[:3], k_scale, *_scale_strides(memory.k_scale)),
+        ring_v=(v, *memory.v.stride()[:3], v_scale, *_scale_strides(memory.v_scale)),
+        **{"written": written, "clock": clock, "horizon": horizon, "batch": batch, "kv_heads": kv_heads, "dim": dim},
+        **{"archive": geometry.archive, "recent": geometry.recent, "max_segment": geometry.max_segment},
+        **{"stride": geometry.retention.stride, "keep_random": geometry.retention.keep == "random"},
+        ring_type=TYPES[memory.k.dtype],
     )
+    memory.cache[DsmrMemory] = addresses, struct
+    return struct
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _scale_strides(scale: Tensor | None) -> tuple[int, ...]:
+    return (0, 0) if scale is None else scale.stride()[:2]
+
+
+def _tensor(x: Tensor) -> DsmrTensor:
+    return DsmrTensor(x.data_ptr(), *x.stride()[:3])
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

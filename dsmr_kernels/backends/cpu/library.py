@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 4  # of libdsmr_kernels: DSMR_KERNELS_ABI in src/api.h
-ENVIRONMENT_VARIABLE = "DSMR_KERNELS_ISA"
+from dsmr_kernels.backends.cpu.structs import ABI
+
+ISA_VARIABLE = "DSMR_KERNELS_ISA"
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 _ROOT = Path(__file__).resolve().parents[3]
@@ -45,7 +46,7 @@ class NativeLibrary:
         self.available: tuple[str, ...] = tuple(self._function("available", ctypes.c_char_p)().decode().split())
         self._in_use = self._function("in_use", ctypes.c_char_p)
         self._use = self._function("use", ctypes.c_int, ctypes.c_char_p)
-        if forced := os.environ.get(ENVIRONMENT_VARIABLE):
+        if forced := os.environ.get(ISA_VARIABLE):
             self.use(forced)
 
     @property
@@ -56,7 +57,7 @@ class NativeLibrary:
     def use(self, isa: str) -> None:
         """Use this instruction set from now on; ValueError if the build lacks it or the processor cannot run it."""
         if not self._use(isa.encode()):
-            raise ValueError(f"{ENVIRONMENT_VARIABLE}: expected one of {list(self.available)}, got {isa!r}")
+            raise ValueError(f"{ISA_VARIABLE}: expected one of {list(self.available)}, got {isa!r}")
 
     def _function(self, name: str, result: type, *arguments: type) -> Callable[..., Any]:
         function: ctypes._NamedFuncPointer = getattr(self.functions, f"{self._name}_{name}")

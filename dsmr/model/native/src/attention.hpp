@@ -1,7 +1,7 @@
 // One token's attention over a chunk of a ring: the row kernels of recurrent_attention, without what a step never asks.
 #pragma once
 
-#include "byte_rows.hpp"
+#include "decode_bytes.hpp"
 
 namespace dsmr::DSMR_ISA {
 

@@ -1,8 +1,8 @@
 // A matrix times vectors, by the arithmetic that suits its type. Of int8 that is bytes as they are times numbers of 24
-// bits, as in byte_rows.hpp: converting them takes longer than reading them.
+// bits, as in decode_bytes.hpp: converting them takes longer than reading them.
 #pragma once
 
-#include "byte_rows.hpp"
+#include "decode_bytes.hpp"
 #include "matrix.hpp"
 
 namespace dsmr::DSMR_ISA {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "simd.hpp"
+#include "softmax.hpp"
 #include "step.hpp"
 
 namespace dsmr::DSMR_ISA {
@@ -30,7 +30,7 @@ static void layer_norm(const float* x, const Norm& norm, float epsilon, int64_t 
 // Hendrycks and Gimpel (2016) with tanh: x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is
 // x / (1 + exp(-2 u)).
 DSMR_INLINE Vec gelu(Vec x) {
-    constexpr float LOG2E = 1.44269504f, SLOPE = -2 * 0.79788456f * LOG2E;
+    constexpr float SLOPE = -2 * 0.79788456f * LOG2E;
     const Vec cubic = fma(mul(x, x), broadcast(0.044715f * SLOPE), broadcast(SLOPE));
     const Vec exponent = mul(x, cubic);
     const Vec bounded = select_less(exponent, broadcast(126), exponent, broadcast(126));

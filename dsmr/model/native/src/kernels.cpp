@@ -135,7 +135,7 @@ private:
     const float* key(int lane, int kv_head) const { return query(lane, model.heads + kv_head); }
 
     void turn_heads() {
-        const float query_scale = 1.44269504f / std::sqrt(static_cast<float>(dim));  // logits to base 2
+        const float query_scale = LOG2E / std::sqrt(static_cast<float>(dim));  // logits to base 2
         for (int lane = 0; lane < lanes; ++lane)
             for (int head = 0; head < model.heads + model.kv_heads; ++head) {
                 const float scale = head < model.heads ? query_scale : 1;
@@ -219,23 +219,15 @@ private:
     void merge(int lane, const OneToken& token) {
         const Lane seen = token.lane(lane);
         const int64_t chunks = count_chunks(seen, CHUNK);
-        const bool own = token.sees_itself(seen);
+        const int own = token.sees_itself(seen); // a part of its own
         for (int head = 0; head < model.heads; ++head) {
             const int kv_head = head / group, row = head % group;
-            const float *q = query(lane, head), *k = key(lane, kv_head), *v = value(lane, kv_head);
-            const float logit = own ? dot_product(k, q, dim) : LOWEST;
-            float highest = logit;
-            for (int64_t i = 0; i < chunks; ++i) highest = std::max(highest, partial(lane, kv_head, i).highest[row]);
-            float total = own ? ::exp2f(logit - highest) : 0;
-            float* const out = mine.attended + lane * padded + head * dim;
-            for (int d = 0; d < dim; ++d) out[d] = own ? total * v[d] : 0;
-            for (int64_t i = 0; i < chunks; ++i) {
-                const RowSums part = partial(lane, kv_head, i);
-                const float weight = ::exp2f(part.highest[row] - highest);
-                total += weight * part.total[row];
-                for (int d = 0; d < dim; ++d) out[d] += weight * part.out[row * pitch + d];
-            }
-            for (int d = 0; d < dim; ++d) out[d] = total == 0 ? 0 : out[d] / total;
+            const float logit = own ? dot_product(key(lane, kv_head), query(lane, head), dim) : HIDDEN;
+            const auto part = [&](int64_t i) {
+                if (i < own) return Part{value(lane, kv_head), logit, 1.0f};
+                return partial(lane, kv_head, i - own).part(row, dim);
+            };
+            merge_parts(own + chunks, dim, mine.attended + lane * padded + head * dim, part);
         }
     }
 

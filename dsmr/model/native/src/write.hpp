@@ -18,8 +18,8 @@ static void write_slot(Type type, void* rows, float* scales, int64_t row, const 
         case Type::float32: return write_row(x, dim, static_cast<float*>(rows) + at);
         case Type::bfloat16: return write_row(x, dim, static_cast<bf16*>(rows) + at);
         case Type::float16: return write_row(x, dim, static_cast<fp16*>(rows) + at);
-        case Type::int8: scales[row] = quantise_row(x, dim, 127.0f, static_cast<int8_t*>(rows) + at); return;
-        case Type::float8_e4m3: scales[row] = quantise_row(x, dim, 448.0f, static_cast<fp8*>(rows) + at); return;
+        case Type::int8: scales[row] = quantise_row(x, dim, static_cast<int8_t*>(rows) + at); return;
+        case Type::float8_e4m3: scales[row] = quantise_row(x, dim, static_cast<fp8*>(rows) + at); return;
     }
 }
 

@@ -1,11 +1,11 @@
-/* One call of recurrent attention as plain data. Python packs it (../__init__.py), so every member takes eight bytes and
- * their order is part of the interface: raise DSMR_KERNELS_ABI with any change. Strides count elements. Tensors without
- * strides are contiguous; the last dimension always is. */
+/* One call of recurrent attention as plain data. Python fills it in (../structs.py mirrors it), so every member takes eight bytes
+ * and their order is part of the interface: raise DSMR_KERNELS_ABI with any change. Strides count elements. Tensors
+ * without strides are contiguous; the last dimension always is. */
 #pragma once
 
 #include <stdint.h>
 
-#define DSMR_KERNELS_ABI 4
+#define DSMR_KERNELS_ABI 5
 
 typedef enum { DSMR_FP32, DSMR_BF16, DSMR_FP16, DSMR_INT8, DSMR_FP8 } DsmrType;
 

@@ -22,10 +22,13 @@ DSMR_INLINE float largest_magnitude(const float* row, int64_t dim) {
     return bit_cast<float>(largest);
 }
 
+DSMR_INLINE float largest_value(int8_t) { return 127.0f; }
+DSMR_INLINE float largest_value(fp8) { return 448.0f; }
+
 // row / scale, rounded to nearest even, where scale = largest magnitude / largest value of the type; returns the scale.
 template <class T>
-DSMR_INLINE float quantise_row(const float* row, int64_t dim, float largest_value, T* to) {
-    const float scale = largest_magnitude(row, dim) / largest_value, divisor = scale > 0 ? scale : 1.0f;
+DSMR_INLINE float quantise_row(const float* row, int64_t dim, T* to) {
+    const float scale = largest_magnitude(row, dim) / largest_value(T{}), divisor = scale > 0 ? scale : 1.0f;
     for (int64_t d = 0; d < dim; ++d) to[d] = quantised(row[d] / divisor, T{});
     return scale;
 }
@@ -41,8 +44,8 @@ DSMR_INLINE void write_slot(const DsmrCall& call, const DsmrTensor& from, const 
     alignas(ALIGNMENT) float row[padded(LARGEST_DIM)];
     with_type(source, call.type, [&](auto* p) { copy_row(p, call.dim, 1.0f, row, padded(call.dim)); });
     float& scale = ring.scale[lane * ring.scale_lane + kv_head * ring.scale_head + slot];
-    scale = call.ring_type == DSMR_INT8 ? quantise_row(row, call.dim, 127.0f, static_cast<int8_t*>(target))
-                                        : quantise_row(row, call.dim, 448.0f, static_cast<fp8*>(target));
+    scale = call.ring_type == DSMR_INT8 ? quantise_row(row, call.dim, static_cast<int8_t*>(target))
+                                        : quantise_row(row, call.dim, static_cast<fp8*>(target));
 }
 
 DSMR_INLINE void append_head(const DsmrCall& call, const Lane& lane, int64_t kv_head) {

@@ -1,5 +1,5 @@
 // The forward pass of one tile: an online softmax over its blocks of keys (Dao et al. 2022, "FlashAttention"), with
-// queries in the lanes. No score matrix is ever whole, and keys and values are read where they lie.
+// queries side by side in vectors. No score matrix is ever whole, and keys and values are read where they lie.
 #pragma once
 
 #include "partial.hpp"
@@ -10,91 +10,91 @@ namespace dsmr::DSMR_ISA {
 // precision, and raising the base costs a pass over the output. What a row does depends on no other row.
 constexpr float SLACK = 8.0f;
 
-template <class Math, int LANES>
+template <class Math, int ROWS>
 class ForwardTile {
     using Word = typename Math::Word;
 
 public:
     static std::size_t scratch_bytes(int64_t dim) {
         const int64_t operands = 2 * Math::room(BLOCK_KEYS, dim) + Math::pair_room(BLOCK_KEYS, dim);
-        const int64_t words = (2 * Math::packed_stride(dim) + BLOCK_KEYS) * LANES + operands;
-        return (words + (BLOCK_KEYS + padded(dim) + 5) * LANES) * 4 + 16 * ALIGNMENT;
+        const int64_t words = (2 * Math::packed_stride(dim) + BLOCK_KEYS) * ROWS + operands;
+        return (words + (BLOCK_KEYS + padded(dim) + 5) * ROWS) * 4 + 16 * ALIGNMENT;
     }
 
     ForwardTile(const DsmrCall& call, const Lane& lane, const Tile& tile, Scratch& scratch)
         : call_(call), lane_(lane), tile_(tile), rule_(make_rule(call, tile)), dim_(call.dim) {
-        queries_ = scratch.take<Word>(Math::packed_stride(dim_) * LANES);
+        queries_ = scratch.take<Word>(Math::packed_stride(dim_) * ROWS);
         key_room_ = scratch.take<Word>(Math::room(BLOCK_KEYS, dim_));
         value_room_ = scratch.take<Word>(Math::room(BLOCK_KEYS, dim_));
         pair_room_ = scratch.take<Word>(Math::pair_room(BLOCK_KEYS, dim_));
-        weights_ = scratch.take<Word>(BLOCK_KEYS * LANES);
-        logits_ = scratch.take<float>(BLOCK_KEYS * LANES);
-        out_ = scratch.take<float>(padded(dim_) * LANES);
-        highest_ = scratch.take<float>(LANES);
-        base_ = scratch.take<float>(LANES);
-        minus_base_ = scratch.take<float>(LANES);
-        total_ = scratch.take<float>(LANES);
-        shrink_ = scratch.take<float>(LANES);
-        packed_ = scratch.take<Word>(Math::packed_stride(dim_) * LANES);
+        weights_ = scratch.take<Word>(BLOCK_KEYS * ROWS);
+        logits_ = scratch.take<float>(BLOCK_KEYS * ROWS);
+        out_ = scratch.take<float>(padded(dim_) * ROWS);
+        highest_ = scratch.take<float>(ROWS);
+        base_ = scratch.take<float>(ROWS);
+        minus_base_ = scratch.take<float>(ROWS);
+        total_ = scratch.take<float>(ROWS);
+        shrink_ = scratch.take<float>(ROWS);
+        packed_ = scratch.take<Word>(Math::packed_stride(dim_) * ROWS);
     }
 
     void run() {
         start();
-        for_each_memory_block(call_, lane_, tile_, [&](const Block& block) { attend(block); });
-        for_each_segment_block(call_, tile_, [&](const Block& block) { attend(block); });
+        const auto use = [&](const Block& block) { attend(block); };
+        for_each_memory_block(call_, lane_, tile_, 0, entries_of(lane_), BLOCK_KEYS, use);
+        for_each_segment_block(call_, tile_, BLOCK_KEYS, use);
         finish();
     }
 
 private:
     void start() {
-        const auto query = [&](int64_t r) { return at(call_.q.data, call_.type, row_offset(tile_, call_.q, r)); };
+        const auto query = [&](int64_t r) { return row_data(tile_, call_, call_.q, r); };
         for (int64_t r = 0; r < tile_.rows; ++r) fetch_row({query(r), call_.type, 0}, 0, dim_);
-        for (int64_t i = 0; i < padded(dim_) * LANES; i += WIDTH) store(out_ + i, broadcast(0.0f));
-        for (int r = 0; r < LANES; ++r) base_[r] = HIDDEN, total_[r] = 0.0f;
-        std::memset(packed_, 0, Math::packed_stride(dim_) * LANES * sizeof(Word));
+        for (int64_t i = 0; i < padded(dim_) * ROWS; i += WIDTH) store(out_ + i, broadcast(0.0f));
+        for (int r = 0; r < ROWS; ++r) base_[r] = HIDDEN, total_[r] = 0.0f;
+        std::memset(packed_, 0, Math::packed_stride(dim_) * ROWS * sizeof(Word));
         for (int64_t r = 0; r < tile_.rows; ++r) Math::pack_row(query(r), call_.type, dim_, rule_.sign, packed_, r);
-        Math::turn(packed_, LANES, dim_, queries_);
+        Math::turn(packed_, ROWS, dim_, queries_);
     }
 
     void attend(const Block& block) {
         const auto keys = Math::along_dim(block.keys, block.count, dim_, key_room_);
-        const bool plain = is_plain(rule_, block);
-        for (int r = 0; r < LANES; ++r) highest_[r] = HIDDEN;
-        gemm<Math, Layout::ROWS, false, VECS>(block.count, LANES, keys.data, keys.stride, queries_, LANES,
-                                              Math::words(dim_), logits_, LANES, plain ? highest_ : nullptr);
+        const bool plain = is_plain(rule_, block) && !block.key_scale;
+        for (int r = 0; r < ROWS; ++r) highest_[r] = HIDDEN;
+        gemm<Math, Layout::ROWS, false, VECS>(block.count, ROWS, keys.data, keys.stride, queries_, ROWS,
+                                              Math::words(dim_), logits_, ROWS, plain ? highest_ : nullptr);
         float factor = rule_.factor;
         if (!plain) {
-            factor = prepare_logits<LANES>(call_, lane_, tile_, rule_, block, logits_, nullptr);
+            scale_keys<ROWS>(block.key_scale, block.count, logits_);
+            factor = prepare_logits<ROWS>(call_, lane_, tile_, rule_, block, 0, logits_, nullptr);
             find_highest(block.count);
         }
         if (raise_base(factor)) {
-            for (int64_t i = 0; i < block.count * LANES; i += WIDTH) {
-                store(logits_ + i, mul(load(logits_ + i), broadcast(factor)));
-            }
+            apply_factor(logits_, block.count * ROWS, factor);
             factor = 1.0f;
         }
         const bool mixed = is_mixed(block, block.values, block.value_scale, dim_);
         exponentiate(block, factor, mixed ? nullptr : block.value_scale);
         if (mixed) {
-            add_seen<Math, LANES>(block.values, block.value_scale, block.count, dim_, weights_, out_);
+            add_seen<Math, ROWS>(block.values, block.value_scale, block.count, dim_, weights_, out_);
             return;
         }
         const auto rows = Math::along_dim(block.values, block.count, dim_, value_room_);
         const auto values = Math::along_keys(rows, block.count, dim_, pair_room_);
-        gemm<Math, Layout::COLUMNS, true, VECS>(dim_, LANES, values.data, values.stride, weights_, LANES,
-                                                Math::key_words(block.count), out_, LANES);
+        gemm<Math, Layout::COLUMNS, true, VECS>(dim_, ROWS, values.data, values.stride, weights_, ROWS,
+                                                Math::key_words(block.count), out_, ROWS);
     }
 
-    // The highest number of each lane in the block; of a plain block, the product finds it on its way.
+    // The highest number of each row in the block; of a plain block, the product finds it on its way.
     void find_highest(int64_t count) {
-        for (int lane = 0; lane < LANES; lane += VECS * WIDTH) {
+        for (int row = 0; row < ROWS; row += VECS * WIDTH) {
             Vec highest[VECS];
-            for (int j = 0; j < VECS; ++j) highest[j] = load(highest_ + lane + j * WIDTH);
-            for (const float* s = logits_ + lane; s < logits_ + count * LANES; s += LANES) {
+            for (int j = 0; j < VECS; ++j) highest[j] = load(highest_ + row + j * WIDTH);
+            for (const float* s = logits_ + row; s < logits_ + count * ROWS; s += ROWS) {
 #pragma GCC unroll 4
                 for (int j = 0; j < VECS; ++j) highest[j] = max(highest[j], load(s + j * WIDTH));
             }
-            for (int j = 0; j < VECS; ++j) store(highest_ + lane + j * WIDTH, highest[j]);
+            for (int j = 0; j < VECS; ++j) store(highest_ + row + j * WIDTH, highest[j]);
         }
     }
 
@@ -102,20 +102,20 @@ private:
     // whether some base is coarse.
     bool raise_base(float factor) {
         bool grew = false, coarse = false;
-        for (int lane = 0; lane < LANES; lane += WIDTH) {
-            const Vec old = load(base_ + lane), candidate = mul(load(highest_ + lane), broadcast(factor));
+        for (int row = 0; row < ROWS; row += WIDTH) {
+            const Vec old = load(base_ + row), candidate = mul(load(highest_ + row), broadcast(factor));
             const Vec now = select_less(add(old, broadcast(SLACK)), candidate, candidate, old);
-            const Vec shrink = select_less(old, now, exp2(sub(old, now)), broadcast(1.0f)); // exp2(0) is not quite 1
-            store(base_ + lane, now);
-            store(minus_base_ + lane, minus_base(now));
+            const Vec shrink = shrinkages(old, now);
+            store(base_ + row, now);
+            store(minus_base_ + row, minus_base(now));
             coarse |= is_coarse(minus_base(now));
-            store(shrink_ + lane, shrink);
-            store(total_ + lane, mul(load(total_ + lane), shrink));
+            store(shrink_ + row, shrink);
+            store(total_ + row, mul(load(total_ + row), shrink));
             grew |= any_greater(now, old);
         }
         if (!grew) return coarse;
-        for (int64_t i = 0; i < dim_ * LANES; i += LANES) {
-            for (int j = 0; j < LANES; j += WIDTH) store(out_ + i + j, mul(load(out_ + i + j), load(shrink_ + j)));
+        for (int64_t i = 0; i < dim_ * ROWS; i += ROWS) {
+            for (int j = 0; j < ROWS; j += WIDTH) store(out_ + i + j, mul(load(out_ + i + j), load(shrink_ + j)));
         }
         return coarse;
     }
@@ -123,30 +123,30 @@ private:
     // Weights 2^(logit - base) and their sums; the weights times `scales`, unless null.
     void exponentiate(const Block& block, float factor, const float* scales) {
         const Vec f = broadcast(factor);
-        for (int lane = 0; lane < LANES; lane += VECS * WIDTH) {
+        for (int row = 0; row < ROWS; row += VECS * WIDTH) {
             Vec minus_base[VECS], total[VECS];
             for (int j = 0; j < VECS; ++j) {
-                minus_base[j] = load(minus_base_ + lane + j * WIDTH);
-                total[j] = load(total_ + lane + j * WIDTH);
+                minus_base[j] = load(minus_base_ + row + j * WIDTH);
+                total[j] = load(total_ + row + j * WIDTH);
             }
-            const float* s = logits_ + lane;
-            Word* weights = weights_ + lane;
+            const float* s = logits_ + row;
+            Word* weights = weights_ + row;
             const int64_t count = block.count;
-            for (int64_t k = 0; k < count; k += Math::VALUES, s += Math::VALUES * LANES, weights += LANES) {
+            for (int64_t k = 0; k < count; k += Math::VALUES, s += Math::VALUES * ROWS, weights += ROWS) {
                 const float* const scale = scales ? scales + k : nullptr;
-                for (int v = 0; lane == 0 && v < Math::VALUES; ++v) fetch_row(block.values, k + v, dim_); // next
+                for (int v = 0; row == 0 && v < Math::VALUES; ++v) fetch_row(block.values, k + v, dim_); // next
 #pragma GCC unroll 4
                 for (int j = 0; j < VECS; ++j) {
                     const float* const p = s + j * WIDTH;
                     if constexpr (Math::VALUES == 1) {
-                        const Vec w = exp2(fma(load(p), f, minus_base[j]));
+                        const Vec w = weight_of<1>(load(p), f, minus_base[j]);
                         total[j] = add(total[j], w);
                         store(weights + j * WIDTH, scale ? mul(w, broadcast(scale[0])) : w);
                     } else {
 #ifdef __AVX512BF16__
                         const bool both = k + 1 < count;
-                        Vec even = exp2_rough(fma(load(p), f, minus_base[j]));
-                        Vec odd = both ? exp2_rough(fma(load(p + LANES), f, minus_base[j])) : broadcast(0.0f);
+                        Vec even = weight_of<2>(load(p), f, minus_base[j]);
+                        Vec odd = both ? weight_of<2>(load(p + ROWS), f, minus_base[j]) : broadcast(0.0f);
                         total[j] = add(total[j], add(even, odd));
                         if (scale) {
                             even = mul(even, broadcast(scale[0]));
@@ -157,18 +157,18 @@ private:
                     }
                 }
             }
-            for (int j = 0; j < VECS; ++j) store(total_ + lane + j * WIDTH, total[j]);
+            for (int j = 0; j < VECS; ++j) store(total_ + row + j * WIDTH, total[j]);
         }
     }
 
     void finish() {
-        float inverse[LANES];
-        for (int r = 0; r < LANES; ++r) inverse[r] = total_[r] == 0 ? 0.0f : 1.0f / total_[r]; // sees nothing: zeros
-        store_lanes<LANES>(out_, inverse, call_, tile_, call_.o);
-        for (int64_t r = 0; r < tile_.rows; ++r) write_lse(call_, tile_, r, base_[r], total_[r]);
+        float factors[ROWS];
+        for (int r = 0; r < ROWS; ++r) factors[r] = inverse(total_[r]);
+        store_rows<ROWS>(out_, factors, call_, tile_, call_.o);
+        for (int64_t r = 0; r < tile_.rows; ++r) write_lse(call_, tile_, r, lse_of(base_[r], total_[r]));
     }
 
-    static constexpr int VECS = LANES / WIDTH < TILE_VECS ? LANES / WIDTH : TILE_VECS;
+    static constexpr int VECS = ROWS / WIDTH < KERNEL_VECS ? ROWS / WIDTH : KERNEL_VECS;
     const DsmrCall& call_;
     const Lane& lane_;
     const Tile& tile_;

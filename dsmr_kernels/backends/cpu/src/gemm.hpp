@@ -1,4 +1,4 @@
-// The one product that all others are: C[m][n] (+)= sum over k of A(m, k) B[k][n], with n in the vector lanes and the
+// The one product that all others are: C[m][n] (+)= sum over k of A(m, k) B[k][n], with n along vectors and the
 // elements of A broadcast from wherever they lie in memory.
 #pragma once
 
@@ -88,7 +88,7 @@ constexpr int rows_for(int vecs) { return ACCUMULATORS / vecs < 12 ? ACCUMULATOR
 
 // C [rows][columns], columns a multiple of WIDTH; `a` as LAYOUT says, b [depth][ldb], c [rows][ldc]. `highest`
 // [columns], unless null, is raised to the largest of each column.
-template <class Math, Layout LAYOUT, bool ADD, int VECS = TILE_VECS>
+template <class Math, Layout LAYOUT, bool ADD, int VECS = KERNEL_VECS>
 static __attribute__((noinline)) void gemm(int64_t rows, int64_t columns, const typename Math::Word* a, int64_t stride,
                                            const typename Math::Word* b, int64_t ldb, int64_t depth, float* c,
                                            int64_t ldc, float* highest = nullptr) {

@@ -59,6 +59,12 @@ DSMR_INLINE int64_t position_of(const DsmrCall& call, const Lane& lane, const Ru
     return (run.group + i) * call.stride + kept_offset(call, run.group + i) - lane.clock.length;
 }
 
+DSMR_INLINE int64_t entries_of(const Lane& lane) {
+    int64_t entries = 0;
+    for (int i = 0; i < lane.runs; ++i) entries += lane.run[i].count;
+    return entries;
+}
+
 // `count` entries from slot `start` of a part of the ring that begins at `base` and has `size` slots: at most two runs.
 DSMR_INLINE void add_runs(Lane& lane, int64_t start, int64_t size, int64_t base, Run entries) {
     const int64_t head = least(entries.count, size - start), rest = entries.count - head;

@@ -1,5 +1,6 @@
-// The choice among instruction sets at run time. For library.cpp, which is compiled for the oldest processor: inline
-// functions of a file compiled with newer instructions could be linked in place of ours.
+// The choice among instruction sets at run time; of our own, because compilers' function versions cannot be asked for
+// by name. For library.cpp, which is compiled for the oldest processor: inline functions of a file compiled with newer
+// instructions could be linked in place of ours.
 #pragma once
 
 #include <cstring>

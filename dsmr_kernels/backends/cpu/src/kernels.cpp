@@ -15,9 +15,9 @@ namespace dsmr::DSMR_ISA {
 namespace {
 
 #ifdef __AVX512BF16__
-using HalfRows = PairedRows; // what bf16 calls are computed with
+using HalfOperands = PairedOperands; // what bf16 calls are computed with
 #else
-using HalfRows = SingleRows;
+using HalfOperands = SingleOperands;
 #endif
 
 Scratch& thread_scratch() {
@@ -27,12 +27,12 @@ Scratch& thread_scratch() {
 
 int64_t rows_per_head(const DsmrCall& call) { return call.tokens * (call.heads / call.kv_heads); }
 
-// Runs a Pass<Math, LANES> with the arithmetic of the call's type and as few lanes as hold the rows.
+// Runs a Pass<Math, ROWS> with the arithmetic of the call's type and as few rows as hold the tile's.
 template <template <class, int> class Pass, class... Arguments>
 bool run_tile(const DsmrCall& call, int64_t rows, const Arguments&... arguments) {
     Scratch& scratch = thread_scratch();
-    const auto with = [&](auto math, auto lanes) {
-        using ThisPass = Pass<decltype(math), decltype(lanes)::value>;
+    const auto with = [&](auto math, auto size) {
+        using ThisPass = Pass<decltype(math), decltype(size)::value>;
         if (!scratch.reserve(ThisPass::scratch_bytes(call.dim))) return false;
         ThisPass(call, arguments..., scratch).run();
         return true;
@@ -42,7 +42,7 @@ bool run_tile(const DsmrCall& call, int64_t rows, const Arguments&... arguments)
         if (rows <= 32) return with(math, std::integral_constant<int, 32>());
         return with(math, std::integral_constant<int, 64>());
     };
-    return call.type == DSMR_BF16 ? with_math(HalfRows()) : with_math(SingleRows());
+    return call.type == DSMR_BF16 ? with_math(HalfOperands()) : with_math(SingleOperands());
 }
 
 // One bit of shared state: did some task find no memory?
@@ -103,7 +103,7 @@ void append(const DsmrCall& call) {
 void write_absent(const DsmrCall& call, const Tile& tile, int64_t rows) {
     for (int64_t r = most(tile.rows, 0); r < rows; ++r) {
         write_zeros(call.o, call, row_offset(tile, call, r));
-        write_lse(call, tile, r, HIDDEN, 0.0f);
+        write_lse(call, tile, r, HIDDEN);
     }
 }
 
@@ -126,15 +126,14 @@ DsmrStatus decode(const DsmrCall& call) {
         const Lane lane = read_lane(call, head / call.kv_heads);
         const Tile tile = tile_of(lane, head);
         if (tile.rows <= 0) return;
-        int64_t entries = 0;
-        for (int i = 0; i < lane.runs; ++i) entries += lane.run[i].count;
-        DecodeRows(call, lane, tile, RowSums::at(sums + task * size, DECODE_ROWS, call.dim))
+        const int64_t entries = entries_of(lane);
+        DecodeHead(call, lane, tile, RowSums::at(sums + task * size, DECODE_ROWS, call.dim))
             .run(part * entries / parts, (part + 1) * entries / parts, part == parts - 1);
     });
     for (int64_t head = 0; head < heads; ++head) {
         const Lane lane = read_lane(call, head / call.kv_heads);
         const Tile tile = tile_of(lane, head);
-        if (tile.rows > 0) finish_rows(call, tile, sums + head * parts * size, parts);
+        if (tile.rows > 0) finish_head(call, tile, sums + head * parts * size, parts);
         write_absent(call, tile, rows);
     }
     return DSMR_OK;

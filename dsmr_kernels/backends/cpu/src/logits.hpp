@@ -1,5 +1,5 @@
-// From products q . k to logits: everything that may happen to a block [keys][LANES] between product and softmax.
-// Logits are in base 2. What a call does not ask for costs nothing: plain blocks are not touched here at all.
+// From products q . k to logits: everything that may happen to a block [keys][rows] between product and softmax. Logits
+// are in base 2. What a call does not ask for costs nothing: plain blocks are not touched here at all.
 #pragma once
 
 #include "tile.hpp"
@@ -48,33 +48,46 @@ DSMR_INLINE float block_position(const DsmrCall& call, const Lane& lane, const B
     return float(block.run ? position_of(call, lane, *block.run, block.first + k) : block.first + k);
 }
 
-// How many keys of the block lie before each row's interval, and which is its last.
-template <int LANES>
-DSMR_INLINE void block_bounds(const Tile& tile, const Block& block, float* before, float* last) {
-    for (int r = 0; r < LANES; ++r) {
-        const int64_t hidden = block.run ? entries_before(*block.run, tile.bound[r]) : tile.bound[r];
-        before[r] = float(most(-1, least(BLOCK_KEYS, hidden - block.first)));
-        last[r] = block.run ? float(BLOCK_KEYS) : float(most(-1, least(BLOCK_KEYS, tile.token[r] - block.first)));
+// at(k) of the keys whose logits lie in one vector of s [keys][ROWS], from key k on: of every row.
+template <int ROWS, class At>
+DSMR_INLINE Vec by_key(int64_t k, const At& at) {
+    if constexpr (ROWS >= WIDTH) {
+        return broadcast(at(k));
+    } else {
+        float x[WIDTH];
+        for (int i = 0; i < WIDTH; ++i) x[i] = at(k + i / ROWS);
+        return load(x);
     }
 }
 
-// Turns products into logits where more than a factor is asked for; returns the factor still to be applied. `cap_slope`
-// [keys][LANES] receives the derivative of the softcap, if there is one and the caller wants it (not null).
-template <int LANES>
-static __attribute__((noinline)) float prepare_logits(const DsmrCall& call, const Lane& lane, const Tile& tile,
-                                                      const LogitRule& rule, const Block& block, float* s,
-                                                      float* cap_slope) {
-    const int64_t size = block.count * LANES;
-    if (block.key_scale) {
-        for (int64_t k = 0; k < block.count; ++k) {
-            const Vec scale = broadcast(block.key_scale[k]);
-            for (float* p = s + k * LANES; p < s + (k + 1) * LANES; p += WIDTH) store(p, mul(load(p), scale));
+// s[k][r] *= scale[k], unless it is null
+template <int ROWS>
+DSMR_INLINE void scale_keys(const float* scale, int64_t count, float* s) {
+    for (int64_t k = 0; scale && k < count; ++k) {
+        if constexpr (ROWS < WIDTH) {
+            for (int r = 0; r < ROWS; ++r) s[k * ROWS + r] *= scale[k];
+        } else {
+            for (float* p = s + k * ROWS; p < s + (k + 1) * ROWS; p += WIDTH) {
+                store(p, mul(load(p), broadcast(scale[k])));
+            }
         }
     }
+}
+
+// Turns products s [keys][ROWS] of the tile's rows from `row` on, in whole vectors, into logits where more than a
+// factor is asked for; returns the factor still to be applied. `cap_slope`, of the same shape, receives the derivative
+// of the softcap, if there is one and the caller wants it (not null).
+template <int ROWS>
+static __attribute__((noinline)) float prepare_logits(const DsmrCall& call, const Lane& lane, const Tile& tile,
+                                                      const LogitRule& rule, const Block& block, int64_t row, float* s,
+                                                      float* cap_slope) {
+    // Few rows stand in a vector several times, for so many keys.
+    constexpr int VECTORS = ROWS > WIDTH ? ROWS / WIDTH : 1, KEYS = ROWS < WIDTH ? WIDTH / ROWS : 1;
+    constexpr int PERIOD = VECTORS * WIDTH;
     float factor = rule.factor;
     if (rule.capped) {
         const Vec inward = broadcast(factor / rule.softcap), outward = broadcast(rule.softcap);
-        for (int64_t i = 0; i < size; i += WIDTH) {
+        for (int64_t i = 0; i < block.count * ROWS; i += WIDTH) {
             const Vec t = tanh(mul(load(s + i), inward));
             store(s + i, mul(t, outward));
             if (cap_slope) store(cap_slope + i, fma(sub(broadcast(0.0f), t), t, broadcast(1.0f)));
@@ -82,37 +95,45 @@ static __attribute__((noinline)) float prepare_logits(const DsmrCall& call, cons
         factor = 1.0f;
     }
     if (rule.sloped) {
-        const Vec multiplier = broadcast(factor);
-        float tokens[LANES];
-        for (int r = 0; r < LANES; ++r) tokens[r] = float(tile.token[r]);
-        for (int64_t k = 0; k < block.count; ++k) {
-            const Vec position = broadcast(block_position(call, lane, block, k));
-            for (int r = 0; r < LANES; r += WIDTH) {
-                float* const p = s + k * LANES + r;
-                const Vec distance = sub(position, load(tokens + r)); // negative: keys are earlier
-                store(p, fma(distance, load(rule.slopes + r), mul(load(p), multiplier)));
+        float token[PERIOD], slope[PERIOD];
+        for (int i = 0; i < PERIOD; ++i) {
+            token[i] = float(tile.token[row + i % ROWS]), slope[i] = rule.slopes[row + i % ROWS];
+        }
+        const auto position_at = [&](int64_t k) { return block_position(call, lane, block, k); };
+        for (int64_t k = 0; k < block.count; k += KEYS) {
+            const Vec position = by_key<ROWS>(k, position_at);
+            for (int i = 0; i < PERIOD; i += WIDTH) {
+                float* const p = s + k * ROWS + i;
+                const Vec distance = sub(position, load(token + i)); // negative: keys are earlier
+                store(p, fma(distance, load(slope + i), mul(load(p), broadcast(factor))));
             }
         }
         factor = 1.0f;
     }
     if (block.masked) {
-        float before[LANES], last[LANES];
-        block_bounds<LANES>(tile, block, before, last);
+        float before[PERIOD], last[PERIOD]; // keys of the block before each row's interval, and its last
+        for (int i = 0; i < PERIOD; ++i) {
+            const int64_t r = row + i % ROWS, bound = tile.bound[r];
+            const int64_t hidden = block.run ? entries_before(*block.run, bound) : bound;
+            before[i] = float(most(-1, least(block.count, hidden - block.first)));
+            last[i] = float(block.run ? block.count : most(-1, least(block.count, tile.token[r] - block.first)));
+        }
         const Vec hidden = broadcast(HIDDEN);
-        for (int64_t k = 0; k < block.count; ++k) {
-            const Vec key = broadcast(float(k));
-            for (int r = 0; r < LANES; r += WIDTH) {
-                float* const p = s + k * LANES + r;
-                const Vec not_too_old = select_less(key, load(before + r), hidden, load(p));
-                store(p, select_less(load(last + r), key, hidden, not_too_old));
+        for (int64_t k = 0; k < block.count; k += KEYS) {
+            const Vec key = by_key<ROWS>(k, [](int64_t k) { return float(k); });
+            for (int i = 0; i < PERIOD; i += WIDTH) {
+                float* const p = s + k * ROWS + i;
+                const Vec not_too_old = select_less(key, load(before + i), hidden, load(p));
+                store(p, select_less(load(last + i), key, hidden, not_too_old));
             }
         }
     }
     return factor;
 }
 
+// Is a factor all that makes logits of a block's products?
 DSMR_INLINE bool is_plain(const LogitRule& rule, const Block& block) {
-    return !block.masked && !block.key_scale && !rule.capped && !rule.sloped;
+    return !block.masked && !rule.capped && !rule.sloped;
 }
 
 } // namespace dsmr::DSMR_ISA

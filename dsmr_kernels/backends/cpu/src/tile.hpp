@@ -1,33 +1,16 @@
-// A tile: up to LANES query rows of one KV head in the vector lanes, and the blocks of keys that some of them see.
+// A tile: up to WIDEST_TILE query rows of one KV head, side by side in vectors, and the blocks of keys that they see.
 //
 // Row r of a KV head is head r % group of token r / group: the query heads that share keys are neighbours in a tile.
 #pragma once
 
 #include "geometry.hpp"
-#include "rows.hpp"
+#include "softmax.hpp"
 
 namespace dsmr::DSMR_ISA {
 
 constexpr int WIDEST_TILE = 64;
 constexpr int64_t LARGEST_DIM = 256;
 constexpr int BLOCK_KEYS = 192; // the best of 96 to 384 on Zen 4; a multiple of the 6 rows of a micro-kernel
-
-constexpr float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
-constexpr float HIDDEN = -__builtin_inff(); // the logit of a key that a row does not see
-constexpr float LOWEST = -3.40282347e38f;   // the lowest logit of a key that a row may see
-constexpr float COARSE = 0x1p24f;           // beyond it, floats are more than 1 apart
-
-// What is added to a row's logits, whose largest is `base`, to measure weights from it. Of a row that has seen nothing
-// yet, which is HIDDEN, it is 0: HIDDEN - HIDDEN would be NaN.
-DSMR_INLINE Vec minus_base(Vec base) {
-    const Vec zero = broadcast(0.0f);
-    return select_less(base, broadcast(LOWEST), zero, sub(zero, base));
-}
-// Is some base so large that factor x product - base has to be rounded twice? Rounded once, it would be the rounding
-// error of the base, which is no weight's exponent.
-DSMR_INLINE bool is_coarse(Vec minus_base) {
-    return any_greater(max(minus_base, sub(broadcast(0.0f), minus_base)), broadcast(COARSE));
-}
 
 struct Tile {
     int64_t lane, kv_head, group;
@@ -47,14 +30,14 @@ struct Block {
     bool masked;     // does some row not see some key?
 };
 
-// The rows [first_row, first_row + rows) of a head, whose real ones must fit into `lanes`.
+// The rows [first_row, first_row + rows) of a head, whose real ones must fit into `room`.
 DSMR_INLINE Tile make_tile(const DsmrCall& call, const Lane& lane, int64_t kv_head, int64_t first_row, int64_t rows,
-                           int64_t lanes = WIDEST_TILE) {
+                           int64_t room = WIDEST_TILE) {
     Tile tile;
     tile.lane = lane.index, tile.kv_head = kv_head, tile.group = call.heads / call.kv_heads;
     tile.first_row = first_row, tile.rows = least(rows, lane.tokens * tile.group - first_row);
     if (tile.rows <= 0) return tile;
-    for (int64_t r = 0; r < lanes; ++r) { // lanes beyond the last row do as it does
+    for (int64_t r = 0; r < room; ++r) { // what is beyond the last row does as it does
         const int64_t token = (first_row + least(r, tile.rows - 1)) / tile.group;
         const bool as_before = r && token == tile.token[r - 1];
         tile.token[r] = token;
@@ -77,23 +60,24 @@ DSMR_INLINE int64_t row_offset(const Tile& tile, const DsmrTensor& x, int64_t r)
 DSMR_INLINE int64_t row_offset(const Tile& tile, const DsmrCall& call, int64_t r) {
     return ((tile.lane * call.tokens + row_token(tile, r)) * call.heads + row_head(tile, r)) * call.dim;
 }
+DSMR_INLINE const void* row_data(const Tile& tile, const DsmrCall& call, const DsmrTensor& x, int64_t r) {
+    return at(static_cast<const void*>(x.data), call.type, row_offset(tile, x, r));
+}
 DSMR_INLINE int64_t lse_offset(const Tile& tile, const DsmrCall& call, int64_t r) {
     return (tile.lane * call.heads + row_head(tile, r)) * call.tokens + row_token(tile, r);
 }
-// From the base-2 maximum and the sum of a row's weights; a sum of zero is that of a row that sees nothing.
-DSMR_INLINE void write_lse(const DsmrCall& call, const Tile& tile, int64_t r, float highest, float total) {
-    if (!call.lse) return;
-    call.lse[lse_offset(tile, call, r)] = total == 0 ? HIDDEN : (highest + __builtin_log2f(total)) * LN2;
+DSMR_INLINE void write_lse(const DsmrCall& call, const Tile& tile, int64_t r, float lse) {
+    if (call.lse) call.lse[lse_offset(tile, call, r)] = lse;
 }
 
-// Lane r of `table` [padded(dim)][LANES] times factors[r] becomes row r of the tile in a contiguous tensor.
-template <int LANES>
-DSMR_INLINE void store_lanes(const float* table, const float* factors, const DsmrCall& call, const Tile& tile,
-                             void* to) {
+// Column r of `table` [padded(dim)][ROWS] times factors[r] becomes row r of the tile in a contiguous tensor.
+template <int ROWS>
+DSMR_INLINE void store_rows(const float* table, const float* factors, const DsmrCall& call, const Tile& tile,
+                            void* to) {
     alignas(ALIGNMENT) float rows[WIDTH * padded(LARGEST_DIM)];
     const int64_t pitch = padded(call.dim);
     for (int64_t first = 0; first < tile.rows; first += WIDTH) {
-        transpose(table + first, LANES, pitch, WIDTH, rows, pitch);
+        transpose(table + first, ROWS, pitch, WIDTH, rows, pitch);
         for (int64_t r = first; r < least(first + WIDTH, tile.rows); ++r) {
             store_row(rows + (r - first) * pitch, call.dim, at(to, call.type, row_offset(tile, call, r)), call.type,
                       factors[r]);
@@ -113,31 +97,40 @@ DSMR_INLINE Rows segment_rows(const DsmrCall& call, const DsmrTensor& x, int64_t
     return {at(x.data, call.type, offset), call.type, x.token};
 }
 
-// Calls use(block) for the blocks of the memory that some row of the tile sees, oldest first.
+// `count` keys from `first` on, of a run of the ring or, if that is null, of the segment.
+DSMR_INLINE Block make_block(const DsmrCall& call, const Tile& tile, const Run* run, int64_t first, int64_t count) {
+    const int64_t lane = tile.lane, head = tile.kv_head;
+    if (!run) {
+        const bool masked = tile.highest_bound > first || first + count - 1 > tile.first_token;
+        return {segment_rows(call, call.k, lane, head, first),
+                segment_rows(call, call.v, lane, head, first), nullptr, nullptr, count, nullptr, first, masked};
+    }
+    const int64_t slot = run->slot + first;
+    return {ring_rows(call, call.ring_k, lane, head, slot),   ring_rows(call, call.ring_v, lane, head, slot),
+            ring_scales(call.ring_k, lane, head, slot),       ring_scales(call.ring_v, lane, head, slot),
+            count, run, first, entries_before(*run, tile.highest_bound) > first};
+}
+
+// Calls use(block) for blocks of up to `most_keys` that some row of the tile sees, of the entries [first, last) of the
+// visible memory, oldest first.
 template <class Use>
-DSMR_INLINE void for_each_memory_block(const DsmrCall& call, const Lane& lane, const Tile& tile, const Use& use) {
-    for (int i = 0; i < lane.runs; ++i) {
+DSMR_INLINE void for_each_memory_block(const DsmrCall& call, const Lane& lane, const Tile& tile, int64_t first,
+                                       int64_t last, int64_t most_keys, const Use& use) {
+    for (int i = 0; i < lane.runs; first -= lane.run[i].count, last -= lane.run[i].count, ++i) {
         const Run& run = lane.run[i];
-        const int64_t hidden = entries_before(run, tile.highest_bound);
-        for (int64_t first = entries_before(run, tile.lowest), count; first < run.count; first += count) {
-            count = least(BLOCK_KEYS, run.count - first);
-            const int64_t slot = run.slot + first;
-            use(Block{ring_rows(call, call.ring_k, tile.lane, tile.kv_head, slot),
-                      ring_rows(call, call.ring_v, tile.lane, tile.kv_head, slot),
-                      ring_scales(call.ring_k, tile.lane, tile.kv_head, slot),
-                      ring_scales(call.ring_v, tile.lane, tile.kv_head, slot), count, &run, first, hidden > first});
+        const int64_t end = least(last, run.count);
+        for (int64_t k = most(most(first, 0), entries_before(run, tile.lowest)); k < end; k += most_keys) {
+            use(make_block(call, tile, &run, k, least(most_keys, end - k)));
         }
     }
 }
 
 // The same for the segment.
 template <class Use>
-DSMR_INLINE void for_each_segment_block(const DsmrCall& call, const Tile& tile, const Use& use) {
-    for (int64_t first = most(tile.lowest, 0), count; first <= tile.last_token; first += count) {
-        count = least(BLOCK_KEYS, tile.last_token + 1 - first);
-        use(Block{segment_rows(call, call.k, tile.lane, tile.kv_head, first),
-                  segment_rows(call, call.v, tile.lane, tile.kv_head, first), nullptr, nullptr, count, nullptr, first,
-                  tile.highest_bound > first || first + count - 1 > tile.first_token});
+DSMR_INLINE void for_each_segment_block(const DsmrCall& call, const Tile& tile, int64_t most_keys, const Use& use) {
+    const int64_t end = tile.last_token + 1;
+    for (int64_t k = most(tile.lowest, 0); k < end; k += most_keys) {
+        use(make_block(call, tile, nullptr, k, least(most_keys, end - k)));
     }
 }
 

@@ -1,4 +1,4 @@
-// Element types as they lie in memory, and their scalar conversions.
+// Element types as they lie in memory, and their scalar conversions: C++17 has none of these types.
 //
 // Every function of a kernel header is `DSMR_INLINE`: internal linkage, because the same header is compiled once per
 // instruction set, and a linker that merged those copies could hand AVX-512 code to a machine that has none.

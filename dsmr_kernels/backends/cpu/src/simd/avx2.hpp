@@ -10,7 +10,7 @@ namespace dsmr::DSMR_ISA {
 using Vec = __m256;
 constexpr int WIDTH = 8;
 constexpr int ACCUMULATORS = 12;
-constexpr int TILE_VECS = 2;
+constexpr int KERNEL_VECS = 2;
 constexpr bool HAS_PAIRS = false;
 
 DSMR_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
@@ -75,31 +75,16 @@ DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) {
     const Vec low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b); // a part of each half
     first = _mm256_permute2f128_ps(low, high, 0x20), second = _mm256_permute2f128_ps(low, high, 0x31);
 }
-DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // p 2^floor; at -127 the exponent field and the result are 0
+DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // at -127 the exponent field and the result are 0
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
     return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
-// With f = x - floor(x): a polynomial in f times 2^floor(x). The coefficients are minimax for the relative error on
-// [0, 1]: degree 5 errs by 7.5e-8, degree 3 by 7.5e-5.
-DSMR_INLINE Vec exp2(Vec x) {
-    x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x); // of a NaN and a number, max returns the second operand
-    const Vec floor = _mm256_floor_ps(x), f = _mm256_sub_ps(x, floor);
-    Vec p = broadcast(1.877576646e-3f);
-    p = fma(p, f, broadcast(8.989340162e-3f));
-    p = fma(p, f, broadcast(5.582631799e-2f));
-    p = fma(p, f, broadcast(2.401536171e-1f));
-    p = fma(p, f, broadcast(6.931530732e-1f));
-    p = fma(p, f, broadcast(9.999999251e-1f));
-    return scale_by_power(p, floor);
-}
-DSMR_INLINE Vec exp2_rough(Vec x) {
-    x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);
-    const Vec floor = _mm256_floor_ps(x), f = _mm256_sub_ps(x, floor);
-    Vec p = broadcast(7.802452004e-2f);
-    p = fma(p, f, broadcast(2.260671591e-1f));
-    p = fma(p, f, broadcast(6.958335392e-1f));
-    p = fma(p, f, broadcast(9.999252186e-1f));
-    return scale_by_power(p, floor);
+DSMR_INLINE Vec take_fraction(Vec& x) {
+    const Vec bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x); // of a NaN and a number, the second operand
+    x = _mm256_floor_ps(bounded);
+    return _mm256_sub_ps(bounded, x);
 }
 
 } // namespace dsmr::DSMR_ISA
+
+#include "exp2.hpp"

@@ -10,7 +10,7 @@ namespace dsmr::DSMR_ISA {
 using Vec = __m512;
 constexpr int WIDTH = 16;
 constexpr int ACCUMULATORS = 24;
-constexpr int TILE_VECS = 4;
+constexpr int KERNEL_VECS = 4;
 
 DSMR_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
 DSMR_INLINE Vec load(const bf16* p) {
@@ -34,7 +34,7 @@ DSMR_INLINE Vec load(const fp8* p) {
     return _mm512_mask_blend_ps(nan, value, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
 }
 DSMR_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
-DSMR_INLINE __m512i bf16_bits(Vec a) { // in the low half of each 32-bit lane
+DSMR_INLINE __m512i bf16_bits(Vec a) { // in the low half of each 32-bit place
     const __m512i bits = _mm512_castps_si512(a), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -74,46 +74,28 @@ DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) {
     first = _mm512_permutex2var_ps(a, low, b);
     second = _mm512_permutex2var_ps(a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b);
 }
-// With f = x - floor(x): a polynomial in f times 2^floor(x), whose exponent unit also takes -inf. The coefficients are
-// minimax for the relative error on [0, 1]: degree 5 errs by 7.5e-8, degree 3 by 7.5e-5.
-DSMR_INLINE Vec exp2(Vec x) {
-    const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
-    Vec p = broadcast(1.877576646e-3f);
-    p = fma(p, f, broadcast(8.989340162e-3f));
-    p = fma(p, f, broadcast(5.582631799e-2f));
-    p = fma(p, f, broadcast(2.401536171e-1f));
-    p = fma(p, f, broadcast(6.931530732e-1f));
-    p = fma(p, f, broadcast(9.999999251e-1f));
-    return _mm512_scalef_ps(p, x);
-}
-DSMR_INLINE Vec exp2_rough(Vec x) {
-    const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
-    Vec p = broadcast(7.802452004e-2f);
-    p = fma(p, f, broadcast(2.260671591e-1f));
-    p = fma(p, f, broadcast(6.958335392e-1f));
-    p = fma(p, f, broadcast(9.999252186e-1f));
-    return _mm512_scalef_ps(p, x);
-}
+DSMR_INLINE Vec take_fraction(Vec& x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
+DSMR_INLINE Vec scale_by_power(Vec p, Vec x) { return _mm512_scalef_ps(p, x); } // takes the floor, and -inf
 #ifndef __AVX512BF16__
 constexpr bool HAS_PAIRS = false;
 #else
-// bf16 pairs: each 32-bit lane holds two values, the first in the low half.
+// bf16 pairs: each 32-bit place holds two values, the first in the low half.
 constexpr bool HAS_PAIRS = true;
 using Pairs = __m512i;
 DSMR_INLINE Pairs load_pairs(const uint32_t* p) { return _mm512_loadu_si512(p); }
 DSMR_INLINE Pairs broadcast_pairs(uint32_t pair) { return _mm512_set1_epi32(int32_t(pair)); }
-// Of 32 halves in a and 32 in b: lane i gets half first + i of a (low) and of b (high).
+// Of 32 halves in a and 32 in b: place i gets half first + i of a (low) and of b (high).
 DSMR_INLINE Pairs zip_halves(__m512i a, __m512i b, int first) {
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i low = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+    const __m512i place = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i low = _mm512_add_epi32(place, _mm512_set1_epi32(first));
     const __m512i high = _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(32)), 16);
     return _mm512_permutex2var_epi16(a, _mm512_or_si512(low, high), b);
 }
-// (low[i], high[i]) rounded to bf16, the pair of lane i; NaN stays NaN.
+// (low[i], high[i]) rounded to bf16, the pair of place i; NaN stays NaN.
 DSMR_INLINE Pairs make_pairs(Vec low, Vec high) {
     const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low); // all of low, then all of high
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i order = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16));
+    const __m512i place = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i order = _mm512_or_si512(place, _mm512_slli_epi32(_mm512_add_epi32(place, _mm512_set1_epi32(16)), 16));
     return _mm512_permutexvar_epi16(order, halves);
 }
 // Two rows of bf16 side by side: out[d] = (even[d], odd[d]) for 2 WIDTH elements.
@@ -229,3 +211,5 @@ DSMR_INLINE void fetch_ahead(const void* p, int64_t bytes) {
 #endif
 
 } // namespace dsmr::DSMR_ISA
+
+#include "exp2.hpp"

@@ -10,7 +10,7 @@ namespace dsmr::DSMR_ISA {
 using Vec = float32x4_t;
 constexpr int WIDTH = 4;
 constexpr int ACCUMULATORS = 20; // 24 spill: the broadcast scalars of a product want registers of their own
-constexpr int TILE_VECS = 4;
+constexpr int KERNEL_VECS = 4;
 constexpr bool HAS_PAIRS = false;
 
 DSMR_INLINE Vec load(const float* p) { return vld1q_f32(p); }
@@ -59,31 +59,16 @@ DSMR_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) { first = vzip1q_f32(a, b), second = vzip2q_f32(a, b); }
-DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // p 2^floor; at -127 the exponent field and the result are 0
+DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // at -127 the exponent field and the result are 0
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(floor), vdupq_n_s32(127));
     return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
 }
-// With f = x - floor(x): a polynomial in f times 2^floor(x). The coefficients are minimax for the relative error on
-// [0, 1]: degree 5 errs by 7.5e-8, degree 3 by 7.5e-5.
-DSMR_INLINE Vec exp2(Vec x) {
-    x = vmaxq_f32(x, vdupq_n_f32(-127.0f)); // keeps NaN
-    const Vec floor = vrndmq_f32(x), f = vsubq_f32(x, floor);
-    Vec p = broadcast(1.877576646e-3f);
-    p = fma(p, f, broadcast(8.989340162e-3f));
-    p = fma(p, f, broadcast(5.582631799e-2f));
-    p = fma(p, f, broadcast(2.401536171e-1f));
-    p = fma(p, f, broadcast(6.931530732e-1f));
-    p = fma(p, f, broadcast(9.999999251e-1f));
-    return scale_by_power(p, floor);
-}
-DSMR_INLINE Vec exp2_rough(Vec x) {
-    x = vmaxq_f32(x, vdupq_n_f32(-127.0f));
-    const Vec floor = vrndmq_f32(x), f = vsubq_f32(x, floor);
-    Vec p = broadcast(7.802452004e-2f);
-    p = fma(p, f, broadcast(2.260671591e-1f));
-    p = fma(p, f, broadcast(6.958335392e-1f));
-    p = fma(p, f, broadcast(9.999252186e-1f));
-    return scale_by_power(p, floor);
+DSMR_INLINE Vec take_fraction(Vec& x) {
+    const Vec bounded = vmaxq_f32(x, vdupq_n_f32(-127.0f)); // keeps NaN
+    x = vrndmq_f32(bounded);
+    return vsubq_f32(bounded, x);
 }
 
 } // namespace dsmr::DSMR_ISA
+
+#include "exp2.hpp"

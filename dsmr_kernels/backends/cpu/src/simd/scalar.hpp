@@ -12,7 +12,7 @@ namespace dsmr::DSMR_ISA {
 using Vec = float;
 constexpr int WIDTH = 1;          // floats in a Vec
 constexpr int ACCUMULATORS = 8;   // Vecs that a micro-kernel may keep in registers as sums
-constexpr int TILE_VECS = 4;      // Vecs side by side in a micro-kernel's widest tile
+constexpr int KERNEL_VECS = 4;    // Vecs side by side in the widest micro-kernel
 constexpr bool HAS_PAIRS = false; // is there a dot product of bf16 pairs?
 
 // WIDTH elements from memory, converted to float. No alignment is assumed.

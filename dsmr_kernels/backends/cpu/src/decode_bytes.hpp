@@ -6,7 +6,7 @@
 #pragma once
 
 #include "append.hpp"
-#include "few_rows.hpp"
+#include "decode_floats.hpp"
 
 namespace dsmr::DSMR_ISA {
 

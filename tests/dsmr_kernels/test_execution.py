@@ -187,3 +187,12 @@ def test_batched_gradients_are_those_of_each(impl: str) -> None:
     (batched,) = torch.autograd.grad(out, x, upstream, is_grads_batched=True, retain_graph=True)
     for got, each in zip(batched, upstream, strict=True):
         assert torch.equal(got, *torch.autograd.grad(out, x, each, retain_graph=True))
+
+
+def test_a_stack_of_fake_tensors_moves_its_clock() -> None:
+    with torch._subclasses.FakeTensorMode():
+        stack = MemoryStack([11], 2, 2, 8, 4)
+        out = recurrent_attention(*(torch.randn(2, 4, 2, 8) for _ in range(3)), stack[0])
+        stack.advance(4)
+        stack.set_horizons([4])
+    assert out.shape == (2, 4, 2, 8)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dsmr_kernels import MemoryStack, Retention, RingMemory, recurrent_attention
 from dsmr_kernels.backends import Call, cpu
 from dsmr_kernels.backends.cpu import library
+from dsmr_kernels.backends.remembered import Remembered
 from dsmr_kernels.storage import QUANTISED, quantise
 
 pytestmark = pytest.mark.skipif(library.absence() is not None, reason=str(library.absence()))
@@ -303,7 +304,10 @@ def odd_ring() -> RingMemory:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"q": torch.zeros(2, 5, 4, 8, dtype=torch.float64)}, "expected q of one of .* got torch.float64"),
+        (
+            {"q": torch.zeros(2, 5, 4, 8, dtype=torch.float64)},
+            "expected q of float32, .* got torch.float64",
+        ),
         ({"q": torch.zeros(2, 5, 4, 257)}, "head dimension of at most 256, got 257"),
         ({"q": torch.zeros(2, 5, 4, 8, device="meta")}, "expected tensors on the CPU, got meta"),
         ({"memory": odd_ring()}, "expected a ring with a contiguous last dimension"),
@@ -373,7 +377,7 @@ def test_what_a_ring_remembers_of_its_last_call_is_not_for_others() -> None:
         if moved:
             stack[0].written.set_(stack[0].written.clone())
         unknowing = copy.deepcopy(stack)
-        unknowing[0].remembered.examined(None)
+        Remembered.of(unknowing[0]).examined(None)
         options = {"scale": scale, "softcap": softcap, "return_lse": True, "impl": "cpu"}
         got, want = (recurrent_attention(q, k, v, s[0], **options) for s in (stack, unknowing))
         assert all(map(torch.equal, got, want))

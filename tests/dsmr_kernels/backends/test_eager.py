@@ -37,6 +37,6 @@ def test_no_full_score_matrix_and_no_copy_of_the_memory() -> None:
     with LargestResult(known) as largest:
         o, lse = eager.forward(call)
         eager.backward(call, o, lse, torch.randn_like(o), torch.zeros_like(lse), (True, True))
-    tile = max(eager.TILE_SCORES, heads * eager.QUERY_BLOCK * eager.MIN_CHUNK)
-    assert largest.elements <= tile < horizon * kv_heads * dim
-    assert largest.elements >= eager.QUERY_BLOCK * eager.MIN_CHUNK  # it did look
+    block = max(eager.BLOCK_LOGITS, heads * eager.TILE_TOKENS * eager.MIN_KEYS)
+    assert largest.elements <= block < horizon * kv_heads * dim
+    assert largest.elements >= eager.TILE_TOKENS * eager.MIN_KEYS  # it did look

@@ -1,10 +1,10 @@
-// Attention of a few rows at memory bandwidth: the elements of a row lie in the lanes, every key and value is read once
-// for up to four rows, and nothing is packed. What generation asks for; a tile of 16 lanes would be almost empty.
+// Attention of a few rows at memory bandwidth: the elements of a row lie in vectors, every key and value is read once
+// for up to four rows, and nothing is packed. What generation asks for; a tile of 16 rows would be almost empty.
 #pragma once
 
 #include <type_traits>
 
-#include "tile.hpp"
+#include "logits.hpp"
 
 namespace dsmr::DSMR_ISA {
 
@@ -13,21 +13,6 @@ namespace dsmr::DSMR_ISA {
 template <class T>
 constexpr int ROW_KEYS = sizeof(T) == sizeof(float) ? 1024 : 64;
 DSMR_INLINE int64_t row_keys(int64_t type) { return type == DSMR_FP32 ? ROW_KEYS<float> : ROW_KEYS<bf16>; }
-
-// An online softmax's sums for some rows: [rows][padded dim], and two numbers a row.
-struct RowSums {
-    float *out, *highest, *total;
-
-    static int64_t floats(int64_t rows, int64_t dim) { return rows * (padded(dim) + 2); }
-    static RowSums at(float* data, int64_t rows, int64_t dim) {
-        return {data, data + rows * padded(dim), data + rows * (padded(dim) + 1)};
-    }
-    void clear(int64_t rows, int64_t dim) const {
-        std::memset(out, 0, rows * padded(dim) * sizeof(float));
-        for (int64_t r = 0; r < rows; ++r) highest[r] = HIDDEN, total[r] = 0.0f;
-    }
-    RowSums from_row(int64_t r, int64_t dim) const { return {out + r * padded(dim), highest + r, total + r}; }
-};
 
 // Up to ROW_KEYS<T> consecutive keys and their values; scales of quantised types or null.
 template <class T>
@@ -119,14 +104,6 @@ static __attribute__((noinline)) void score(const typename Math::Key* keys, int6
     score_keys<Math, ROWS, FULL>(key, q, dim, s + k * ROWS);
 }
 
-// s[k][r] *= scale[k]
-template <int ROWS>
-DSMR_INLINE void scale_keys(const float* scale, int64_t count, float* s) {
-    for (int64_t k = 0; scale && k < count; ++k) {
-        for (int r = 0; r < ROWS; ++r) s[k * ROWS + r] *= scale[k];
-    }
-}
-
 // s[k][r] = q[r] . key[k], scales included.
 template <class Math, int ROWS>
 struct Score {
@@ -142,46 +119,46 @@ struct Score {
 // Returns by how much the earlier sums shrink.
 template <int ROWS>
 DSMR_INLINE void exponentiate(int64_t count, float factor, float* s, const RowSums& sums, float* shrink) {
-    constexpr int VECS = ROWS > WIDTH ? ROWS / WIDTH : 1, LANES = VECS * WIDTH; // after so many, rows come again
-    const int64_t end = ceil_div(count * ROWS, LANES) * LANES;
+    constexpr int VECS = ROWS > WIDTH ? ROWS / WIDTH : 1, PERIOD = VECS * WIDTH; // after so many, rows come again
+    const int64_t end = ceil_div(count * ROWS, PERIOD) * PERIOD;
     for (int64_t i = count * ROWS; i < end; ++i) s[i] = HIDDEN;
     Vec most_of_each[VECS], total[VECS], minus_highest[VECS];
     for (int j = 0; j < VECS; ++j) most_of_each[j] = broadcast(HIDDEN), total[j] = broadcast(0.0f);
-    for (int64_t i = 0; i < end; i += LANES) {
+    for (int64_t i = 0; i < end; i += PERIOD) {
         for (int j = 0; j < VECS; ++j) most_of_each[j] = max(most_of_each[j], load(s + i + j * WIDTH));
     }
-    alignas(ALIGNMENT) float lane[LANES];
-    for (int j = 0; j < VECS; ++j) store(lane + j * WIDTH, most_of_each[j]);
+    alignas(ALIGNMENT) float each[PERIOD];
+    for (int j = 0; j < VECS; ++j) store(each + j * WIDTH, most_of_each[j]);
     for (int r = 0; r < ROWS; ++r) {
-        float now = lane[r];
-        for (int i = r + ROWS; i < LANES; i += ROWS) now = lane[i] > now ? lane[i] : now;
+        float now = each[r];
+        for (int i = r + ROWS; i < PERIOD; i += ROWS) now = each[i] > now ? each[i] : now;
         const float before = sums.highest[r];
         now = now * factor > before ? now * factor : before;
-        shrink[r] = before < now ? __builtin_exp2f(before - now) : 1.0f;
+        shrink[r] = shrinkage(before, now);
         sums.highest[r] = now;
     }
-    for (int i = 0; i < LANES; ++i) lane[i] = sums.highest[i % ROWS];
+    for (int i = 0; i < PERIOD; ++i) each[i] = sums.highest[i % ROWS];
     bool coarse = false;
     for (int j = 0; j < VECS; ++j) {
-        minus_highest[j] = minus_base(load(lane + j * WIDTH));
+        minus_highest[j] = minus_base(load(each + j * WIDTH));
         coarse |= is_coarse(minus_highest[j]);
     }
     if (coarse) {
-        for (int64_t i = 0; i < end; i += WIDTH) store(s + i, mul(load(s + i), broadcast(factor)));
+        apply_factor(s, end, factor);
         factor = 1.0f;
     }
     const Vec f = broadcast(factor);
-    for (int64_t i = 0; i < end; i += LANES) {
+    for (int64_t i = 0; i < end; i += PERIOD) {
         for (int j = 0; j < VECS; ++j) {
-            const Vec weight = exp2(fma(load(s + i + j * WIDTH), f, minus_highest[j]));
+            const Vec weight = weight_of<1>(load(s + i + j * WIDTH), f, minus_highest[j]);
             total[j] = add(total[j], weight);
             store(s + i + j * WIDTH, weight);
         }
     }
-    for (int j = 0; j < VECS; ++j) store(lane + j * WIDTH, total[j]);
+    for (int j = 0; j < VECS; ++j) store(each + j * WIDTH, total[j]);
     for (int r = 0; r < ROWS; ++r) {
-        float sum = lane[r];
-        for (int i = r + ROWS; i < LANES; i += ROWS) sum += lane[i];
+        float sum = each[r];
+        for (int i = r + ROWS; i < PERIOD; i += ROWS) sum += each[i];
         sums.total[r] = sums.total[r] * shrink[r] + sum;
     }
 }
@@ -330,9 +307,7 @@ static __attribute__((noinline)) void weigh_seen(const KeyBlock<T>& block, const
 
 template <class T>
 DSMR_INLINE bool is_mixed(const KeyBlock<T>& block, int64_t dim) {
-    if (!block.masked) return false;
-    const bool scales = !block.value_scale || all_finite(block.value_scale, 0, 1, block.count);
-    return !(scales && all_finite(block.values, block.value_stride, block.count, dim));
+    return block.masked && !all_finite(block.values, block.value_stride, block.value_scale, block.count, dim);
 }
 
 template <class Math, int ROWS, class Prepare>

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsmr_kernels import MemoryStack, Retention, RingMemory, recurrent_attention
 from dsmr_kernels.backends.cpu import library
+from dsmr_kernels.backends.remembered import Remembered
 
 pytestmark = pytest.mark.skipif(library.absence() is not None, reason=str(library.absence()))
 HEADS, KV_HEADS, DIM = 4, 2, 24
@@ -31,7 +32,7 @@ def stack_of(horizon: int = 6, max_segment: int = 3, **options: object) -> Memor
 
 def repeats(ring: RingMemory) -> bool:
     """Would a plain call like the last one be repeated?"""
-    return ring.remembered.repeat is not None
+    return Remembered.of(ring).repeat is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -41,7 +42,7 @@ def test_a_repeated_call_gives_the_bytes_of_one_that_was_examined(dtype: torch.d
     stack, forgetful = (stack_of(dtype=dtype, storage=storage) for _ in range(2))
     for step, tokens in enumerate((1, 1, 1, 3, 3, 1, 1, 1, 1, 1, 1, 2, 2, 1)):
         q, k, v = segment(tokens, step, dtype)
-        forgetful[0].remembered.examined(None)
+        Remembered.of(forgetful[0]).examined(None)
         got, want = (recurrent_attention(q, k, v, s[0], impl="cpu") for s in (stack, forgetful))
         assert torch.equal(got, want)
         assert repeats(stack[0])
@@ -58,7 +59,7 @@ def test_whatever_a_signature_holds_may_change_and_change_back(options: dict[str
         q, k, v = segment(tokens, seed)
         if transposed:
             q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
-        forgetful[0].remembered.examined(None)
+        Remembered.of(forgetful[0]).examined(None)
         for _ in range(2):
             got, want = (
                 recurrent_attention(q, k, v, s[0], scale=scale, softcap=softcap, append=append, impl=impl)

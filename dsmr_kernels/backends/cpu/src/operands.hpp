@@ -70,23 +70,20 @@ DSMR_INLINE bool all_finite(const T* rows, int64_t stride, int64_t count, int64_
     return sum(add(add(total[0], total[1]), add(total[2], total[3]))) == 0.0f;
 }
 DSMR_INLINE bool all_finite(const int8_t*, int64_t, int64_t, int64_t) { return true; }
-DSMR_INLINE bool all_finite(const Rows& rows, int64_t count, int64_t dim) {
+// The same of rows with `count` scales, or null.
+template <class T>
+DSMR_INLINE bool all_finite(const T* rows, int64_t stride, const float* scales, int64_t count, int64_t dim) {
+    return all_finite(rows, stride, count, dim) && (!scales || all_finite(scales, 0, 1, count));
+}
+DSMR_INLINE bool all_finite(const Rows& rows, const float* scales, int64_t count, int64_t dim) {
     bool finite = true;
-    with_type(rows.data, rows.type, [&](auto* p) { finite = all_finite(p, rows.stride, count, dim); });
+    with_type(rows.data, rows.type, [&](auto* p) { finite = all_finite(p, rows.stride, scales, count, dim); });
     return finite;
 }
 
-// `dim` elements as floats times `factor`, then zeros up to `pitch`, a multiple of WIDTH.
-template <class T>
-DSMR_INLINE void copy_row(const T* from, int64_t dim, float factor, float* to, int64_t pitch) {
-    const Vec f = broadcast(factor);
-    int64_t d = 0;
-    for (; d + WIDTH <= dim; d += WIDTH) store(to + d, mul(load(from + d), f));
-    if (d < dim) store(to + d, mul(load_part(from + d, dim - d), f)), d += WIDTH;
-    for (; d < pitch; d += WIDTH) store(to + d, broadcast(0.0f));
-}
-template <class T>
-DSMR_INLINE void copy_row(const T* from, int64_t dim, float factor, bf16* to, int64_t pitch) {
+// `dim` elements times `factor` as floats or bf16, then zeros up to `pitch`, a multiple of WIDTH.
+template <class From, class To>
+DSMR_INLINE void copy_row(const From* from, int64_t dim, float factor, To* to, int64_t pitch) {
     const Vec f = broadcast(factor);
     int64_t d = 0;
     for (; d + WIDTH <= dim; d += WIDTH) store(to + d, mul(load(from + d), f));
@@ -145,7 +142,7 @@ struct Operand {
 };
 
 // Arithmetic in float: rows that are stored as float are used where they lie.
-struct SingleRows : Single {
+struct SingleOperands : Single {
     DSMR_INLINE int64_t words(int64_t dim) { return dim; }
     // Scratch space for the operands of `count` rows, in words: of both kinds, and what the second needs in addition.
     DSMR_INLINE int64_t room(int64_t count, int64_t dim) { return count * padded(dim); }
@@ -156,9 +153,9 @@ struct SingleRows : Single {
         with_type(row, type, [&](auto* p) { copy_row(p, dim, factor, table + index * padded(dim), padded(dim)); });
     }
     DSMR_INLINE int64_t packed_stride(int64_t dim) { return padded(dim); }
-    // queries[d][lane] of a packed table of as many rows as there are lanes
-    DSMR_INLINE void turn(const float* table, int64_t lanes, int64_t dim, float* to) {
-        transpose(table, packed_stride(dim), lanes, packed_stride(dim), to, lanes);
+    // queries[d][row] of a packed table [rows]
+    DSMR_INLINE void turn(const float* table, int64_t rows, int64_t dim, float* to) {
+        transpose(table, packed_stride(dim), rows, packed_stride(dim), to, rows);
     }
 
     // A(key, d), to multiply from the left along d.
@@ -176,20 +173,20 @@ struct SingleRows : Single {
     DSMR_INLINE Operand<float> along_keys(const Operand<float>& made, int64_t, int64_t, float*) { return made; }
     DSMR_INLINE int64_t key_words(int64_t count) { return count; }
 
-    // B[lane][d]: a packed table of `count` rows, to multiply from the right along the lanes.
-    DSMR_INLINE int64_t lane_room(int64_t, int64_t) { return 0; }
-    DSMR_INLINE const float* along_lanes(const Operand<float>& table, int64_t, int64_t, float*) { return table.data; }
-    // A(key, lane): x [keys][lanes], to multiply from the left along the lanes.
-    DSMR_INLINE const float* pack_lanes(const float* x, int64_t, int64_t, float*) { return x; }
-    // The number of a key and lane in B[key][lane], to multiply from the right along the keys.
-    DSMR_INLINE float key_value(const float* words, int64_t lanes, int64_t key, int64_t lane) {
-        return words[key * lanes + lane];
+    // B[row][d]: a packed table [rows], to multiply from the right along the rows.
+    DSMR_INLINE int64_t row_room(int64_t, int64_t) { return 0; }
+    DSMR_INLINE const float* along_rows(const Operand<float>& table, int64_t, int64_t, float*) { return table.data; }
+    // A(key, row): x [keys][rows], to multiply from the left along the rows.
+    DSMR_INLINE const float* pack_rows(const float* x, int64_t, int64_t, float*) { return x; }
+    // The number of a key and row in B[key][row], to multiply from the right along the keys.
+    DSMR_INLINE float key_value(const float* words, int64_t rows, int64_t key, int64_t row) {
+        return words[key * rows + row];
     }
 };
 
 #ifdef __AVX512BF16__
 // Arithmetic in pairs of bf16 with float sums. int8 and fp8 values are bf16 values, too: converting loses nothing.
-struct PairedRows : Paired {
+struct PairedOperands : Paired {
     DSMR_INLINE int64_t words(int64_t dim) { return (dim + 1) / 2; }
     DSMR_INLINE int64_t room(int64_t count, int64_t dim) { return count * packed_stride(dim); }
     DSMR_INLINE int64_t pair_room(int64_t count, int64_t dim) { return (count + 1) / 2 * dim; }
@@ -200,9 +197,9 @@ struct PairedRows : Paired {
         with_type(row, type, [&](auto* p) { copy_row(p, dim, factor, to, 2 * packed_stride(dim)); });
     }
     DSMR_INLINE int64_t packed_stride(int64_t dim) { return padded(words(dim)); }
-    DSMR_INLINE void turn(const uint32_t* table, int64_t lanes, int64_t dim, uint32_t* to) {
-        transpose(reinterpret_cast<const float*>(table), packed_stride(dim), lanes, packed_stride(dim),
-                  reinterpret_cast<float*>(to), lanes);
+    DSMR_INLINE void turn(const uint32_t* table, int64_t rows, int64_t dim, uint32_t* to) {
+        transpose(reinterpret_cast<const float*>(table), packed_stride(dim), rows, packed_stride(dim),
+                  reinterpret_cast<float*>(to), rows);
     }
 
     DSMR_INLINE Operand<uint32_t> along_dim(const Rows& rows, int64_t count, int64_t dim, uint32_t* room) {
@@ -219,19 +216,19 @@ struct PairedRows : Paired {
     }
     DSMR_INLINE int64_t key_words(int64_t count) { return (count + 1) / 2; }
 
-    DSMR_INLINE int64_t lane_room(int64_t lanes, int64_t dim) { return lanes / 2 * padded(dim); }
-    DSMR_INLINE const uint32_t* along_lanes(const Operand<uint32_t>& table, int64_t lanes, int64_t dim,
+    DSMR_INLINE int64_t row_room(int64_t rows, int64_t dim) { return rows / 2 * padded(dim); }
+    DSMR_INLINE const uint32_t* along_rows(const Operand<uint32_t>& table, int64_t rows, int64_t dim,
                                             uint32_t* room) {
-        interleave(table, lanes, padded(dim), room, padded(dim));
+        interleave(table, rows, padded(dim), room, padded(dim));
         return room;
     }
-    DSMR_INLINE const uint32_t* pack_lanes(const float* x, int64_t count, int64_t lanes, uint32_t* room) {
+    DSMR_INLINE const uint32_t* pack_rows(const float* x, int64_t count, int64_t rows, uint32_t* room) {
         bf16* const to = reinterpret_cast<bf16*>(room);
-        for (int64_t i = 0; i < count * lanes; i += WIDTH) store(to + i, load(x + i));
+        for (int64_t i = 0; i < count * rows; i += WIDTH) store(to + i, load(x + i));
         return room;
     }
-    DSMR_INLINE float key_value(const uint32_t* words, int64_t lanes, int64_t key, int64_t lane) {
-        return to_float(bf16{uint16_t(words[key / 2 * lanes + lane] >> key % 2 * 16)});
+    DSMR_INLINE float key_value(const uint32_t* words, int64_t rows, int64_t key, int64_t row) {
+        return to_float(bf16{uint16_t(words[key / 2 * rows + row] >> key % 2 * 16)});
     }
 
     static __attribute__((noinline)) void interleave(const Operand<uint32_t>& rows, int64_t count, int64_t dim,

@@ -109,22 +109,6 @@ def test_a_call_across_the_end_of_an_open_segment_is_refused(impl: str) -> None:
         recurrent_attention(**arguments(memory=stack[0], impl=impl))
 
 
-def test_the_environment_chooses_a_back_end_where_the_call_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DSMR_KERNELS_IMPL", "abacus")
-    with pytest.raises(ValueError, match="got 'abacus'"):
-        recurrent_attention(**arguments())
-    recurrent_attention(**arguments(impl="eager"))
-
-
-def test_a_ring_asks_the_environment_again_when_shapes_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = arguments()
-    recurrent_attention(**call)
-    monkeypatch.setenv("DSMR_KERNELS_IMPL", "abacus")
-    recurrent_attention(**call)
-    with pytest.raises(ValueError, match="got 'abacus'"):
-        recurrent_attention(**call | {name: call[name][:, :4] for name in "qkv"})
-
-
 def test_slopes_that_became_bad_are_noticed() -> None:
     q, k, v = (torch.randn(1, 4, 2, 8) for _ in range(3))
     slopes = torch.tensor([0.5, 0.25])
