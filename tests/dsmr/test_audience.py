@@ -23,8 +23,8 @@ from dsmr.audience import LOG, Audience
 from dsmr.cli.terminal import Terminal
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import TokenStore
-from dsmr.model.schedules import make_schedule
 from dsmr.model.config import ModelConfig
+from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import Transformer
 from dsmr.training import Trainer, TrainingConfig, train
 from tests.dsmr.cli.commands import ENVIRONMENT, SMALL_MODEL, start
