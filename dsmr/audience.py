@@ -1,4 +1,4 @@
-"""Whoever watches: lines, and a line of progress, for as long as somebody is there to read them."""
+"""Audience of long work: lines, and a line of progress, for as long as somebody is there to read them."""
 
 from __future__ import annotations
 

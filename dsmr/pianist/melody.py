@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -156,10 +156,11 @@ def realise(
             chord_at += 1
         chord = harmony[chord_at].chord
         rungs = ladder(chord.scale)
-        want = bisect_left(rungs, previous) + (motif.steps[note] if note else 0)
         weight = strength[tick % bar] + min(length, metre.beat) / (4 * metre.beat)
         allowed = ending if note == last_note else ()
         reach = 6 if allowed else 3
+        want = bisect_left(rungs, previous) + (motif.steps[note] if note else 0)
+        want = min(max(want, bisect_left(rungs, low) - 1), bisect_right(rungs, high))  # one beyond the range at most
         best, best_cost = previous, 1e9
         for rung in range(max(0, want - reach), min(len(rungs), want + reach + 1)):
             pitch = rungs[rung]

@@ -214,7 +214,7 @@ class Trainer:
         batches = [next(self.stream).to(self.device) for _ in range(config.accumulate)]
         nll = accumulate_gradients(self._net, self.memory, batches, self.precision, self._token_nll)
         norm = clip_gradients(self.model, config.clip)
-        before = self.budget_used
+        before = run.progress  # below 1, or this step would not be; the clock may be past the end already
         seconds = run.training_seconds + time.monotonic() - begun
         after = config.progress(run.step + 1, seconds)
         # Of all clocks the first process's counts.

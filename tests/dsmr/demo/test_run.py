@@ -127,11 +127,11 @@ def test_what_a_desktop_drops_is_nobodys(
         for name in sorted(DROPPINGS):
             (folder / place / name).write_bytes(b"where icons lie")
     monkeypatch.setattr(demo, "_demonstrate", lambda folder, *_: {path.name for path in folder.iterdir()})
-    assert run_demo(folder, TINY, force=True) == {demo.MARK, demo.RUN, *DROPPINGS}
+    assert run_demo(folder, TINY, force=True) == {demo.DEMO_MARK, demo.RUN, *DROPPINGS}
     assert not (folder / "run" / "last").is_symlink()
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".DS_Store").touch()
-    assert run_demo(tmp_path / "new", TINY) == {demo.MARK, ".DS_Store"}
+    assert run_demo(tmp_path / "new", TINY) == {demo.DEMO_MARK, ".DS_Store"}
 
 
 @pytest.mark.parametrize("place", [".", "takes", "probes"])
