@@ -6,6 +6,7 @@ Tensors are checked where a `Clock` or a `RingMemory` is made, so that a call ne
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -63,7 +64,7 @@ def check_key_shift(key_shift: Any, kv_heads: int) -> tuple[int, ...] | None:
     if len(shifts) != kv_heads or not all(0 <= shift <= MOST_SHIFT for shift in shifts):
         raise ValueError(
             f"key_shift: expected a number of tokens from 0 to {MOST_SHIFT:,} for each of {kv_heads} KV heads, "
-            f"got {shifts}"
+            f"got {reprlib.repr(shifts)}"
         )
     return shifts if any(shifts) else None
 
