@@ -23,8 +23,8 @@ class Clock:
     place, so that a captured CUDA graph replays.
 
     What replays in a backward pass ask for: `moved`, when the clock was made or last moved (`autograd.now`); `made_in`,
-    the backward pass in which it was made; `left`, how often the keys and the tail of each ring, by their addresses, had
-    been written when the clock was superseded; `threads`, those that have called with any clock of the stack.
+    the backward pass in which it was made; `left`, how often each ring's keys and tail, by their addresses, had been
+    written when the clock was superseded; `threads`, those that have called with any clock of the stack.
 
     Raises TypeError or ValueError for a state of another type or shape. Its numbers may be written; the tensor itself
     stays, because back ends rely on what was checked here.
@@ -80,11 +80,9 @@ class Clock:
         self.threads.add(autograd.here.token)
 
     def check_present(self) -> None:
-        """Raise RuntimeError if time has moved on. A backward pass replays segments then: it is what old clocks are for."""
+        """Raise RuntimeError if time has moved on, but for the replays of a backward pass: they need old clocks."""
         if self.superseded and autograd.backward_pass() == autograd.FORWARD:
-            raise RuntimeError(
-                "memory: this ring's clock has moved on; take stack[layer] anew after each advance()"
-            )
+            raise RuntimeError("memory: this ring's clock has moved on; take stack[layer] anew after each advance()")
 
     def is_replayed(self, running: int) -> bool:
         """Does a call that the backward pass `running` makes at this clock replay an earlier one?

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +37,9 @@ class MemoryStack:
             tokens.
         segments_in_flight: segments whose backward passes may be outstanding at once, k, fed whole or piecemeal. A
             ring then has M + k x T slots; with a stride M + k x T / stride or a few more, and k x T for exact tokens.
-        key_shift: tokens by which `token_shift` moves the keys of each KV head, one integer from 0 to 1,024 per KV head;
-            None or zeros: keys stay. A layer then also keeps the last keys of its shifted heads, in `dtype`, for the
-            largest shift + k x T tokens.
+        key_shift: tokens by which `token_shift` moves keys, an integer from 0 to 1,024 per KV head; None or zeros: keys
+            stay. With a shift every layer also keeps the keys of its shifted heads, in `dtype`, for as many tokens as
+            the largest shift + k x T.
 
     Usage: call `recurrent_attention(q, k, v, stack[layer])` for every layer, then `advance(T)` once. Take
     `stack[layer]` anew after each `advance`; `reset(lanes)` makes lanes start a new piece with their next token.
@@ -225,13 +226,17 @@ class MemoryStack:
                 f"device: expected a device, got {device!r}; a stack of another type is made anew, "
                 "MemoryStack(..., dtype=...)"
             )
+
+        def copies(ring: RingMemory) -> dict[str, Any]:
+            return {name: tensor.to(device, copy=True) for name, tensor in ring.tensors().items()}
+
         moved = object.__new__(MemoryStack)
         moved.__dict__.update(self.__dict__)
         moved.clock = Clock.of_stack(self.clock.state.to(device, copy=True))
         moved._rings = [
             replace(
                 ring,
-                **{name: tensor.to(device, copy=True) for name, tensor in ring.tensors().items()},
+                **copies(ring),
                 horizon=ring.horizon.to(device, copy=True),
                 clock=moved.clock,
             )

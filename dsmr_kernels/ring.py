@@ -25,9 +25,9 @@ class RingMemory:
     the number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by
     `stack[layer]`.
 
-    With a `key_shift`, tokens by which `token_shift` moves the keys of each KV head, `tail [B, shifted heads, slots, D]`
-    holds the last keys of those heads, positions not applied, never quantised: the token at position p in slot
-    p % slots. `tail_written [B]` int64 is the position after the newest token in it.
+    With a `key_shift`, the tokens by which `token_shift` moves each KV head's keys, `tail [B, shifted heads, slots, D]`
+    holds the last keys of the heads that are shifted, positions not applied, never quantised: that of the token at
+    position p in slot p % slots. `tail_written [B]` int64 is the position after the newest token in it.
 
     Raises TypeError or ValueError for tensors that do not go together: native code relies on all of this.
     """

@@ -108,9 +108,7 @@ def _same_piece(shift: int, segment_start: Tensor | None, tokens: int) -> Tensor
     return ((start == 0) | (rows - start >= shift))[..., None, None]
 
 
-def _shifted(
-    k: Tensor, tail: Tensor, clock: Tensor, segment_start: Tensor | None, shifts: Sequence[int]
-) -> Tensor:
+def _shifted(k: Tensor, tail: Tensor, clock: Tensor, segment_start: Tensor | None, shifts: Sequence[int]) -> Tensor:
     """The shifted keys; nothing is written."""
     tokens, most = k.shape[1], max(shifts)
     position, length, _ = clock

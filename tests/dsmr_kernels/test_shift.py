@@ -1,4 +1,4 @@
-"""Shifted keys: a piece is shifted as a whole, however it is cut; and the tail that this takes is memory like a ring."""
+"""Shifted keys: a piece is shifted as a whole, however it is cut, and a tail is memory like a ring."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_state_of_other_shifts_is_refused() -> None:
             stack.load_state_dict(other.state_dict())
     state = made().state_dict()
     state["layers.0.tail_written"] = torch.tensor([0, 9])
-    with pytest.raises(ValueError, match="tail_written.*expected numbers from 0 to position"):
+    with pytest.raises(ValueError, match=r"tail_written.*expected numbers from 0 to position"):
         stack.load_state_dict(state)
 
 
@@ -307,24 +307,29 @@ def test_every_way_of_replaying_gives_the_plain_gradients(way: str, in_flight: i
     assert all(map(torch.equal, plain, replayed))
 
 
+class Shift(nn.Module):
+    """No attention, so that the tail alone can tell that it was overwritten."""
+
+    def forward(self, k: Tensor, ring: RingMemory) -> Tensor:
+        return token_shift(k * 2, ring).sin()
+
+
 @pytest.mark.parametrize("way", ["non-reentrant", "reentrant"])
-def test_a_replay_over_an_overwritten_tail_raises(way: str) -> None:
-    """With attention outside the checkpointed function, the tail alone tells."""
-    for overwrite in (lambda stack: feed(stack, 2), lambda stack: stack.load_state_dict(saved)):
-        stack = made()
-        feed(stack, 0)
-        saved = {name: x.clone() for name, x in stack.state_dict().items()}
-        k = torch.randn(2, 8, 2, DIM, requires_grad=True)
-
-        class Shift(nn.Module):
-            def forward(self, k: Tensor, ring: RingMemory) -> Tensor:
-                return token_shift(k * 2, ring).sin()
-
-        out = WAYS[way](Shift())(k, stack[0])
-        stack.advance(8)
-        overwrite(stack)
-        with pytest.raises(RuntimeError, match="shifted keys .*overwritten between forward and backward"):
-            out.sum().backward()
+@pytest.mark.parametrize(
+    "overwrite",
+    [lambda stack, _: feed(stack, 2), lambda stack, saved: stack.load_state_dict(saved)],
+    ids=["appended", "loaded"],
+)
+def test_a_replay_over_an_overwritten_tail_raises(way: str, overwrite: Callable) -> None:
+    stack = made()
+    feed(stack, 0)
+    saved = {name: x.clone() for name, x in stack.state_dict().items()}
+    k = torch.randn(2, 8, 2, DIM, requires_grad=True)
+    out = WAYS[way](Shift())(k, stack[0])
+    stack.advance(8)
+    overwrite(stack, saved)
+    with pytest.raises(RuntimeError, match=r"shifted keys .*overwritten between forward and backward"):
+        out.sum().backward()
 
 
 def test_a_replay_after_the_clock_has_moved_raises() -> None:
