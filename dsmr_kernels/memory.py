@@ -247,14 +247,12 @@ class MemoryStack:
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the state by name, not copied: `clock` and `layers.0.k`, ... on the stack's device.
 
-        `horizons`, `geometry` and, where keys are shifted, `key_shift` are not part of the running state: made anew, on
-        the CPU.
+        `horizons` and `geometry` are not part of the running state: made anew, on the CPU.
         """
         state = {f"layers.{i}.{name}": t for i, ring in enumerate(self._rings) for name, t in ring.tensors().items()}
-        made = {"horizons": self._horizons, **({"key_shift": self._key_shift} if self._key_shift else {})}
         return {
             "clock": self.clock.state,
-            **{name: torch.tensor(values, dtype=torch.int64, device="cpu") for name, values in made.items()},
+            "horizons": torch.tensor(self._horizons, dtype=torch.int64, device="cpu"),
             "geometry": self._layout(),
             **state,
         }
@@ -278,9 +276,8 @@ class MemoryStack:
                     f"state[{name!r}]: expected {list(tensor.shape)} {tensor.dtype}, "
                     f"got {list(state[name].shape)} {state[name].dtype}"
                 )
-        for name in ("geometry", "key_shift") if self._key_shift else ("geometry",):
-            if not torch.equal(own[name], state[name].cpu()):
-                raise ValueError(f"state[{name!r}]: expected {own[name].tolist()}, got {state[name].tolist()}")
+        if not torch.equal(self._layout(), state["geometry"].cpu()):
+            raise ValueError(f"state['geometry']: expected {self._layout().tolist()}, got {state['geometry'].tolist()}")
         written = {name: tensor for name, tensor in state.items() if name.endswith("written")}
         check_saved_numbers(state["clock"], written, self.max_segment)
         self.set_horizons(state["horizons"].tolist())
@@ -294,7 +291,8 @@ class MemoryStack:
 
     def _layout(self) -> Tensor:
         """What the shapes of the tensors do not tell of how rings are used: a row per layer."""
-        return torch.tensor([ring.geometry.numbers for ring in self._rings], dtype=torch.int64, device="cpu")
+        shifts = self._key_shift or ()
+        return torch.tensor([(*r.geometry.numbers, *shifts) for r in self._rings], dtype=torch.int64, device="cpu")
 
     def _move(self, state: Tensor) -> None:
         if self._may_be_needed():
