@@ -138,16 +138,21 @@ def _keep(
 
     Slots go by position, so writing a segment again changes nothing, and what it read is still there.
     """
-    position = clock[0]
-    count = torch.full_like(position, k.shape[1]) if segment_len is None else segment_len.to(position.dtype)
-    last = min(max(shifts), k.shape[1])
-    rows = count[:, None] + torch.arange(-last, 0, device=k.device)
-    lanes = torch.arange(k.shape[0], device=k.device)[:, None]
+    tokens, last = k.shape[1], min(max(shifts), k.shape[1])
+    groups = [k[:, :, group.heads] for group in _groups(shifts) if group.shift]
+    keys = groups[0] if len(groups) == 1 else torch.cat(groups, 2)  # [B, T, shifted heads, D]
+    position, lanes = clock[0], torch.arange(k.shape[0], device=k.device)[:, None]
+    rows = torch.arange(tokens - last, tokens, device=k.device)
+    if segment_len is None:
+        tail[lanes, :, (position[:, None] + rows) % tail.shape[2]] = keys[:, tokens - last :]
+        torch.maximum(newest, position + tokens, out=newest)
+        return
+    rows = rows + (segment_len - tokens)[:, None]  # the last real ones; what is before the first stays as it is
     slots = (position[:, None] + rows) % tail.shape[2]
-    moved_heads = [head for head, shift in enumerate(shifts) if shift]
-    keys = k[:, :, moved_heads][lanes, rows.clamp_min(0)]  # [B, last, shifted heads, D]
-    tail[lanes, :, slots] = torch.where((rows >= 0)[..., None, None], keys, tail[lanes, :, slots])
-    torch.maximum(newest, position + count, out=newest)
+    tail[lanes, :, slots] = torch.where(
+        (rows >= 0)[..., None, None], keys[lanes, rows.clamp_min(0)], tail[lanes, :, slots]
+    )
+    torch.maximum(newest, position + segment_len, out=newest)
 
 
 def _forward_kernel(
