@@ -7,6 +7,7 @@ of a ring, the last keys of the shifted heads. Its arithmetic is PyTorch's, on e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -166,7 +167,9 @@ def _forward_kernel(
 ) -> Tensor:
     with torch.no_grad():
         if not _is_replay(k.shape[1], tail, newest, clock, segment_len, shifts):
-            _keep(k, tail, newest, clock, segment_len, shifts)
+            # Outside inference mode, tensors that were made inside may not be written.
+            with torch.inference_mode() if tail.is_inference() else nullcontext():
+                _keep(k, tail, newest, clock, segment_len, shifts)
         return _shifted(k, tail, clock, segment_start, shifts)
 
 

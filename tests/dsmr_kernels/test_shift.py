@@ -228,13 +228,14 @@ def test_a_ring_kept_across_advance_is_refused() -> None:
 
 
 @pytest.mark.parametrize("made_in", [torch.no_grad, torch.inference_mode])
-def test_memory_made_without_gradients_serves_later(made_in: Callable) -> None:
+@pytest.mark.parametrize("used_in", [torch.enable_grad, torch.inference_mode])
+def test_memory_made_without_gradients_serves_later(made_in: Callable, used_in: Callable) -> None:
     results = []
     for context in (torch.enable_grad, made_in):
         with context():
             stack = made()
             feed(stack, 0)
-        with torch.inference_mode(made_in is torch.inference_mode):
+        with used_in():
             results.append(feed(stack, 1).clone())
     assert torch.equal(*results)
 
