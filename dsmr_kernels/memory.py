@@ -94,7 +94,7 @@ class MemoryStack:
         ]
         if self._key_shift:
             slots = max(self._key_shift) + segments_in_flight * max_segment
-            self._rings = [ring.with_tail(self._key_shift, slots, dtype) for ring in self._rings]
+            self._rings = [ring.with_tail(self._key_shift, slots, dtype, pages) for ring in self._rings]
 
     def __getitem__(self, layer: int) -> RingMemory:
         return self._rings[layer]

@@ -75,11 +75,11 @@ class RingMemory:
             geometry=geometry,
         )
 
-    def with_tail(self, key_shift: tuple[int, ...], slots: int, dtype: torch.dtype) -> RingMemory:
+    def with_tail(self, key_shift: tuple[int, ...], slots: int, dtype: torch.dtype, pages: Pages) -> RingMemory:
         """The same ring with a tail of zeros, `slots` for each head that `key_shift` shifts."""
         lanes, _, _, head_dim = self.k.shape
         shape = (lanes, sum(shift > 0 for shift in key_shift), slots, head_dim)
-        tail = torch.zeros(shape, dtype=dtype, device=self.k.device)
+        tail = pages.zeros(shape, dtype)
         return replace(self, key_shift=key_shift, tail=tail, tail_written=torch.zeros_like(self.written))
 
     @cached_property
