@@ -169,7 +169,7 @@ class Block(nn.Module):
         heads = self.config.heads
         positioned = h + position.to(h.dtype) if self.config.position == "sinusoidal" else h
         q_and_k = self.query_key(positioned).unflatten(-1, (-1, self.config.head_dim))  # [B, T, H + Hkv, D]
-        if memory.key_shift is not None:
+        if self.config.key_shift is not None:
             k = token_shift(q_and_k[:, :, heads:], memory, segment_start=segment_start, segment_len=segment_len)
             q_and_k = torch.cat([q_and_k[:, :, :heads], k], 2)
         if self.config.position == "rotary":
