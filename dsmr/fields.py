@@ -66,6 +66,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(option) and value == option for option in options)
     if origin is tuple:
+        if options[1:] == (...,):
+            return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
         return isinstance(value, tuple) and len(value) == len(options) and all(map(_fits, value, options))
     if kind is int:
         return is_integer(value)
@@ -82,6 +84,7 @@ def _describe(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(repr(option) for option in options)
     if origin is tuple:
-        return f"{len(options)} values, each {_describe(options[0])}"
+        count = "a tuple of" if options[1:] == (...,) else len(options)
+        return f"{count} values, each {_describe(options[0])}"
     names = {int: "an integer of 64 bits", float: "a number", bool: "True, False", str: "text"}
     return "None" if kind is types.NoneType else names.get(kind, kind.__name__)

@@ -9,7 +9,7 @@ from torch import Tensor, is_grad_enabled
 
 from dsmr_kernels import ops
 from dsmr_kernels.arguments import check_arguments, check_slopes, check_tensors
-from dsmr_kernels.autograd import FORWARD, backward_pass
+from dsmr_kernels.autograd import FORWARD
 from dsmr_kernels.backends import Call
 from dsmr_kernels.backends.remembered import Remembered
 from dsmr_kernels.clock import Clock
@@ -96,7 +96,7 @@ def recurrent_attention(
         o = last.repeat(q, k, v, memory)
         if o is not None:
             return o
-    _check_clock(memory)
+    memory.clock.check_present()
     if segment_start is not None or segment_len is not None:
         check_ragged(q.shape[0], q.shape[1], q.device, segment_start, segment_len)
     if alibi_slopes is not None:
@@ -152,9 +152,3 @@ def _make_empty(q: Tensor, k: Tensor, v: Tensor) -> RingMemory:
 def _default_scale(q: Tensor) -> float:
     scale: float = q.shape[3] ** -0.5
     return scale
-
-
-def _check_clock(memory: RingMemory) -> None:
-    # A backward pass replays segments when time has moved on: that is what old clocks are for.
-    if memory.clock.superseded and backward_pass() == FORWARD:
-        raise RuntimeError("memory: this ring's clock has moved on; take stack[layer] anew after each advance()")

@@ -31,6 +31,11 @@ def writes(x: Tensor) -> int | None:
     return torch_private.version(x) if type(x) is Tensor and not x.is_inference() else None
 
 
+def untouched(x: Tensor, counted: int | None) -> bool:
+    """Is it known that `x` was not written since `writes` was `counted`?"""
+    return counted is not None and writes(x) == counted
+
+
 class Here(threading.local):
     """This thread, by a `token` that no other ever has: each thread numbers its nodes from 0."""
 

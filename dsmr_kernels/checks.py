@@ -6,6 +6,7 @@ Tensors are checked where a `Clock` or a `RingMemory` is made, so that a call ne
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -51,7 +52,30 @@ def check_clock(state: object) -> None:
         raise ValueError(f"clock: expected a contiguous [3, B], got {list(state.shape)}, strides {state.stride()}")
 
 
-def check_ring(tensors: Mapping[str, Tensor], horizon: Tensor, clock: Tensor, geometry: Geometry) -> None:
+MOST_SHIFT = 1024
+"""The most tokens by which keys may be shifted: more is a mistake."""
+
+
+def check_key_shift(key_shift: Any, kv_heads: int) -> tuple[int, ...] | None:
+    """Tokens of shift for each KV head; None if no key is shifted. ValueError for what is no such thing."""
+    if key_shift is None:
+        return None
+    shifts = tuple(integers("key_shift", key_shift))
+    if len(shifts) != kv_heads or not all(0 <= shift <= MOST_SHIFT for shift in shifts):
+        raise ValueError(
+            f"key_shift: expected a number of tokens from 0 to {MOST_SHIFT:,} for each of {kv_heads} KV heads, "
+            f"got {reprlib.repr(shifts)}"
+        )
+    return shifts if any(shifts) else None
+
+
+def check_ring(
+    tensors: Mapping[str, Tensor],
+    horizon: Tensor,
+    clock: Tensor,
+    geometry: Geometry,
+    key_shift: tuple[int, ...] | None = None,
+) -> None:
     """Raise TypeError or ValueError for tensors that do not make up a ring; see `RingMemory`."""
     k = tensors["k"]
     shape, dtype, device = k.shape, k.dtype, k.device
@@ -73,12 +97,39 @@ def check_ring(tensors: Mapping[str, Tensor], horizon: Tensor, clock: Tensor, ge
             raise TypeError(f"{name}: expected {of_type}, got {x.dtype}")
         if x.shape != of_shape or x.device != device:
             raise ValueError(f"{name}: expected {list(of_shape)} on {device}, got {list(x.shape)} on {x.device}")
+    _check_tail(tensors, clock, geometry, key_shift)
     for name, x in tensors.items():
         strides = x.stride()
         if 0 in strides and any(step == 0 and size > 1 for step, size in zip(strides, x.shape, strict=True)):
             raise ValueError(f"{name}: expected memory of its own for every entry, got strides {strides}")
         if name not in ("k", "v") and strides[-1] != 1 and x.shape[-1] > 1:
             raise ValueError(f"{name}: expected a contiguous last dimension, got strides {strides}")
+
+
+def _check_tail(
+    tensors: Mapping[str, Tensor], clock: Tensor, geometry: Geometry, key_shift: tuple[int, ...] | None
+) -> None:
+    lanes, kv_heads, _, head_dim = tensors["k"].shape
+    shifts = check_key_shift(key_shift, kv_heads)
+    given = [name for name in ("tail", "tail_written") if name in tensors]
+    if len(given) != (2 if shifts else 0):
+        raise ValueError(f"tail, tail_written: expected both with shifted keys and none without, got {given}")
+    if not shifts:
+        return
+    tail, newest = tensors["tail"], tensors["tail_written"]
+    if tail.dtype not in COMPUTE_DTYPES:
+        raise TypeError(f"tail: expected one of {COMPUTE_DTYPES}, got {tail.dtype}")
+    least = max(shifts) + geometry.max_segment
+    heads = sum(shift > 0 for shift in shifts)
+    if tail.dim() != 4 or tail.shape[2] < least or tail.shape != (lanes, heads, tail.shape[2], head_dim):
+        raise ValueError(f"tail: expected {[lanes, heads, least, head_dim]} or more slots, got {list(tail.shape)}")
+    if newest.dtype != torch.int64:
+        raise TypeError(f"tail_written: expected {torch.int64}, got {newest.dtype}")
+    if newest.shape != (lanes,):
+        raise ValueError(f"tail_written: expected {[lanes]}, got {list(newest.shape)}")
+    for name in given:
+        if tensors[name].device != clock.device:
+            raise ValueError(f"{name}: expected a tensor on {clock.device}, got one on {tensors[name].device}")
 
 
 def check_saved_numbers(clock: Tensor, written: Mapping[str, Tensor], max_segment: int) -> None:

@@ -7,7 +7,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from dsmr_kernels import autograd
+from dsmr_kernels import autograd, torch_private
 from dsmr_kernels.checks import check_clock
 
 
@@ -23,8 +23,8 @@ class Clock:
     place, so that a captured CUDA graph replays.
 
     What replays in a backward pass ask for: `moved`, when the clock was made or last moved (`autograd.now`); `made_in`,
-    the backward pass in which it was made; `left`, how often each ring, by the address of its keys, had been written
-    when the clock was superseded; `threads`, those that have called with any clock of the stack.
+    the backward pass in which it was made; `left`, how often each ring's keys and tail, by their addresses, had been
+    written when the clock was superseded; `threads`, those that have called with any clock of the stack.
 
     Raises TypeError or ValueError for a state of another type or shape. Its numbers may be written; the tensor itself
     stays, because back ends rely on what was checked here.
@@ -79,6 +79,23 @@ class Clock:
         """Note which thread calls."""
         self.threads.add(autograd.here.token)
 
+    def check_present(self) -> None:
+        """Raise RuntimeError if time has moved on, but for the replays of a backward pass: they need old clocks."""
+        if self.superseded and autograd.backward_pass() == autograd.FORWARD:
+            raise RuntimeError("memory: this ring's clock has moved on; take stack[layer] anew after each advance()")
+
+    def is_replayed(self, running: int) -> bool:
+        """Does a call that the backward pass `running` makes at this clock replay an earlier one?
+
+        A stack that was made in this same backward pass is new to it, as in a first pass. Raises RuntimeError if the
+        clock has moved since the first pass.
+        """
+        # Autograd made the node that runs, and asks for the replay, before or during the first pass. So a clock that
+        # has not moved since then stands where the first pass saw it.
+        if self.made_in != running and torch_private.running_node_number() < self.moved:
+            raise moved()
+        return self.made_in != running or self.superseded
+
     @property
     def state(self) -> Tensor:
         """Rows position, length and phase, int64 `[3, B]`."""
@@ -100,10 +117,30 @@ class Clock:
         return self.state[2]
 
 
+def moved() -> RuntimeError:
+    """The error for a replay that does not find the clock of its first pass."""
+    return RuntimeError(
+        "memory: a backward pass replays this call, and the ring's clock has moved since the first pass. Take "
+        "stack[layer] outside the checkpointed function and hand it in; call advance(), uncompiled, outside "
+        "torch.no_grad() and in the thread that calls the layers"
+    )
+
+
+def check_appended(clock: Clock, counts: Tensor | int, written: Tensor) -> None:
+    """Raise RuntimeError if a replay's segment of `counts` tokens at `clock` was not written in the first pass."""
+    ends = (clock.position + counts).tolist()
+    if any(end > newest for end, newest in zip(ends, written.tolist(), strict=True)):
+        raise RuntimeError(
+            "memory: a backward pass makes this call, and its segment was not appended at this clock before: it is no "
+            "replay, or one of a function that calls advance(). Call advance() outside the checkpointed function, and "
+            "append outside backward passes, or into a stack that was made or copied in this one"
+        )
+
+
 _clocks: WeakSet[Clock] = WeakSet()
 
 loaded: dict[int, int] = {}
-"""When (`autograd.now`) the ring whose keys lie at an address was last filled from a saved state.
+"""When (`autograd.now`) the ring whose keys or tail lie at an address was last filled from a saved state.
 
 A later ring at the address of one that is gone takes no harm: its graphs are newer.
 """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsmr_kernels import autograd
-from dsmr_kernels.checks import check_saved_numbers, chosen_lanes, integers, is_integer
+from dsmr_kernels.checks import check_key_shift, check_saved_numbers, chosen_lanes, integers, is_integer
 from dsmr_kernels.clock import Clock, loaded
 from dsmr_kernels.execution import values_are_real
 from dsmr_kernels.geometry import Geometry, Retention
@@ -36,6 +37,9 @@ class MemoryStack:
             tokens.
         segments_in_flight: segments whose backward passes may be outstanding at once, k, fed whole or piecemeal. A
             ring then has M + k x T slots; with a stride M + k x T / stride or a few more, and k x T for exact tokens.
+        key_shift: tokens by which `token_shift` moves keys, an integer from 0 to 1,024 per KV head; None or zeros: keys
+            stay. With a shift every layer also keeps the keys of its shifted heads, in `dtype`, for as many tokens as
+            the largest shift + k x T.
 
     Usage: call `recurrent_attention(q, k, v, stack[layer])` for every layer, then `advance(T)` once. Take
     `stack[layer]` anew after each `advance`; `reset(lanes)` makes lanes start a new piece with their next token.
@@ -60,6 +64,7 @@ class MemoryStack:
         storage: Storage | None = None,
         retention: Retention | None = None,
         segments_in_flight: int = 1,
+        key_shift: Sequence[int] | None = None,
     ) -> None:
         sizes = {"lanes": lanes, "kv_heads": kv_heads, "head_dim": head_dim, "max_segment": max_segment}
         for name, size in {**sizes, "segments_in_flight": segments_in_flight}.items():
@@ -75,6 +80,7 @@ class MemoryStack:
         device = torch.get_default_device() if device is None else torch.device(device)
         self.dtype = dtype
         self.storage = storage
+        self._key_shift = check_key_shift(key_shift, kv_heads)
         self.clock = Clock.of_stack(torch.zeros(3, lanes, dtype=torch.int64, device=device))
         self._horizons = tuple(horizons)
         self._largest = self._horizons
@@ -86,6 +92,9 @@ class MemoryStack:
             RingMemory.empty(lanes, kv_heads, head_dim, horizon, geometry, self.clock, kind, device, pages)
             for horizon, geometry in zip(horizons, geometries, strict=True)
         ]
+        if self._key_shift:
+            slots = max(self._key_shift) + segments_in_flight * max_segment
+            self._rings = [ring.with_tail(self._key_shift, slots, dtype, pages) for ring in self._rings]
 
     def __getitem__(self, layer: int) -> RingMemory:
         return self._rings[layer]
@@ -123,13 +132,18 @@ class MemoryStack:
         return self._horizons
 
     @property
+    def key_shift(self) -> tuple[int, ...] | None:
+        """Tokens by which the keys of each KV head are shifted; None if none is."""
+        return self._key_shift
+
+    @property
     def bytes_per_layer(self) -> tuple[int, ...]:
-        """Bytes of each layer's keys, values and scales for one lane."""
+        """Bytes of each layer's keys, values, scales and shifted-out keys for one lane."""
         return tuple(ring.nbytes // self.lanes for ring in self._rings)
 
     @property
     def bytes_per_lane(self) -> int:
-        """Bytes of one lane's keys, values and scales, all layers together."""
+        """Bytes of one lane's keys, values, scales and shifted-out keys, all layers together."""
         return sum(self.bytes_per_layer)
 
     def set_horizons(self, horizons: Sequence[int]) -> None:
@@ -212,17 +226,17 @@ class MemoryStack:
                 f"device: expected a device, got {device!r}; a stack of another type is made anew, "
                 "MemoryStack(..., dtype=...)"
             )
+
+        def copies(ring: RingMemory) -> dict[str, Any]:
+            return {name: tensor.to(device, copy=True) for name, tensor in ring.tensors().items()}
+
         moved = object.__new__(MemoryStack)
         moved.__dict__.update(self.__dict__)
         moved.clock = Clock.of_stack(self.clock.state.to(device, copy=True))
         moved._rings = [
             replace(
                 ring,
-                k=ring.k.to(device, copy=True),
-                v=ring.v.to(device, copy=True),
-                k_scale=None if ring.k_scale is None else ring.k_scale.to(device, copy=True),
-                v_scale=None if ring.v_scale is None else ring.v_scale.to(device, copy=True),
-                written=ring.written.to(device, copy=True),
+                **copies(ring),
                 horizon=ring.horizon.to(device, copy=True),
                 clock=moved.clock,
             )
@@ -264,19 +278,21 @@ class MemoryStack:
                 )
         if not torch.equal(self._layout(), state["geometry"].cpu()):
             raise ValueError(f"state['geometry']: expected {self._layout().tolist()}, got {state['geometry'].tolist()}")
-        written = {name: tensor for name, tensor in state.items() if name.endswith(".written")}
+        written = {name: tensor for name, tensor in state.items() if name.endswith("written")}
         check_saved_numbers(state["clock"], written, self.max_segment)
         self.set_horizons(state["horizons"].tolist())
         with torch.no_grad():
             for i, ring in enumerate(self._rings):
                 for name, tensor in ring.tensors().items():
                     tensor.copy_(state[f"layers.{i}.{name}"])
-                loaded[ring.k.data_ptr()] = autograd.now()
+                for tensor in _replayed(ring):
+                    loaded[tensor.data_ptr()] = autograd.now()
         self._move(state["clock"].to(self.device).clone(memory_format=torch.contiguous_format))
 
     def _layout(self) -> Tensor:
         """What the shapes of the tensors do not tell of how rings are used: a row per layer."""
-        return torch.tensor([ring.geometry.numbers for ring in self._rings], dtype=torch.int64, device="cpu")
+        shifts = self._key_shift or ()
+        return torch.tensor([(*r.geometry.numbers, *shifts) for r in self._rings], dtype=torch.int64, device="cpu")
 
     def _move(self, state: Tensor) -> None:
         if self._may_be_needed():
@@ -294,7 +310,7 @@ class MemoryStack:
         """Leave the clock and the horizons to those who have them, and go on with others."""
         self.clock.superseded = True
         if values_are_real():
-            self.clock.left = {ring.k.data_ptr(): autograd.writes(ring.k) for ring in self._rings}
+            self.clock.left = {x.data_ptr(): autograd.writes(x) for ring in self._rings for x in _replayed(ring)}
         self.clock = Clock.of_stack(state, self.clock.threads)
         self._rings = [ring.at(self.clock, horizon) for ring, horizon in zip(self._rings, horizons, strict=True)]
 
@@ -305,6 +321,11 @@ class MemoryStack:
                 f"{method}: expected a call outside backward passes, got one that replays a checkpointed function. "
                 "Checkpoint the layers only, and move the memory's clock outside the checkpointed functions."
             )
+
+
+def _replayed(ring: RingMemory) -> list[Tensor]:
+    """What replays read, and know by its address."""
+    return [ring.k] if ring.tail is None else [ring.k, ring.tail]
 
 
 def _check_horizons(horizons: Sequence[int]) -> list[int]:

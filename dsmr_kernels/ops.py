@@ -19,7 +19,7 @@ from torch import Tensor
 from dsmr_kernels import autograd, backends
 from dsmr_kernels.arguments import check_arguments, check_slopes
 from dsmr_kernels.backends import Call
-from dsmr_kernels.clock import Clock, loaded
+from dsmr_kernels.clock import Clock, check_appended, loaded, moved
 from dsmr_kernels.execution import is_plain, refuse_forward_mode, refuse_functional_gradients, refuse_mapping
 from dsmr_kernels.geometry import Geometry
 from dsmr_kernels.ragged import check_ragged, values_are_at_hand
@@ -93,43 +93,20 @@ def _run_forward(call: Call, clock: Clock | None, impl: str | None) -> tuple[Ten
 def _in_backward_pass(call: Call, clock: Clock | None, running: int) -> Call:
     """The call that a backward pass makes: the replay of an earlier one, which reads the same and writes nothing.
 
-    A stack that was made in this same backward pass is new to it, as in a first pass. Raises RuntimeError unless memory
-    and clock are as they were at the first pass.
+    Raises RuntimeError unless memory and clock are as they were at the first pass.
     """
     memory = call.memory
     if not memory.geometry.capacity:
         return call
-    # Autograd made the node that runs, and asks for the replay, before or during the first pass. So a clock that has
-    # not moved since then stands where the first pass saw it.
-    if clock is None or (clock.made_in != running and running_node_number() < clock.moved):
-        raise RuntimeError(
-            "memory: a backward pass replays this call, and the ring's clock has moved since the first pass. Take "
-            "stack[layer] outside the checkpointed function and hand it in; call advance(), uncompiled, outside "
-            "torch.no_grad() and in the thread that calls the layers"
-        )
-    if clock.made_in == running and not clock.superseded:
+    if clock is None:
+        raise moved()
+    if not clock.is_replayed(running):
         return call
-    if clock.superseded and not _untouched(memory.k, clock.left.get(memory.k.data_ptr())):
+    if clock.superseded and not autograd.untouched(memory.k, clock.left.get(memory.k.data_ptr())):
         _check_not_overwritten(call)
     if call.append and values_are_at_hand(memory.written.device):
-        _check_appended(call)
+        check_appended(clock, call.q.shape[1] if call.segment_len is None else call.segment_len, memory.written)
     return call._replace(append=False, signature=None)
-
-
-def _untouched(ring: Tensor, writes: int | None) -> bool:
-    """Is it known that a ring was not written since `writes` were counted?"""
-    return writes is not None and autograd.writes(ring) == writes
-
-
-def _check_appended(call: Call) -> None:
-    counts = call.segment_len if call.segment_len is not None else call.q.shape[1]
-    ends = (call.memory.clock.position + counts).tolist()
-    if any(end > newest for end, newest in zip(ends, call.memory.written.tolist(), strict=True)):
-        raise RuntimeError(
-            "memory: a backward pass makes this call, and its segment was not appended at this clock before: it is no "
-            "replay, or one of a function that calls advance(). Call advance() outside the checkpointed function, and "
-            "append outside backward passes, or into a stack that was made or copied in this one"
-        )
 
 
 def _flatten(call: Call, impl: str | None) -> tuple[Any, ...]:
@@ -150,7 +127,8 @@ def _unflatten(*arguments: Any) -> tuple[Call, str | None]:
         raise ValueError(f"geometry: expected 5 numbers, got {geometry}")
     make_ring, make_clock = (RingMemory.unchecked, Clock.unchecked) if _examined.already else (RingMemory, Clock)
     shape = _geometry(*geometry)
-    memory = make_ring(ring_k, ring_v, k_scale, v_scale, written, horizon, make_clock(clock), shape)
+    no_tail = (None, None, None)
+    memory = make_ring(ring_k, ring_v, k_scale, v_scale, written, horizon, make_clock(clock), shape, *no_tail)
     return Call(q, k, v, memory, window, start, length, slopes, scale, softcap, append), impl or None
 
 
@@ -249,7 +227,7 @@ class _Attend(torch.autograd.Function):
         needs = [need_dq, any(need_dkv)]
         # Nothing was written since: no need to look at positions, for which a GPU would have to be waited for. A graph
         # that is being compiled is not the run, so it always looks.
-        untouched = _untouched(ctx.ring[0], ctx.version)
+        untouched = autograd.untouched(ctx.ring[0], ctx.version)
         compiling = torch.compiler.is_compiling()
         if not compiling:
             _check_unpacked(ctx.kinds, q, k, v, o, lse, *ragged)

@@ -25,6 +25,10 @@ class RingMemory:
     the number of memory entries that may be seen; both live on the device. Get one from `MemoryStack`, by
     `stack[layer]`.
 
+    With a `key_shift`, the tokens by which `token_shift` moves each KV head's keys, `tail [B, shifted heads, slots, D]`
+    holds the last keys of the heads that are shifted, positions not applied, never quantised: that of the token at
+    position p in slot p % slots. `tail_written [B]` int64 is the position after the newest token in it.
+
     Raises TypeError or ValueError for tensors that do not go together: native code relies on all of this.
     """
 
@@ -36,9 +40,12 @@ class RingMemory:
     horizon: Tensor
     clock: Clock
     geometry: Geometry
+    key_shift: tuple[int, ...] | None = None
+    tail: Tensor | None = None
+    tail_written: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_ring(self.tensors(), self.horizon, self.clock.state, self.geometry)
+        check_ring(self.tensors(), self.horizon, self.clock.state, self.geometry, self.key_shift)
 
     @classmethod
     def empty(
@@ -67,6 +74,13 @@ class RingMemory:
             clock=clock,
             geometry=geometry,
         )
+
+    def with_tail(self, key_shift: tuple[int, ...], slots: int, dtype: torch.dtype, pages: Pages) -> RingMemory:
+        """The same ring with a tail of zeros, `slots` for each head that `key_shift` shifts."""
+        lanes, _, _, head_dim = self.k.shape
+        shape = (lanes, sum(shift > 0 for shift in key_shift), slots, head_dim)
+        tail = pages.zeros(shape, dtype)
+        return replace(self, key_shift=key_shift, tail=tail, tail_written=torch.zeros_like(self.written))
 
     @cached_property
     def cache(self) -> dict[type, Any]:
@@ -105,13 +119,13 @@ class RingMemory:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that make up this layer's state, by name."""
-        named = {"k": self.k, "v": self.v, "k_scale": self.k_scale, "v_scale": self.v_scale, "written": self.written}
+        named = {name: getattr(self, name) for name in _STATE}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, values and scales, all lanes together."""
-        return sum(tensor.nbytes for name, tensor in self.tensors().items() if name != "written")
+        """Bytes of keys, values, scales and tail, all lanes together."""
+        return sum(tensor.nbytes for name, tensor in self.tensors().items() if not name.endswith("written"))
 
     def export(self, lane: int, window: Window = "segment") -> tuple[Tensor, Tensor, Tensor]:
         """What a call at the present clock sees of a lane's memory, oldest first; copies, and syncs a GPU.
@@ -136,3 +150,4 @@ class RingMemory:
 
 
 _FIELDS = tuple(field.name for field in fields(RingMemory))
+_STATE = ("k", "v", "k_scale", "v_scale", "written", "tail", "tail_written")

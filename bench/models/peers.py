@@ -54,6 +54,8 @@ class Past:
 class Concatenation:
     """What a model asks of its recurrent state, over memories that are trimmed concatenations."""
 
+    key_shift = None  # of a model whose keys stay
+
     def __init__(self, config: ModelConfig, lanes: int, dtype: torch.dtype, device: torch.device) -> None:
         self._config, self._lanes, self._dtype = config, lanes, dtype
         self.clock = Clock(torch.zeros(3, lanes, dtype=torch.int64, device=device))

@@ -164,7 +164,7 @@ def shaped(
         budget_tokens=tokens,
         budget_bytes=size,
         memory=memory,
-        horizons=parse_horizons(horizons),
+        horizons=parse_numbers("--horizons", horizons),
         long_layers=long_layers,
         ratio=ratio,
         longest=longest,
@@ -185,14 +185,14 @@ def parse_budget(text: str | None) -> tuple[int | None, int | None]:
         ) from error
 
 
-def parse_horizons(text: str | None) -> list[int] | None:
-    """One number per layer, separated by commas."""
+def parse_numbers(option: str, text: str | None) -> list[int] | None:
+    """One number per layer or head, separated by commas."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise BadInput(f"--horizons: expected whole numbers separated by commas, got {text!r}") from error
+        raise BadInput(f"{option}: expected whole numbers separated by commas, got {text!r}") from error
 
 
 def make_retention(stride: int | None, keep: Literal["last", "random"] | None) -> Retention | None:

@@ -18,7 +18,7 @@ from dsmr.cli.schedule import (
     RatioOption,
     StrideKeepOption,
     StrideOption,
-    parse_horizons,
+    parse_numbers,
     shaped,
 )
 from dsmr.cli.terminal import (
@@ -57,6 +57,7 @@ SIZES = (
     "position",
     "position_base",
     "dropout",
+    "key_shift",
 )
 SETTINGS = (
     "steps",
@@ -161,6 +162,14 @@ def train(
     ] = None,
     dropout: Annotated[
         float | None, typer.Option(metavar="P", help="Dropout probability.", rich_help_panel=MODEL)
+    ] = None,
+    key_shift: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS,...",
+            help="Tokens by which each KV head's keys are shifted, such as **0,0,1,1**: makes recall easy to learn.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     schedule: Annotated[
         str | None,
@@ -429,7 +438,10 @@ def _model_config(options: dict[str, Any], storage: str) -> ModelConfig:
     from dsmr.model.config import preset as make_preset
     from dsmr.model.schedules import MemoryFormat
 
-    config = make_preset(options["preset"], **{name: options[name] for name in SIZES if options[name] is not None})
+    sizes = {name: options[name] for name in SIZES if options[name] is not None}
+    if (shifts := parse_numbers("--key-shift", options["key_shift"])) is not None:
+        sizes["key_shift"] = tuple(shifts)
+    config = make_preset(options["preset"], **sizes)
     if (name := options["schedule"]) is None:
         return config
     shaping = {each: options[each] for each in SHAPING}
@@ -437,6 +449,6 @@ def _model_config(options: dict[str, Any], storage: str) -> ModelConfig:
         shaping["budget"] = str(config.schedule.total)
     layers = options["layers"]
     if layers is None:
-        layers = len(parse_horizons(options["horizons"]) or config.schedule.horizons)
+        layers = len(parse_numbers("--horizons", options["horizons"]) or config.schedule.horizons)
     memory = MemoryFormat(config.kv_heads, config.head_dim, storage)
     return replace(config, schedule=shaped(name, layers, memory, **shaping))

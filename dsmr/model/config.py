@@ -9,6 +9,7 @@ from typing import Any
 from dsmr.fields import check_names, check_types, shown
 from dsmr.model.schedules import Schedule, make_schedule
 from dsmr.music.tokens import VOCAB_SIZE
+from dsmr_kernels.checks import check_key_shift
 from dsmr_kernels.geometry import Window
 
 MOST_LAYERS, MOST_TOKENS = 1024, 1 << 24
@@ -31,6 +32,8 @@ class ModelConfig:
         position_base: the base of either position's geometric series of wavelengths.
         feed_forward: hidden size of the feed-forward network as a multiple of `width`.
         dropout: probability, applied to the embedding and to both residual branches.
+        key_shift: tokens by which `dsmr_kernels.token_shift` moves the keys of each KV head, before rotation; with
+            "sinusoidal" the signal moves along. None, or zeros, which become None: keys stay, as in the paper.
     """
 
     width: int
@@ -44,6 +47,7 @@ class ModelConfig:
     feed_forward: int = 4
     dropout: float = 0.1
     vocab_size: int = VOCAB_SIZE
+    key_shift: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -64,6 +68,7 @@ class ModelConfig:
             raise ValueError(f"dropout: expected a probability below 1, got {self.dropout}")
         if not 0 < self.position_base < math.inf:
             raise ValueError(f"position_base: expected a finite number above 0, got {self.position_base}")
+        object.__setattr__(self, "key_shift", check_key_shift(self.key_shift, self.kv_heads))
         retention = self.schedule.retention
         if self.window == "token" and retention is not None and retention.stride > 1:
             raise ValueError(f"window: 'token' needs every token kept, got a retention stride of {retention.stride}")
@@ -96,6 +101,9 @@ class ModelConfig:
         ValueError names a field that is missing, unknown, or has a value that it cannot have.
         """
         fields = check_names(cls, values, "config")
+        shift = fields.get("key_shift")
+        if isinstance(shift, list):  # JSON has no tuples
+            fields["key_shift"] = tuple(shift)
         return cls(**{**fields, "schedule": Schedule.from_dict(fields["schedule"])})
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsmr.model.config import ModelConfig
-from dsmr_kernels import MemoryStack, RingMemory, recurrent_attention
+from dsmr_kernels import MemoryStack, RingMemory, recurrent_attention, token_shift
 from dsmr_kernels.storage import Storage
 
 
@@ -72,6 +72,7 @@ class Transformer(nn.Module):
             storage,
             self.config.schedule.retention,
             segments_in_flight,
+            self.config.key_shift,
         )
 
     def forward(
@@ -95,7 +96,11 @@ class Transformer(nn.Module):
 
         Returns:
             logits `[B, T, vocab_size]`.
+
+        ValueError for a state whose keys are not shifted as this model's are.
         """
+        if state.key_shift != self.config.key_shift:
+            raise ValueError(f"state: expected one with key_shift={self.config.key_shift}, got {state.key_shift}")
         position = self._position(tokens, state, segment_start, origin)
         x = self.dropout(self.embedding(tokens))
         for block, memory in zip(self.blocks, state, strict=True):
@@ -164,6 +169,9 @@ class Block(nn.Module):
         heads = self.config.heads
         positioned = h + position.to(h.dtype) if self.config.position == "sinusoidal" else h
         q_and_k = self.query_key(positioned).unflatten(-1, (-1, self.config.head_dim))  # [B, T, H + Hkv, D]
+        if self.config.key_shift is not None:
+            k = token_shift(q_and_k[:, :, heads:], memory, segment_start=segment_start, segment_len=segment_len)
+            q_and_k = torch.cat([q_and_k[:, :, :heads], k], 2)
         if self.config.position == "rotary":
             q_and_k = rotate(q_and_k, position)
         v = self.value(h).unflatten(-1, (-1, self.config.head_dim))  # [B, T, Hkv, D]

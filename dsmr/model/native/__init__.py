@@ -54,6 +54,10 @@ def _unsupported_state(model: Transformer, state: MemoryStack) -> str | None:
         return f"the memory takes segments of {state.max_segment} tokens, the model's are of {config.segment}"
     if config.window == "token" and ring.geometry.retention.stride > 1:
         return "window='token' needs a memory that keeps every token"
+    if state.key_shift != config.key_shift:
+        return f"the memory is of key_shift={state.key_shift}, the model of {config.key_shift}"
+    if ring.tail is not None and ring.tail.dtype == torch.float64:
+        return f"the memory keeps shifted keys in {ring.tail.dtype}"
     if state.clock.in_graph:
         return "a backward pass may need the memory's clock"
     return None
@@ -149,7 +153,8 @@ class _Binding:
     def __init__(self, packed: PackedModel, state: MemoryStack) -> None:
         self.state, self.clock = state, state.clock
         self.written = [self.clock.state, *(tensor for ring in state for tensor in ring.tensors().values())]
-        retention = state[0].geometry.retention
+        retention, tail = state[0].geometry.retention, state[0].tail
+        shifts = state.key_shift or ()
         self._rings = (structs.Ring * len(state))(
             *(
                 structs.Ring(
@@ -168,6 +173,9 @@ class _Binding:
             lanes=state.lanes,
             stride=retention.stride,
             keep_random=retention.keep == "random",
+            tail_type=0 if tail is None else structs.TYPES[tail.dtype],
+            tail_slots=0 if tail is None else tail.shape[2],
+            key_shift=(ctypes.c_int64 * len(shifts))(*shifts) if shifts else None,
         )
         self._packed = packed
         self.call = structs.Call(model=ctypes.pointer(packed.struct), state=ctypes.pointer(self._state))

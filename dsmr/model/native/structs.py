@@ -11,7 +11,7 @@ import torch
 
 from dsmr_kernels.backends.cpu.library import NativeLibrary, Unavailable
 
-ABI = 2  # src/library.cpp: ABI
+ABI = 3  # src/library.cpp: ABI
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
 """What a matrix or a ring may hold, with the number that stands for it."""
@@ -63,6 +63,8 @@ class Ring(Structure):
         *((name, c_void_p) for name in ("k", "v", "k_scale", "v_scale", "written", "horizon")),
         ("archive", c_int64),
         ("recent", c_int64),
+        ("tail", c_void_p),
+        ("tail_written", c_void_p),
     )
 
 
@@ -76,6 +78,9 @@ class State(Structure):
         ("lanes", c_int32),
         ("stride", c_int64),
         ("keep_random", c_int32),
+        ("tail_type", c_int32),
+        ("tail_slots", c_int64),
+        ("key_shift", POINTER(c_int64)),
     )
 
 

@@ -48,6 +48,7 @@ SIZES: dict[str, tuple[list[object], object]] = {
     "position": (["--position", "sinusoidal"], "sinusoidal"),
     "position_base": (["--position-base", 1000], 1000.0),
     "dropout": (["--dropout", 0.25], 0.25),
+    "key_shift": (["--key-shift", "0,1"], (0, 1)),
 }
 """Options that are fields of `ModelConfig`."""
 
@@ -180,6 +181,8 @@ class TestTrain:
             (["--min-learning-rate", 1], "min_learning_rate: expected 0 to learning_rate=0.001, got 1.0"),
             (["--feed-forward", 0], "feed_forward: expected at least 1, got 0"),
             (["--position-base", 0], "position_base: expected a finite number above 0, got 0.0"),
+            (["--key-shift", "0,one"], "--key-shift: expected whole numbers separated by commas, got '0,one'"),
+            (["--key-shift", "0,1,1"], "key_shift: expected a number of tokens from 0 to 1,024 for each of 2 KV heads"),
             (["--ratio", 4], "--ratio: it needs --schedule"),
             (["--long-layers", 4], "--long-layers: it needs --schedule"),
             (["--schedule", "two_scale", "--ratio", 0.5], "ratio: expected at least 1"),

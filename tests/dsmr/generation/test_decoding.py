@@ -31,9 +31,10 @@ def make_model(dtype: torch.dtype = torch.float32, **changes: object) -> Transfo
 
 
 @needs_native
-def test_both_engines_make_the_same_takes() -> None:
+@pytest.mark.parametrize("key_shift", [None, (1,)])
+def test_both_engines_make_the_same_takes(key_shift: tuple[int, ...] | None) -> None:
     """Many pieces a lane, one after a prompt; a draw would have to fall within rounding to differ."""
-    model = make_model()
+    model = make_model(key_shift=key_shift)
     arguments = {"tokens": 300, "at_end": "restart", "sampling": Sampling(temperature=1.3)}
     native_takes, python_takes = (
         generate(model, [None, PROMPT, None], decoding=Decoding(engine), **arguments) for engine in ("native", "python")
@@ -75,6 +76,17 @@ def _nll(decoder: Decoder, prompts: list[np.ndarray]) -> np.ndarray:
         after = decoder.step(tokens, running)
         logits = np.where(running[:, None], after, logits)
     return np.concatenate(found)
+
+
+@needs_native
+def test_memory_in_bf16_keeps_the_shifted_keys_of_the_prompt() -> None:
+    model = make_model(key_shift=(2,))
+    decoders = [Decoder(model, Decoding(memory=memory)) for memory in (None, "bf16")]
+    for decoder in decoders:
+        decoder.read([PROMPT.astype(np.uint16)])
+    for exact, rounded in zip(*(decoder._state for decoder in decoders), strict=True):
+        assert exact.tail.any()
+        assert torch.equal(rounded.tail, exact.tail.bfloat16())
 
 
 def test_the_choice_of_an_engine_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

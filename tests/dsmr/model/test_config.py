@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,12 @@ def test_presets_have_about_the_parameters_they_promise() -> None:
 def test_configurations_survive_json(name: str) -> None:
     config = replace(PRESETS[name], schedule=Schedule("selective", (4, 4), Retention(2, "random")))
     assert ModelConfig.from_dict(config.to_dict()) == config
+    shifted = replace(config, kv_heads=1, key_shift=(3,))
+    assert ModelConfig.from_dict(json.loads(json.dumps(shifted.to_dict()))) == shifted != replace(config, kv_heads=1)
+
+
+def test_shifts_of_zero_are_none() -> None:
+    assert preset("tiny", key_shift=(0, 0)) == preset("tiny", key_shift=None) == preset("tiny")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,9 @@ def test_configurations_survive_json(name: str) -> None:
         ({"position": "learned"}, "position: expected 'sinusoidal' or 'rotary', got 'learned'"),
         ({"window": "page"}, "window: expected 'segment' or 'token', got 'page'"),
         ({"segment": 0}, "segment: expected at least 1 token, got 0"),
+        ({"key_shift": (0, 1)}, "key_shift: expected a number of tokens from 0 to 1,024 for each of 4 KV heads"),
+        ({"key_shift": (0, 0, 1, -1)}, "key_shift: expected a number of tokens from 0 to 1,024"),
+        ({"key_shift": [0, 0, 1, 1]}, "key_shift: expected a tuple of values, each an integer of 64 bits or None"),
         ({"dropout": 1.0}, "dropout: expected a probability below 1, got 1.0"),
     ],
     ids=lambda x: x.split(":")[0] if isinstance(x, str) else "",

@@ -121,6 +121,8 @@ CONFIGURATIONS = {
     "token window of nothing": {"horizons": (0, 1), "window": "token"},
     "every third token": {"retention": Retention(3)},
     "one of four at random": {"retention": Retention(4, "random")},
+    "shifted keys": {"heads": 4, "kv_heads": 4, "key_shift": (0, 1, 3, 20)},
+    "shifted keys, sinusoidal": {"heads": 4, "kv_heads": 2, "key_shift": (2, 0), "position": "sinusoidal"},
     "several chunks": {"horizons": (700, 8), "segment": 600},
 }
 
@@ -130,7 +132,7 @@ def filled(state: MemoryStack) -> MemoryStack:
     generator = torch.Generator().manual_seed(2)
     lanes = torch.arange(state.lanes)
     for ring in state:
-        for x in (ring.k, ring.v):
+        for x in (ring.k, ring.v) if ring.tail is None else (ring.k, ring.v, ring.tail):
             x.copy_(torch.randn(x.shape, generator=generator))
         ring.written.copy_(5000 + lanes)
     state.clock.state.copy_(torch.stack([5000 + lanes, 4000 + lanes, lanes]))
@@ -152,6 +154,9 @@ def test_float32_is_the_model_up_to_rounding(name: str, instructions: str) -> No
         assert torch.equal(ring.written, other.written)
         assert_rounding(ring.k, want.k, other.k)
         assert_rounding(ring.v, want.v, other.v)
+        if ring.tail is not None:
+            assert torch.equal(ring.tail_written, other.tail_written)
+            assert_rounding(ring.tail, want.tail, other.tail)
 
 
 def test_long_generation_does_not_drift() -> None:
@@ -173,11 +178,15 @@ STORAGES = {
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float8_e4m3": 2.0**-3}
 
 
-@pytest.mark.parametrize("retention", [None, Retention(3)], ids=["every token", "every third"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"retention": Retention(3)}, {"kv_heads": 2, "key_shift": (0, 2)}],
+    ids=["every token", "every third", "shifted keys"],
+)
 @pytest.mark.parametrize("name", STORAGES)
-def test_every_kind_of_ring(name: str, retention: Retention | None, instructions: str) -> None:
+def test_every_kind_of_ring(name: str, changes: dict, instructions: str) -> None:
     """A step at a time from equal memories: a last bit that rounds differently must not reach the next step."""
-    model = make_model(retention)
+    model = make_model(**changes)
     exact = in_float64(model)
     quantised = STORAGES[name] if "storage" in STORAGES[name] else {}
     ours = model.new_state(LANES, **STORAGES[name])
@@ -202,6 +211,9 @@ def test_every_kind_of_ring(name: str, retention: Retention | None, instructions
                 x, y = x * scale[..., None], y * y_scale[..., None]
             unit = y_scale[..., None] if name == "int8" else UNITS[name] * y.abs().clamp_min(2.0**-9 * y.abs().max())
             assert ((x - y).abs() <= 1.01 * unit).all()
+        if ring.tail is not None and want.tail is not None:  # never quantised
+            unit = 2.0**-20 if quantised else UNITS[name]
+            assert (ring.tail - want.tail).abs().max() <= 1.01 * unit * want.tail.abs().max()
 
 
 @torch.no_grad()
@@ -214,7 +226,7 @@ def copy_memory(source: MemoryStack, target: MemoryStack) -> None:
 
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_the_number_of_threads_changes_no_bit(weights: Weights, instructions: str) -> None:
-    model = make_model(width=128, heads=4, kv_heads=2, horizons=(1300, 8), segment=600)
+    model = make_model(width=128, heads=4, kv_heads=2, horizons=(1300, 8), segment=600, key_shift=(0, 2))
     script = Script.random(40)
     found = []
     for count in (1, 2, 5):
@@ -257,9 +269,10 @@ def test_a_lane_that_stands_still_writes_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.state_dict().items())
 
 
-def test_either_goes_on_where_the_other_has_stopped() -> None:
+@pytest.mark.parametrize("key_shift", [None, (3,)])
+def test_either_goes_on_where_the_other_has_stopped(key_shift: tuple[int, ...] | None) -> None:
     """A prompt in segments by the model, then steps in turn by both, on one memory."""
-    model = make_model()
+    model = make_model(key_shift=key_shift)
     tokens = torch.randint(391, (1, 100), generator=torch.Generator().manual_seed(3))
     exact = in_float64(model)
     with torch.inference_mode():
@@ -298,10 +311,13 @@ def round_matrix(matrix: Tensor, weights: str) -> Tensor:
     return values * scale[:, None]
 
 
+@pytest.mark.parametrize("key_shift", [None, (2,)])
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_fewer_bits_are_the_model_with_rounded_matrices(weights: str, instructions: str) -> None:
+def test_fewer_bits_are_the_model_with_rounded_matrices(
+    weights: str, key_shift: tuple[int, ...] | None, instructions: str
+) -> None:
     """Also the one that makes logits, but tokens look up the exact embedding."""
-    model = rounded(make_model(), weights)
+    model = rounded(make_model(key_shift=key_shift), weights)
     exact = in_float64(model)
     script = Script.random(60)
 
@@ -357,6 +373,10 @@ def test_what_it_cannot_serve_is_said() -> None:
     assert "segments of 8" in str(unsupported(model, model.new_state(1, max_segment=8)))
     assert "is not this model's" in str(unsupported(model, make_model(horizons=(4,)).new_state(1)))
     assert "keeps every token" in str(unsupported(make_model(window="token"), make_model(Retention(2)).new_state(1)))
+    shifted = make_model(key_shift=(2,))
+    assert "key_shift=(2,), the model of None" in str(unsupported(model, shifted.new_state(1)))
+    in_bytes = shifted.new_state(1, dtype=torch.float64, storage="int8")
+    assert "shifted keys in torch.float64" in str(unsupported(shifted, in_bytes))
     state = model.new_state(1)
     x = torch.ones(1, 1, 1, 16, requires_grad=True)
     recurrent_attention(x.expand(1, 1, 2, 16), x, x, state[0])

@@ -121,6 +121,10 @@ DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a base of 0": (config(position_base=0.0), "position_base: expected a finite number above 0, got 0.0"),
     "another window": (config(window=["segment"]), "window: expected 'segment' or 'token', got"),
     "another position": (config(position="absolute"), "position: expected 'sinusoidal' or 'rotary', got 'absolute'"),
+    "shifts in words": (config(key_shift="01"), "key_shift: expected a tuple of values"),
+    "shifts of other heads": (config(key_shift=[1] * 9), "key_shift: expected a number of tokens from 0 to 1,024"),
+    "a huge shift": (config(key_shift=[2**62]), "key_shift: expected a number of tokens from 0 to 1,024"),
+    "nested shifts": (config(key_shift=[[1]]), "key_shift: expected a tuple of values"),
     "a newer field": (config(mixture_of_experts=8), "got 'mixture_of_experts', which only a newer one can know"),
     "another vocabulary": (config(vocab_size=391.0), "vocab_size: expected an integer of 64 bits, got 391.0"),
     "NaN": (config(dropout=float("nan")), "JSON document .*the number NaN"),
@@ -210,5 +214,6 @@ def test_the_commands_say_so_in_one_line(folder: Path, tmp_path: Path, capsys: p
 
 
 def test_a_document_of_an_older_version_lacks_what_has_a_default(folder: Path) -> None:
-    reseal(folder, lambda document: [document["config"].pop(name) for name in ("window", "dropout", "position_base")])
+    defaults = ("window", "dropout", "position_base", "key_shift")
+    reseal(folder, lambda document: [document["config"].pop(name) for name in defaults])
     assert read_info(folder).config == CONFIG

@@ -18,6 +18,7 @@ from dsmr_kernels import Retention
 
 SEGMENT = 16
 POSITIONS = ["sinusoidal", "rotary"]
+shifted_or_not = pytest.mark.parametrize("key_shift", [None, (0, 3)], ids=["plain", "shifted"])
 
 
 def make(
@@ -51,12 +52,19 @@ def in_segments(total: int, step: int) -> list[int]:
 
 
 @settings(max_examples=20)
-@given(cuts=st.lists(st.integers(1, SEGMENT), min_size=1, max_size=20), position=st.sampled_from(POSITIONS))
-def test_any_segmentation_equals_one_shot_under_the_token_window(cuts: list[int], position: str) -> None:
-    model, tokens = make("token", position), piece(tokens=sum(cuts))
+@given(
+    cuts=st.lists(st.integers(1, SEGMENT), min_size=1, max_size=20),
+    position=st.sampled_from(POSITIONS),
+    key_shift=st.none() | st.tuples(st.integers(0, 20), st.integers(0, 20)),
+)
+def test_any_segmentation_equals_one_shot_under_the_token_window(
+    cuts: list[int], position: str, key_shift: tuple[int, ...] | None
+) -> None:
+    model, tokens = make("token", position, key_shift=key_shift), piece(tokens=sum(cuts))
     torch.testing.assert_close(read(model, tokens, cuts), read(model, tokens, [sum(cuts)]))
 
 
+@shifted_or_not
 @pytest.mark.parametrize("step", [1, 5])
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize(
@@ -64,8 +72,10 @@ def test_any_segmentation_equals_one_shot_under_the_token_window(cuts: list[int]
     [("segment", None), ("token", None), ("segment", Retention(3)), ("segment", Retention(4, "random"))],
     ids=["segment", "token", "segment-stride3", "segment-random4"],
 )
-def test_generation_equals_training(window: str, position: str, retention: Retention | None, step: int) -> None:
-    model, tokens = make(window, position, retention), piece()
+def test_generation_equals_training(
+    window: str, position: str, retention: Retention | None, step: int, key_shift: tuple[int, ...] | None
+) -> None:
+    model, tokens = make(window, position, retention, key_shift=key_shift), piece()
     training = read(model, tokens, in_segments(70, SEGMENT))
     torch.testing.assert_close(read(model, tokens, in_segments(70, step), segment_size=SEGMENT), training)
 
@@ -105,6 +115,29 @@ def test_dropout_acts_on_both_residual_branches_and_on_the_embedding(branch: str
         assert not embedded.any()
 
 
+def test_a_key_is_that_of_an_earlier_token_at_the_position_of_its_own() -> None:
+    """The ring of a lower layer holds what a plain model's holds for the tokens before, but for the rotation."""
+    tokens = piece(lanes=1, tokens=SEGMENT)
+    plain, shifted = make(), make(key_shift=(0, 3))
+    states = [model.new_state(1) for model in (plain, shifted)]
+    with torch.no_grad():
+        plain(tokens.roll(3, 1), states[0])
+        shifted(tokens, states[1])
+    (earlier, _, _), (k, v, _) = (state[0].export(0) for state in states)
+    torch.testing.assert_close(k[1, 3:], earlier[1, 3:])  # the plain model read the earlier tokens at these positions
+    assert not k[1, :3].any()
+    with torch.no_grad():
+        state = plain.new_state(1)
+        plain(tokens, state)
+    torch.testing.assert_close((k[0], v), (state[0].export(0)[0][0], state[0].export(0)[1]))
+
+
+def test_a_state_of_other_shifts_is_refused() -> None:
+    for model, other in ((make(), make(key_shift=(0, 3))), (make(key_shift=(3, 0)), make(key_shift=(0, 3)))):
+        with pytest.raises(ValueError, match="state: expected one with key_shift="):
+            model(piece(tokens=4), other.new_state(2))
+
+
 def test_the_memory_matters() -> None:
     model, tokens = make(), piece()
     sizes = in_segments(70, SEGMENT)
@@ -115,9 +148,12 @@ def test_the_memory_matters() -> None:
     assert (forgetful[:, SEGMENT:] - remembered[:, SEGMENT:]).abs().max() > 0.1
 
 
+@shifted_or_not
 @pytest.mark.parametrize("position", POSITIONS)
-def test_a_piece_that_begins_inside_a_segment_is_read_as_if_alone(position: str) -> None:
-    model, tokens = make("token", position), piece(lanes=1, tokens=48)
+def test_a_piece_that_begins_inside_a_segment_is_read_as_if_alone(
+    position: str, key_shift: tuple[int, ...] | None
+) -> None:
+    model, tokens = make("token", position, key_shift=key_shift), piece(lanes=1, tokens=48)
     state = model.new_state(1)
     starts = torch.zeros(3, 1, SEGMENT, dtype=torch.int64)
     starts[1, 0, 5:] = 5
@@ -128,8 +164,9 @@ def test_a_piece_that_begins_inside_a_segment_is_read_as_if_alone(position: str)
     assert state.clock.length.tolist() == [27]
 
 
-def test_a_reset_lane_reads_a_piece_as_a_fresh_model_does() -> None:
-    model, tokens = make(), piece(lanes=2, tokens=SEGMENT)
+@shifted_or_not
+def test_a_reset_lane_reads_a_piece_as_a_fresh_model_does(key_shift: tuple[int, ...] | None) -> None:
+    model, tokens = make(key_shift=key_shift), piece(lanes=2, tokens=SEGMENT)
     state = model.new_state(2)
     with torch.no_grad():
         model(piece(tokens=SEGMENT).flip(1), state)
@@ -152,8 +189,9 @@ def test_positions_enter_queries_and_keys_only(position: str) -> None:
     assert all((k[:, i] - k[:, 0]).abs().max() > 1e-3 for i in range(1, SEGMENT))
 
 
-def test_the_state_takes_the_type_that_keys_will_have() -> None:
-    model = Transformer(make().config)
+@shifted_or_not
+def test_the_state_takes_the_type_that_keys_will_have(key_shift: tuple[int, ...] | None) -> None:
+    model = Transformer(make(key_shift=key_shift).config)
     assert model.new_state(1).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         state = model.new_state(2)
@@ -172,10 +210,11 @@ def test_half_precision_weights_still_tell_distant_positions_apart() -> None:
     assert len({tuple(row) for row in position[0, 0, :, 0].tolist()}) == 8
 
 
-def test_a_training_step_compiles_whole_and_does_not_recompile() -> None:
+@shifted_or_not
+def test_a_training_step_compiles_whole_and_does_not_recompile(key_shift: tuple[int, ...] | None) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = make()
+    model = make(key_shift=key_shift)
     step = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled, eager = model.new_state(2), model.new_state(2)
     for part in piece(tokens=4 * SEGMENT).split(SEGMENT, 1):

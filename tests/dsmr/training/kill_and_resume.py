@@ -43,6 +43,7 @@ MODEL = ModelConfig(
     kv_heads=1,
     schedule=make_schedule("explicit", 2, horizons=[64, 16]),
     segment=16,
+    key_shift=(3,),
     dropout=0.1,  # so that random numbers matter; augmentation is on, too
 )
 KEEP = 3

@@ -8,6 +8,7 @@
 #include "elementwise.hpp"
 #include "layout.hpp"
 #include "ring.hpp"
+#include "tail.hpp"
 #include "write.hpp"
 
 namespace dsmr::DSMR_ISA {
@@ -72,9 +73,10 @@ private:
         project(layer);
         member.wait();
         const OneToken token(call, ring);
-        turn_heads();
+        turn_heads(ring);
         attend_memory(ring, token);
         append(ring, token);
+        keep(ring);
         member.wait();
         for (int lane = 0; lane < lanes; ++lane) merge(lane, token);
         add_to_stream(layer.out, mine.attended, nullptr);
@@ -134,13 +136,16 @@ private:
     }
     const float* key(int lane, int kv_head) const { return query(lane, model.heads + kv_head); }
 
-    void turn_heads() {
+    void turn_heads(const Ring& ring) {
+        const Tail tail(state, ring, model.kv_heads, dim);
         const float query_scale = LOG2E / std::sqrt(static_cast<float>(dim));  // logits to base 2
         for (int lane = 0; lane < lanes; ++lane)
             for (int head = 0; head < model.heads + model.kv_heads; ++head) {
                 const float scale = head < model.heads ? query_scale : 1;
                 const float* from = projected(lane, head);
                 float* to = query(lane, head);
+                if (head >= model.heads && tail.shifts(head - model.heads))
+                    from = tail.read(lane, head - model.heads, mine.earlier);
                 if (model.rotary)
                     rotate(from, mine.cosine + lane * padded, mine.sine + lane * padded, dim, scale, to);
                 else
@@ -212,6 +217,15 @@ private:
                 write_slot(state.type, ring.k, ring.k_scale, row, key(lane, kv_head), dim);
                 write_slot(state.type, ring.v, ring.v_scale, row, value(lane, kv_head), dim);
             });
+        }
+    }
+
+    // The tail's new slots are none that this step reads.
+    void keep(const Ring& ring) {
+        const Tail tail(state, ring, model.kv_heads, dim);
+        for (int head = member.rank; head < lanes * model.kv_heads; head += member.size) {
+            const int lane = head / model.kv_heads, kv_head = head % model.kv_heads;
+            if (tail.shifts(kv_head) && reads(lane)) tail.write(lane, kv_head, projected(lane, model.heads + kv_head));
         }
     }
 

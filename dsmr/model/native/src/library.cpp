@@ -16,7 +16,7 @@ DSMR_FOR_EACH_ISA(DSMR_DECLARE)
 
 namespace {
 
-constexpr int ABI = 2;  // dsmr/model/native/structs.py: ABI
+constexpr int ABI = 3;  // dsmr/model/native/structs.py: ABI
 
 Choice<Kernels> make_choice() {
     Choice<Kernels> choice;
@@ -74,6 +74,7 @@ void advance(const Call& call) {
         for (int i = 0; i < model.layers; ++i) {
             int64_t& written = state.ring[i].written[lane];
             written = std::max(written, position);
+            if (int64_t* const newest = state.ring[i].tail_written) newest[lane] = std::max(newest[lane], position);
         }
     }
 }

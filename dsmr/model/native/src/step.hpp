@@ -46,6 +46,8 @@ struct Ring {
     int64_t* written;     // [lanes]
     const int64_t* horizon;   // one number
     int64_t archive, recent;
+    void* tail;           // [lanes, shifted KV heads, tail_slots, head_dim], or null if keys stay
+    int64_t* tail_written;    // [lanes]
 };
 
 struct State {
@@ -55,6 +57,9 @@ struct State {
     int32_t lanes;
     int64_t stride;
     int32_t keep_random;
+    Type tail_type;       // of every tail: float32, bfloat16 or float16
+    int64_t tail_slots;
+    const int64_t* key_shift; // [kv_heads]: tokens by which each head's keys are shifted, or null if keys stay
 };
 
 struct Call {

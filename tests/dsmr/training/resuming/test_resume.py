@@ -167,7 +167,7 @@ def test_a_state_says_nothing_of_processes(store: TokenStore) -> None:
     trainer.step()
     state = trainer.state()
     lanes = {name: t for name, t in state.tensors.items() if name.startswith("memory.lanes.")}
-    assert len(lanes) == 1 + 3 * 2
+    assert len(lanes) == 1 + 5 * 2  # the clock; keys, values, shifted keys and how far both are written
     assert all(tensor.shape[0] == SHORT.lanes for tensor in lanes.values())
     assert len(state.document["stream"]["lanes"]) == SHORT.lanes
     assert "rank" not in json.dumps(state.document)
