@@ -9,6 +9,7 @@ mean over processes of their mean losses is the mean over all tokens.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dsmr.model.transformer import Transformer
 
+GLOO_REST = 0.2
+"""Seconds in which gloo's threads free what the last exchange held."""
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another that neither answers nor breaks its connection (one that has ended breaks it at
 once). More than the first takes to write a checkpoint, or any to evaluate a piece, while the others have nothing to do.
@@ -136,6 +139,9 @@ def joined(device: torch.device) -> Iterator[World]:
         raise
     # Only here: to leave in order one needs the others, and after an error they may be gone.
     dist.destroy_process_group()
+    # Caches of PyTorch's keep gloo's threads alive. One that frees its last tensors only while Python ends, on a loaded
+    # machine, would wait for an interpreter that is gone, and abort the process.
+    time.sleep(GLOO_REST)
 
 
 def parallelise(model: Transformer, world: World, *, shard: bool = False) -> nn.Module:
