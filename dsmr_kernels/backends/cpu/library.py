@@ -1,7 +1,7 @@
 """The native libraries: finding them, loading them once, and the instruction set they use.
 
 A native library is built by CMakeLists.txt and lies beside the Python module that uses it. Its functions begin with its
-name; every one has `<name>_abi`, `_compiler`, `_available`, `_in_use` and `_use`, which this module talks to.
+name; every one has `<name>_abi`, `_compiler`, `_available`, `_in_use` and `_use`, which this module talks to. It needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dsmr_kernels.backends.cpu.structs import ABI
-
+ABI = 5  # DSMR_KERNELS_ABI
 ISA_VARIABLE = "DSMR_KERNELS_ISA"
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

@@ -7,8 +7,6 @@ from enum import IntEnum, auto
 
 import torch
 
-ABI = 5  # DSMR_KERNELS_ABI
-
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
 """DsmrType: what tensors and rings may hold, with the number that stands for it."""
 

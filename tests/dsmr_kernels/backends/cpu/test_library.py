@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsmr_kernels.backends.cpu import library
-from dsmr_kernels.backends.cpu.library import NativeLibrary, Unavailable
-from dsmr_kernels.backends.cpu.structs import ABI
+from dsmr_kernels.backends.cpu.library import ABI, NativeLibrary, Unavailable
 
 ISAS = ["avx512bf16", "avx512", "avx2", "neon", "scalar"]  # the best first
 
