@@ -1,7 +1,8 @@
 """The native libraries: finding them, loading them once, and the instruction set they use.
 
 A native library is built by CMakeLists.txt and lies beside the Python module that uses it. Its functions begin with its
-name; every one has `<name>_abi`, `_compiler`, `_available`, `_in_use` and `_use`, which this module talks to. It needs no PyTorch.
+name; every one has `<name>_abi`, `_compiler`, `_available`, `_in_use` and `_use`, which this module talks to. None of
+this needs PyTorch.
 """
 
 from __future__ import annotations
