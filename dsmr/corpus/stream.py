@@ -149,7 +149,7 @@ class LaneStream(Iterator[Batch]):
         """One line for a log: what streams how, and the waste measured so far."""
         positions = sum(lane.positions for lane in self._lanes)
         return (
-            f"{len(self._deal.pieces):,} whole pieces, {self.epoch_positions:,} tokens an epoch, "
+            f"{len(self._deal.pieces):,} whole pieces, {self.epoch_positions:,} tokens per epoch, "
             f"{self.lanes} lanes x {self.segment} tokens; "
             f"{positions:,} positions so far, {self.waste:.2%} of them without a token"
         )

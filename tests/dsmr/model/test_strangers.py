@@ -189,20 +189,25 @@ json_values = st.recursive(
 )
 
 
+def refused(make: Callable[[Any], object], values: Any) -> str | None:
+    """Why these values cannot be had, or None."""
+    try:
+        make(values)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 @given(st.sampled_from(sorted(ModelConfig.__dataclass_fields__)), json_values)
 def test_a_configuration_takes_any_value_or_names_the_field(name: str, value: Any) -> None:
-    try:
-        ModelConfig.from_dict({**CONFIG.to_dict(), name: value})
-    except ValueError as error:
-        assert any(known in str(error) for known in (name, "heads", "retention", "horizons"))  # noqa: PT017  # some values fit
+    refusal = refused(ModelConfig.from_dict, {**CONFIG.to_dict(), name: value})
+    assert refusal is None or any(known in refusal for known in (name, "heads", "retention", "horizons"))
 
 
 @given(st.sampled_from(sorted(TrainingConfig.__dataclass_fields__)), json_values)
 def test_settings_take_any_value_or_name_the_field(name: str, value: Any) -> None:
-    try:
-        TrainingConfig.from_dict({"steps": 1, name: value})
-    except ValueError as error:
-        assert name in str(error)  # noqa: PT017  # some values fit
+    refusal = refused(TrainingConfig.from_dict, {"steps": 1, name: value})
+    assert refusal is None or name in refusal
 
 
 def test_the_commands_say_so_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,6 +124,6 @@ def test_short_music_quotes_little() -> None:
 
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="equality: expected one of pitches, rhythm, tokens, got 'ears'"):
-        longest_quotations([], SOURCES[:1], "ears")  # type: ignore[arg-type]
+        longest_quotations([], SOURCES[:1], "ears")
     with pytest.raises(ValueError, match="sources: expected at least one piece"):
         longest_quotations([], [], "pitches")
