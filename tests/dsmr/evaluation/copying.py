@@ -96,3 +96,12 @@ class Writer:
             for number, (ids, returns) in enumerate(self.pieces):
                 writer.add(ids, split="test", title=str(number), returns=returns)
         return TokenStore.open(self.path)
+
+
+def three_that_return(folder: Path, plant: tuple[int, int, int, int]) -> TokenStore:
+    """Three pieces of unequal length with the same return in each, and a short one without."""
+    writer = Writer(folder / "corpus.tokens")
+    for events in (450, 470, 430):
+        writer.piece(events, plant)
+    writer.piece(90)
+    return writer.store()

@@ -16,7 +16,7 @@ from dsmr.evaluation.probes.krcu import PUBLISHED_RESETS, Resets, krcu
 from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import Transformer
-from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, SURE, Copier, Writer
+from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, SURE, Copier, three_that_return
 
 START, SOURCE, LONG = 360, 160, 30
 """The return that is planted in every piece: its distance is 200."""
@@ -26,11 +26,7 @@ TWO_ROUNDED = 2 * 2**-19
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    writer = Writer(tmp_path_factory.mktemp("store") / "corpus.tokens")
-    for events in (450, 470, 430):
-        writer.piece(events, (START, SOURCE, LONG, 0))
-    writer.piece(90)
-    return writer.store()
+    return three_that_return(tmp_path_factory.mktemp("store"), (START, SOURCE, LONG, 0))
 
 
 def make_model(window: str, position: str) -> Transformer:

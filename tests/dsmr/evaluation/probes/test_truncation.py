@@ -14,7 +14,7 @@ from dsmr.evaluation.probes.truncation import Cuts, _sample, truncation
 from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import Transformer
-from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, Writer
+from tests.dsmr.evaluation.copying import CONTEXT, COPIED, FLOAT32, GUESSED, Copier, three_that_return
 
 START, SOURCE, LONG = 352, 152, 40
 """The return that is planted in every piece: its distance is 200."""
@@ -23,11 +23,7 @@ DISTANCE = START - SOURCE
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    writer = Writer(tmp_path_factory.mktemp("store") / "corpus.tokens")
-    for events in (450, 470, 430):
-        writer.piece(events, (START, SOURCE, LONG, 0))
-    writer.piece(90)
-    return writer.store()
+    return three_that_return(tmp_path_factory.mktemp("store"), (START, SOURCE, LONG, 0))
 
 
 def test_a_copier_misses_what_was_cut_off_and_nothing_else(store: TokenStore) -> None:
