@@ -75,12 +75,13 @@ DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) {
     const Vec low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b); // a part of each half
     first = _mm256_permute2f128_ps(low, high, 0x20), second = _mm256_permute2f128_ps(low, high, 0x31);
 }
-DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // at -127 the exponent field and the result are 0
+DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+    const Vec power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    return _mm256_mul_ps(p, _mm256_and_ps(power, _mm256_cmp_ps(floor, broadcast(SMALLEST_EXPONENT), _CMP_NLE_UQ)));
 }
 DSMR_INLINE Vec take_fraction(Vec& x) {
-    const Vec bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x); // of a NaN and a number, the second operand
+    const Vec bounded = _mm256_max_ps(broadcast(SMALLEST_EXPONENT), x); // of a NaN and a number, the second operand
     x = _mm256_floor_ps(bounded);
     return _mm256_sub_ps(bounded, x);
 }

@@ -75,7 +75,9 @@ DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) {
     second = _mm512_permutex2var_ps(a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b);
 }
 DSMR_INLINE Vec take_fraction(Vec& x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
-DSMR_INLINE Vec scale_by_power(Vec p, Vec x) { return _mm512_scalef_ps(p, x); } // takes the floor, and -inf
+DSMR_INLINE Vec scale_by_power(Vec p, Vec x) { // scalef takes the floor; NaN stays
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, broadcast(SMALLEST_EXPONENT), _CMP_NLE_UQ), p, x);
+}
 #ifndef __AVX512BF16__
 constexpr bool HAS_PAIRS = false;
 #else

@@ -2,8 +2,8 @@
 // compilers' libraries is not to be had everywhere, and takes care of cases that no logit has. An instruction set's
 // header ends with this one, and defines before it
 //
-//     Vec take_fraction(Vec& x)          x - floor(x), leaving in x, at least -127, what this takes:
-//     Vec scale_by_power(Vec p, Vec x)   p 2^floor(x); 0 for x = -127 and below
+//     Vec take_fraction(Vec& x)          x - floor(x), leaving in x, at least SMALLEST_EXPONENT, what this takes:
+//     Vec scale_by_power(Vec p, Vec x)   p 2^floor(x); 0 for x = SMALLEST_EXPONENT and below
 #pragma once
 
 namespace dsmr::DSMR_ISA {

@@ -59,12 +59,13 @@ DSMR_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) { first = vzip1q_f32(a, b), second = vzip2q_f32(a, b); }
-DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) { // at -127 the exponent field and the result are 0
+DSMR_INLINE Vec scale_by_power(Vec p, Vec floor) {
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(floor), vdupq_n_s32(127));
-    return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+    const uint32x4_t power = vbicq_u32(vreinterpretq_u32_s32(vshlq_n_s32(exponent, 23)), vcleq_f32(floor, broadcast(SMALLEST_EXPONENT)));
+    return vmulq_f32(p, vreinterpretq_f32_u32(power));
 }
 DSMR_INLINE Vec take_fraction(Vec& x) {
-    const Vec bounded = vmaxq_f32(x, vdupq_n_f32(-127.0f)); // keeps NaN
+    const Vec bounded = vmaxq_f32(x, broadcast(SMALLEST_EXPONENT)); // keeps NaN
     x = vrndmq_f32(bounded);
     return vsubq_f32(bounded, x);
 }

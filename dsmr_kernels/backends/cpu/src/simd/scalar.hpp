@@ -42,8 +42,8 @@ DSMR_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
 }
 // a[0], b[0], a[1], b[1], ... in two vectors; words of any meaning
 DSMR_INLINE void zip(Vec a, Vec b, Vec& first, Vec& second) { first = a, second = b; }
-// 2^x for x <= 127, to 2 units in the last place; exactly 0 for -inf and wherever 2^x is below 2^-127.
-DSMR_INLINE Vec exp2(Vec x) { return x < -127.0f ? 0.0f : ::exp2f(x); }
+// 2^x for x <= 127, to 2 units in the last place; exactly 0 for -inf and from SMALLEST_EXPONENT down.
+DSMR_INLINE Vec exp2(Vec x) { return x <= SMALLEST_EXPONENT ? 0.0f : ::exp2f(x); }
 // The same to a relative error of 1e-4, for results that will be rounded to bf16.
 DSMR_INLINE Vec exp2_rough(Vec x) { return exp2(x); }
 
