@@ -28,6 +28,9 @@ def test_denormal_probabilities_are_zero(tokens: int) -> None:
     assert isinstance(out, torch.Tensor)
     assert (out == 0).all()
     out.sum().backward()
-    assert q.grad is not None and (q.grad == 0).all()
-    assert v.grad is not None and (v.grad[:, 1:] == 0).all() and (v.grad[:, 0] == tokens).all()
+    assert q.grad is not None
+    assert (q.grad == 0).all()
+    assert v.grad is not None
+    assert (v.grad[:, 1:] == 0).all()
+    assert (v.grad[:, 0] == tokens).all()
 
