@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -12,6 +12,8 @@ from dsmr.cli.terminal import BadInput, ForceOption, JsonOption, check_file, pri
 if TYPE_CHECKING:
     from dsmr.model.schedules import MemoryFormat, Schedule
     from dsmr_kernels import Retention
+
+_Number = TypeVar("_Number", int, float)
 
 SCHEDULE, MEMORY = "Schedule: how far back each layer remembers", "Memory: bytes per token"
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -164,7 +166,7 @@ def shaped(
         budget_tokens=tokens,
         budget_bytes=size,
         memory=memory,
-        horizons=parse_numbers("--horizons", horizons),
+        horizons=parse_numbers("--horizons", horizons, int),
         long_layers=long_layers,
         ratio=ratio,
         longest=longest,
@@ -185,14 +187,15 @@ def parse_budget(text: str | None) -> tuple[int | None, int | None]:
         ) from error
 
 
-def parse_numbers(option: str, text: str | None) -> list[int] | None:
+def parse_numbers(option: str, text: str | None, number: type[_Number]) -> list[_Number] | None:
     """One number per layer or head, separated by commas."""
     if text is None:
         return None
     try:
-        return [int(part) for part in text.split(",")]
+        return [number(part) for part in text.split(",")]
     except ValueError as error:
-        raise BadInput(f"{option}: expected whole numbers separated by commas, got {text!r}") from error
+        whole = "whole " if number is int else ""
+        raise BadInput(f"{option}: expected {whole}numbers separated by commas, got {text!r}") from error
 
 
 def make_retention(stride: int | None, keep: Literal["last", "random"] | None) -> Retention | None:

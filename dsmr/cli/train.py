@@ -58,6 +58,8 @@ SIZES = (
     "position_base",
     "dropout",
     "key_shift",
+    "rotary_share",
+    "qk_norm",
 )
 SETTINGS = (
     "steps",
@@ -170,6 +172,19 @@ def train(
             help="Tokens by which each KV head's keys are shifted, such as **0,0,1,1**: makes recall easy to learn.",
             rich_help_panel=MODEL,
         ),
+    ] = None,
+    rotary_share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE,...",
+            help="Share of each KV head's dimensions that rotary positions turn, such as **1,1,0.25,0.25**: what stays "
+            "is found at any distance.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    qk_norm: Annotated[
+        bool | None,
+        typer.Option("--qk-norm/--no-qk-norm", help="Normalise queries and keys.", rich_help_panel=MODEL),
     ] = None,
     schedule: Annotated[
         str | None,
@@ -439,8 +454,9 @@ def _model_config(options: dict[str, Any], storage: str) -> ModelConfig:
     from dsmr.model.schedules import MemoryFormat
 
     sizes = {name: options[name] for name in SIZES if options[name] is not None}
-    if (shifts := parse_numbers("--key-shift", options["key_shift"])) is not None:
-        sizes["key_shift"] = tuple(shifts)
+    for name, option, number in (("key_shift", "--key-shift", int), ("rotary_share", "--rotary-share", float)):
+        if (values := parse_numbers(option, options[name], number)) is not None:
+            sizes[name] = tuple(values)
     config = make_preset(options["preset"], **sizes)
     if (name := options["schedule"]) is None:
         return config
@@ -449,6 +465,6 @@ def _model_config(options: dict[str, Any], storage: str) -> ModelConfig:
         shaping["budget"] = str(config.schedule.total)
     layers = options["layers"]
     if layers is None:
-        layers = len(parse_numbers("--horizons", options["horizons"]) or config.schedule.horizons)
+        layers = len(parse_numbers("--horizons", options["horizons"], int) or config.schedule.horizons)
     memory = MemoryFormat(config.kv_heads, config.head_dim, storage)
     return replace(config, schedule=shaped(name, layers, memory, **shaping))

@@ -34,6 +34,11 @@ class ModelConfig:
         dropout: probability, applied to the embedding and to both residual branches.
         key_shift: tokens by which `dsmr_kernels.token_shift` moves the keys of each KV head, before rotation; with
             "sinusoidal" the signal moves along. None, or zeros, which become None: keys stay, as in the paper.
+        rotary_share: the share of each KV head's dimensions, and of its queries', that "rotary" rotates: only what
+            stays is found again at any distance ("partial rotary", as in GPT-NeoX; Black et al. 2022). Rounded down to
+            pairs; their wavelengths are spread over what is rotated. None, or ones, which become None: all of them.
+        qk_norm: normalise every head's queries and keys to a root mean square that is learned, one for each head
+            ("query-key normalisation", Henry et al. 2020), before they are shifted and rotated.
     """
 
     width: int
@@ -48,6 +53,8 @@ class ModelConfig:
     dropout: float = 0.1
     vocab_size: int = VOCAB_SIZE
     key_shift: tuple[int, ...] | None = None
+    rotary_share: tuple[float, ...] | None = None
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -69,6 +76,7 @@ class ModelConfig:
         if not 0 < self.position_base < math.inf:
             raise ValueError(f"position_base: expected a finite number above 0, got {self.position_base}")
         object.__setattr__(self, "key_shift", check_key_shift(self.key_shift, self.kv_heads))
+        object.__setattr__(self, "rotary_share", self._checked_rotary_share())
         retention = self.schedule.retention
         if self.window == "token" and retention is not None and retention.stride > 1:
             raise ValueError(f"window: 'token' needs every token kept, got a retention stride of {retention.stride}")
@@ -79,6 +87,18 @@ class ModelConfig:
         for name, count in tokens.items():
             if count > MOST_TOKENS:
                 raise ValueError(f"{name}: expected at most {MOST_TOKENS:,} tokens, got {count:,}")
+
+    def _checked_rotary_share(self) -> tuple[float, ...] | None:
+        shares = self.rotary_share
+        if shares is None:
+            return None
+        if self.position != "rotary":
+            raise ValueError(f"rotary_share: expected None with position={self.position!r}, got {shown(shares)}")
+        if len(shares) != self.kv_heads or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(
+                f"rotary_share: expected a number from 0 to 1 for each of {self.kv_heads} KV heads, got {shown(shares)}"
+            )
+        return None if all(share == 1 for share in shares) else tuple(map(float, shares))
 
     @property
     def layers(self) -> int:
@@ -101,9 +121,9 @@ class ModelConfig:
         ValueError names a field that is missing, unknown, or has a value that it cannot have.
         """
         fields = check_names(cls, values, "config")
-        shift = fields.get("key_shift")
-        if isinstance(shift, list):  # JSON has no tuples
-            fields["key_shift"] = tuple(shift)
+        for name in ("key_shift", "rotary_share"):
+            if isinstance(value := fields.get(name), list):  # JSON has no tuples
+                fields[name] = tuple(value)
         return cls(**{**fields, "schedule": Schedule.from_dict(fields["schedule"])})
 
 

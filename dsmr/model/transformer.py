@@ -113,7 +113,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The position signal of all layers, by each token's index in its piece.
 
-        Sinusoidal: `[B, T, width]`. Rotary: cosines and sines `[2, B, T, 1, D / 2]`.
+        Sinusoidal: `[B, T, width]`. Rotary: cosines and sines `[2, B, T, 1, D / 2]`, or `[2, B, T, H + Hkv, D / 2]`
+        where heads differ.
         """
         rows = torch.arange(tokens.shape[1], device=tokens.device)
         index = state.clock.length[:, None] + rows
@@ -121,13 +122,14 @@ class Transformer(nn.Module):
             index = index + origin[:, None]
         if segment_start is not None:
             index = torch.where(segment_start > 0, rows - segment_start, index)
-        size = self.config.width if self.config.position == "sinusoidal" else self.config.head_dim
         dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)  # half precision cannot count tokens
-        exponent = torch.arange(0, size, 2, device=tokens.device, dtype=dtype) / size
-        angles = index[..., None] * self.config.position_base**-exponent
+        rates = frequencies(self.config, tokens.device, dtype)
+        if len(rates) > 1:
+            rates = torch.cat([rates.repeat_interleave(self.config.heads // self.config.kv_heads, 0), rates])
+        angles = index[..., None, None] * rates
         if self.config.position == "sinusoidal":
-            return torch.cat([angles.sin(), angles.cos()], -1)
-        return torch.stack([angles.cos(), angles.sin()])[:, :, :, None]
+            return torch.cat([angles.sin(), angles.cos()], -1)[:, :, 0]
+        return torch.stack([angles.cos(), angles.sin()])
 
 
 class Block(nn.Module):
@@ -138,6 +140,7 @@ class Block(nn.Module):
         self.config = config
         self.attention_norm = nn.LayerNorm(config.width)
         self.query_key = nn.Linear(config.width, (config.heads + config.kv_heads) * config.head_dim, bias=False)
+        self.query_key_norm = HeadNorm(config.heads + config.kv_heads) if config.qk_norm else nn.Identity()
         self.value = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
         self.feed_forward_norm = nn.LayerNorm(config.width)
@@ -169,6 +172,7 @@ class Block(nn.Module):
         heads = self.config.heads
         positioned = h + position.to(h.dtype) if self.config.position == "sinusoidal" else h
         q_and_k = self.query_key(positioned).unflatten(-1, (-1, self.config.head_dim))  # [B, T, H + Hkv, D]
+        q_and_k = self.query_key_norm(q_and_k)
         if self.config.key_shift is not None:
             k = token_shift(q_and_k[:, :, heads:], memory, segment_start=segment_start, segment_len=segment_len)
             q_and_k = torch.cat([q_and_k[:, :, :heads], k], 2)
@@ -187,6 +191,38 @@ class Block(nn.Module):
         assert isinstance(o, Tensor)  # only return_lse makes it a pair
         out: Tensor = self.out(o.flatten(2))
         return out
+
+
+class HeadNorm(nn.Module):
+    """Root mean square normalisation (Zhang & Sennrich 2019) of each head, to a size that is learned for each."""
+
+    EPSILON = 1e-6
+    SIZE = 2.0
+    """At first. Of both queries and keys: so logits lie within 4 sqrt(D), and attention can be sharp from the start."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.size = nn.Parameter(torch.full((heads,), self.SIZE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [B, T, heads, D]` to the same shape and type."""
+        return F.rms_norm(x, x.shape[-1:], eps=self.EPSILON) * self.size[:, None].to(x.dtype)
+
+
+def frequencies(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Radians a token, by which positions turn.
+
+    Returns:
+        Sinusoidal: `[1, width / 2]`. Rotary: `[1, D / 2]` for all heads, or `[Hkv, D / 2]` where they differ; zeros for
+        pairs that are not rotated.
+    """
+    size = config.width if config.position == "sinusoidal" else config.head_dim
+    rows = []
+    for share in config.rotary_share or (1.0,):
+        pairs = int(share * size) // 2
+        exponent = torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1)
+        rows.append(F.pad(config.position_base**-exponent, (0, size // 2 - pairs)))
+    return torch.stack(rows)
 
 
 def rotate(x: Tensor, position: Tensor) -> Tensor:

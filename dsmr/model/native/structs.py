@@ -11,7 +11,7 @@ import torch
 
 from dsmr_kernels.backends.cpu.library import NativeLibrary, Unavailable
 
-ABI = 3  # src/library.cpp: ABI
+ABI = 4  # src/library.cpp: ABI
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
 """What a matrix or a ring may hold, with the number that stands for it."""
@@ -38,6 +38,7 @@ class Layer(Structure):
         ("feed_forward_norm", Norm),
         ("up_bias", c_void_p),
         ("down_bias", c_void_p),
+        ("query_key_size", c_void_p),
     )
 
 
@@ -51,7 +52,9 @@ class Model(Structure):
         ("norm", Norm),
         ("frequencies", c_void_p),
         ("epsilon", c_float),
-        *((name, c_int32) for name in ("weights", "layers", "heads", "kv_heads", "head_dim", "rotary", "token_window")),
+        ("head_epsilon", c_float),
+        *((name, c_int32) for name in ("weights", "layers", "heads", "kv_heads", "head_dim", "turns", "rotary")),
+        ("token_window", c_int32),
         ("segment", c_int64),
     )
 

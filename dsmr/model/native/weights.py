@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsmr.model.native import structs
-from dsmr.model.transformer import Block, Transformer
+from dsmr.model.transformer import Block, HeadNorm, Transformer, frequencies
 from dsmr_kernels.pages import Pages
 from dsmr_kernels.storage import quantise
 
@@ -39,20 +39,21 @@ class PackedModel:
         config = model.config
         blocks = [self._layer(block) for block in model.blocks if isinstance(block, Block)]
         self._layers = (structs.Layer * len(blocks))(*blocks)
-        size = config.width if config.position == "sinusoidal" else config.head_dim
-        exponent = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
+        turns = frequencies(config, torch.device("cpu"), torch.float32)
         self.struct = structs.Model(
             layer=self._layers,
             logits=self._matrix(model.embedding.weight),
             embedding=self._vector(model.embedding.weight),
             norm=self._norm(model.norm),
-            frequencies=self._vector(config.position_base**-exponent),
+            frequencies=self._vector(turns),
             epsilon=model.norm.eps,
+            head_epsilon=HeadNorm.EPSILON,
             weights=structs.TYPES[self._dtype],
             layers=config.layers,
             heads=config.heads,
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
+            turns=len(turns),
             rotary=config.position == "rotary",
             token_window=config.window == "token",
             segment=config.segment,
@@ -64,6 +65,7 @@ class PackedModel:
         return sum(tensor.nbytes for tensor in self._tensors)
 
     def _layer(self, block: Block) -> structs.Layer:
+        norm = block.query_key_norm
         return structs.Layer(
             query_key=self._matrix(block.query_key.weight),
             value=self._matrix(block.value.weight),
@@ -74,6 +76,7 @@ class PackedModel:
             feed_forward_norm=self._norm(block.feed_forward_norm),
             up_bias=self._vector(block.up.bias),
             down_bias=self._vector(block.down.bias),
+            query_key_size=self._vector(norm.size) if isinstance(norm, HeadNorm) else None,
         )
 
     def _matrix(self, weight: Tensor) -> structs.Matrix:

@@ -49,6 +49,8 @@ SIZES: dict[str, tuple[list[object], object]] = {
     "position_base": (["--position-base", 1000], 1000.0),
     "dropout": (["--dropout", 0.25], 0.25),
     "key_shift": (["--key-shift", "0,1"], (0, 1)),
+    "rotary_share": (["--rotary-share", "1,0.25"], (1.0, 0.25)),
+    "qk_norm": (["--qk-norm"], True),
 }
 """Options that are fields of `ModelConfig`."""
 
@@ -183,6 +185,11 @@ class TestTrain:
             (["--position-base", 0], "position_base: expected a finite number above 0, got 0.0"),
             (["--key-shift", "0,one"], "--key-shift: expected whole numbers separated by commas, got '0,one'"),
             (["--key-shift", "0,1,1"], "key_shift: expected a number of tokens from 0 to 1,024 for each of 2 KV heads"),
+            (["--rotary-share", "1,x"], "--rotary-share: expected numbers separated by commas, got '1,x'"),
+            (
+                ["--rotary-share", "1,2"],
+                "rotary_share: expected a number from 0 to 1 for each of 2 KV heads",
+            ),
             (["--ratio", 4], "--ratio: it needs --schedule"),
             (["--long-layers", 4], "--long-layers: it needs --schedule"),
             (["--schedule", "two_scale", "--ratio", 0.5], "ratio: expected at least 1"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -29,6 +30,13 @@ def test_configurations_survive_json(name: str) -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(shifted.to_dict()))) == shifted != replace(config, kv_heads=1)
 
 
+def test_shares_survive_json() -> None:
+    config = replace(PRESETS["tiny"], rotary_share=(1, 0.25), qk_norm=True)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.rotary_share == (1.0, 0.25)
+    assert replace(config, rotary_share=(1, 1)).rotary_share is None
+
+
 def test_shifts_of_zero_are_none() -> None:
     assert preset("tiny", key_shift=(0, 0)) == preset("tiny", key_shift=None) == preset("tiny")
 
@@ -48,6 +56,11 @@ def test_shifts_of_zero_are_none() -> None:
         ({"key_shift": (0, 1)}, "key_shift: expected a number of tokens from 0 to 1,024 for each of 4 KV heads"),
         ({"key_shift": (0, 0, 1, -1)}, "key_shift: expected a number of tokens from 0 to 1,024"),
         ({"key_shift": [0, 0, 1, 1]}, "key_shift: expected a tuple of values, each an integer of 64 bits or None"),
+        ({"rotary_share": (1.0, 0.5)}, "rotary_share: expected a number from 0 to 1 for each of 4 KV heads"),
+        ({"rotary_share": (1.0, 1.0, 0.5, -0.5)}, "rotary_share: expected a number from 0 to 1"),
+        ({"rotary_share": (1.0, 1.0, 0.5, math.nan)}, "rotary_share: expected a number from 0 to 1"),
+        ({"rotary_share": (0.5,) * 4, "position": "sinusoidal"}, "rotary_share: expected None with position='sinus"),
+        ({"qk_norm": 1}, "qk_norm: expected True, False, got 1"),
         ({"dropout": 1.0}, "dropout: expected a probability below 1, got 1.0"),
     ],
     ids=lambda x: x.split(":")[0] if isinstance(x, str) else "",

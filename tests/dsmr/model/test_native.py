@@ -123,6 +123,16 @@ CONFIGURATIONS = {
     "one of four at random": {"retention": Retention(4, "random")},
     "shifted keys": {"heads": 4, "kv_heads": 4, "key_shift": (0, 1, 3, 20)},
     "shifted keys, sinusoidal": {"heads": 4, "kv_heads": 2, "key_shift": (2, 0), "position": "sinusoidal"},
+    "normalised q and k": {"heads": 4, "kv_heads": 2, "qk_norm": True},
+    "partial rotation": {"heads": 4, "kv_heads": 2, "rotary_share": (0.5, 0.0)},
+    "recall": {
+        "heads": 8,
+        "kv_heads": 4,
+        "key_shift": (0, 0, 1, 2),
+        "rotary_share": (1.0, 1.0, 0.25, 0.6),
+        "qk_norm": True,
+        "window": "token",
+    },
     "several chunks": {"horizons": (700, 8), "segment": 600},
 }
 

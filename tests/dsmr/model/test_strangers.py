@@ -125,6 +125,9 @@ DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "shifts of other heads": (config(key_shift=[1] * 9), "key_shift: expected a number of tokens from 0 to 1,024"),
     "a huge shift": (config(key_shift=[2**62]), "key_shift: expected a number of tokens from 0 to 1,024"),
     "nested shifts": (config(key_shift=[[1]]), "key_shift: expected a tuple of values"),
+    "shares in words": (config(rotary_share="1"), "rotary_share: expected a tuple of values, each a number or None"),
+    "shares of other heads": (config(rotary_share=[0.5] * 9), "rotary_share: expected a number from 0 to 1 for each"),
+    "a normalisation in words": (config(qk_norm="yes"), "qk_norm: expected True, False, got 'yes'"),
     "a newer field": (config(mixture_of_experts=8), "got 'mixture_of_experts', which only a newer one can know"),
     "another vocabulary": (config(vocab_size=391.0), "vocab_size: expected an integer of 64 bits, got 391.0"),
     "NaN": (config(dropout=float("nan")), "JSON document .*the number NaN"),
@@ -219,6 +222,6 @@ def test_the_commands_say_so_in_one_line(folder: Path, tmp_path: Path, capsys: p
 
 
 def test_a_document_of_an_older_version_lacks_what_has_a_default(folder: Path) -> None:
-    defaults = ("window", "dropout", "position_base", "key_shift")
+    defaults = ("window", "dropout", "position_base", "key_shift", "rotary_share", "qk_norm")
     reseal(folder, lambda document: [document["config"].pop(name) for name in defaults])
     assert read_info(folder).config == CONFIG

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import Schedule, make_schedule
-from dsmr.model.transformer import Transformer
+from dsmr.model.transformer import HeadNorm, Transformer
 from dsmr.music.tokens import VOCAB_SIZE
 from dsmr_kernels import Retention
 
 SEGMENT = 16
 POSITIONS = ["sinusoidal", "rotary"]
+RECALL = {"key_shift": (0, 3), "rotary_share": (1.0, 0.3), "qk_norm": True}
+"""All that helps a model to find again what it heard."""
 shifted_or_not = pytest.mark.parametrize("key_shift", [None, (0, 3)], ids=["plain", "shifted"])
 
 
@@ -64,18 +67,26 @@ def test_any_segmentation_equals_one_shot_under_the_token_window(
     torch.testing.assert_close(read(model, tokens, cuts), read(model, tokens, [sum(cuts)]))
 
 
-@shifted_or_not
 @pytest.mark.parametrize("step", [1, 5])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(
+    ("position", "changes"),
+    [
+        ("sinusoidal", {}),
+        ("sinusoidal", {"key_shift": (0, 3), "qk_norm": True}),
+        ("rotary", {}),
+        ("rotary", {"key_shift": (0, 3)}),
+        ("rotary", RECALL),
+    ],
+)
 @pytest.mark.parametrize(
     ("window", "retention"),
     [("segment", None), ("token", None), ("segment", Retention(3)), ("segment", Retention(4, "random"))],
     ids=["segment", "token", "segment-stride3", "segment-random4"],
 )
 def test_generation_equals_training(
-    window: str, position: str, retention: Retention | None, step: int, key_shift: tuple[int, ...] | None
+    window: str, position: str, retention: Retention | None, step: int, changes: dict[str, Any]
 ) -> None:
-    model, tokens = make(window, position, retention, key_shift=key_shift), piece()
+    model, tokens = make(window, position, retention, **changes), piece()
     training = read(model, tokens, in_segments(70, SEGMENT))
     torch.testing.assert_close(read(model, tokens, in_segments(70, step), segment_size=SEGMENT), training)
 
@@ -130,6 +141,36 @@ def test_a_key_is_that_of_an_earlier_token_at_the_position_of_its_own() -> None:
         state = plain.new_state(1)
         plain(tokens, state)
     torch.testing.assert_close((k[0], v), (state[0].export(0)[0][0], state[0].export(0)[1]))
+
+
+def test_a_share_rotates_the_first_pairs_and_leaves_the_others() -> None:
+    """A model reads the same piece later: what is rotated moves on, and what is not stays as it was."""
+    model, tokens = make(rotary_share=(1.0, 0.5)), piece(lanes=1, tokens=SEGMENT)
+    keys = []
+    with torch.no_grad():
+        for origin in (0, 1000):
+            state = model.new_state(1)
+            model(tokens, state, origin=torch.tensor([origin]))
+            keys.append(state[0].export(0)[0].unflatten(-1, (2, -1)))  # [Hkv, slots, halves, D / 2]
+    here, there = keys
+    pairs = here.shape[-1]
+    same = (here == there).all(1).all(1)  # [Hkv, D / 2]
+    assert not same[0].any()
+    assert same[1].tolist() == [False] * (pairs // 2) + [True] * (pairs - pairs // 2)
+    torch.testing.assert_close(here.square().sum(2), there.square().sum(2))  # a rotation keeps lengths
+
+
+def test_normalised_heads_have_the_size_that_was_learned() -> None:
+    model, tokens = make(qk_norm=True), piece(lanes=1, tokens=SEGMENT)
+    norm = model.blocks[0].query_key_norm
+    state = model.new_state(1)
+    with torch.no_grad():
+        norm.size.copy_(torch.arange(1, 7))
+        model(tokens, state)
+    sizes = state[0].export(0)[0].square().mean(-1).sqrt()
+    # HeadNorm.EPSILON takes away half of itself for mean squares of 1; these are larger than 0.1.
+    expected = torch.tensor([5.0, 6.0]).double()[:, None].expand_as(sizes)
+    torch.testing.assert_close(sizes, expected, rtol=HeadNorm.EPSILON / 2 / 0.1, atol=0)
 
 
 def test_a_state_of_other_shifts_is_refused() -> None:
@@ -210,11 +251,11 @@ def test_half_precision_weights_still_tell_distant_positions_apart() -> None:
     assert len({tuple(row) for row in position[0, 0, :, 0].tolist()}) == 8
 
 
-@shifted_or_not
-def test_a_training_step_compiles_whole_and_does_not_recompile(key_shift: tuple[int, ...] | None) -> None:
+@pytest.mark.parametrize("changes", [{}, RECALL], ids=["plain", "recall"])
+def test_a_training_step_compiles_whole_and_does_not_recompile(changes: dict[str, Any]) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = make(key_shift=key_shift)
+    model = make(**changes)
     step = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled, eager = model.new_state(2), model.new_state(2)
     for part in piece(tokens=4 * SEGMENT).split(SEGMENT, 1):

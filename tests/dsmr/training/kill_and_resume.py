@@ -44,6 +44,8 @@ MODEL = ModelConfig(
     schedule=make_schedule("explicit", 2, horizons=[64, 16]),
     segment=16,
     key_shift=(3,),
+    rotary_share=(0.5,),
+    qk_norm=True,
     dropout=0.1,  # so that random numbers matter; augmentation is on, too
 )
 KEEP = 3

@@ -35,7 +35,7 @@ BOTH = {"ddp": False, "fsdp": True}
 def make_model(dtype: torch.dtype = torch.float32) -> Transformer:
     torch.manual_seed(0)
     schedule = make_schedule("explicit", 2, horizons=[32, 16])
-    sizes = {"width": 32, "heads": 2, "kv_heads": 1, "segment": 16, "key_shift": (2,)}
+    sizes = {"width": 32, "heads": 2, "kv_heads": 1, "segment": 16, "key_shift": (2,), "qk_norm": True}
     return Transformer(ModelConfig(dropout=0.0, schedule=schedule, **sizes)).to(dtype)
 
 

@@ -27,6 +27,14 @@ static void layer_norm(const float* x, const Norm& norm, float epsilon, int64_t 
         store(y + i, fma(mul(load(y + i), scale), load(norm.weight + i), load(norm.bias + i)));
 }
 
+// Zhang and Sennrich (2019): a head of a given root mean square.
+DSMR_INLINE void normalise_head(const float* x, int dim, float size, float epsilon, float* y) {
+    float total = 0;
+    for (int i = 0; i < dim; ++i) total += x[i] * x[i];
+    const float scale = size / std::sqrt(total / dim + epsilon);
+    for (int i = 0; i < dim; ++i) y[i] = x[i] * scale;
+}
+
 // Hendrycks and Gimpel (2016) with tanh: x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is
 // x / (1 + exp(-2 u)).
 DSMR_INLINE Vec gelu(Vec x) {

@@ -52,13 +52,13 @@ private:
 
     // By each token's index in its piece.
     void positions() {
-        const int pairs = (model.rotary ? dim : width) / 2;
+        const int pairs = model.turns * (model.rotary ? dim : width) / 2;
         for (int lane = 0; lane < lanes; ++lane) {
             const float index = static_cast<float>(state.clock[lanes + lane]);
             for (int i = 0; i < pairs; ++i) {
                 const float angle = index * model.frequencies[i];
-                mine.sine[lane * padded + i] = std::sin(angle);
-                mine.cosine[lane * padded + i] = std::cos(angle);
+                mine.sine[lane * padded + i] = angle ? std::sin(angle) : 0;
+                mine.cosine[lane * padded + i] = angle ? std::cos(angle) : 1;
             }
         }
     }
@@ -73,10 +73,10 @@ private:
         project(layer);
         member.wait();
         const OneToken token(call, ring);
-        turn_heads(ring);
+        place_heads(layer, ring);
         attend_memory(ring, token);
         append(ring, token);
-        keep(ring);
+        keep(layer, ring);
         member.wait();
         for (int lane = 0; lane < lanes; ++lane) merge(lane, token);
         add_to_stream(layer.out, mine.attended, nullptr);
@@ -131,23 +131,32 @@ private:
         return shared.qkv + (static_cast<int64_t>(lane) * (model.heads + 2 * model.kv_heads) + head) * dim;
     }
     const float* value(int lane, int kv_head) const { return projected(lane, model.heads + model.kv_heads + kv_head); }
+    // As projected, or normalised, in `room`.
+    const float* head_of(const Layer& layer, int lane, int head, float* room) const {
+        const float* const from = projected(lane, head);
+        if (!layer.query_key_size) return from;
+        normalise_head(from, dim, layer.query_key_size[head], model.head_epsilon, room);
+        return room;
+    }
     float* query(int lane, int head) const {
         return mine.heads + (static_cast<int64_t>(lane) * (model.heads + model.kv_heads) + head) * pitch;
     }
     const float* key(int lane, int kv_head) const { return query(lane, model.heads + kv_head); }
 
-    void turn_heads(const Ring& ring) {
+    void place_heads(const Layer& layer, const Ring& ring) {
         const Tail tail(state, ring, model.kv_heads, dim);
         const float query_scale = LOG2E / std::sqrt(static_cast<float>(dim));  // logits to base 2
         for (int lane = 0; lane < lanes; ++lane)
             for (int head = 0; head < model.heads + model.kv_heads; ++head) {
                 const float scale = head < model.heads ? query_scale : 1;
-                const float* from = projected(lane, head);
+                const int kv_head = head < model.heads ? head / group : head - model.heads;
+                const float* const from = head >= model.heads && tail.shifts(kv_head)
+                                                  ? tail.read(lane, kv_head, mine.head)
+                                                  : head_of(layer, lane, head, mine.head);
                 float* to = query(lane, head);
-                if (head >= model.heads && tail.shifts(head - model.heads))
-                    from = tail.read(lane, head - model.heads, mine.earlier);
+                const int64_t turn = lane * padded + (model.turns > 1 ? kv_head * dim / 2 : 0);
                 if (model.rotary)
-                    rotate(from, mine.cosine + lane * padded, mine.sine + lane * padded, dim, scale, to);
+                    rotate(from, mine.cosine + turn, mine.sine + turn, dim, scale, to);
                 else
                     std::transform(from, from + dim, to, [&](float x) { return x * scale; });
                 std::fill(to + dim, to + pitch, 0.0f);
@@ -221,11 +230,12 @@ private:
     }
 
     // The tail's new slots are none that this step reads.
-    void keep(const Ring& ring) {
+    void keep(const Layer& layer, const Ring& ring) {
         const Tail tail(state, ring, model.kv_heads, dim);
         for (int head = member.rank; head < lanes * model.kv_heads; head += member.size) {
             const int lane = head / model.kv_heads, kv_head = head % model.kv_heads;
-            if (tail.shifts(kv_head) && reads(lane)) tail.write(lane, kv_head, projected(lane, model.heads + kv_head));
+            if (tail.shifts(kv_head) && reads(lane))
+                tail.write(lane, kv_head, head_of(layer, lane, model.heads + kv_head, mine.head));
         }
     }
 

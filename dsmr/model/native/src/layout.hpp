@@ -26,7 +26,7 @@ struct Private {
     float* heads;       // [lanes, heads + kv_heads, row_pitch]: q and k with positions; q scaled for base 2
     float* sine;        // [lanes, width]
     float* cosine;      // [lanes, width]
-    float* earlier;     // [head_dim]: a shifted key
+    float* head;        // [head_dim]: a shifted key, or a normalised head
 };
 
 // From one head's row to the next, where attention reads or writes whole vectors.
@@ -77,7 +77,7 @@ DSMR_INLINE Private carve_private(const Model& model, const State& state, Carver
     mine.heads = carver.take(lanes * (model.heads + model.kv_heads) * row_pitch(model));
     mine.sine = carver.take(lanes * width);
     mine.cosine = carver.take(lanes * width);
-    mine.earlier = carver.take(model.head_dim);
+    mine.head = carver.take(model.head_dim);
     return mine;
 }
 

@@ -16,7 +16,7 @@ DSMR_FOR_EACH_ISA(DSMR_DECLARE)
 
 namespace {
 
-constexpr int ABI = 3;  // dsmr/model/native/structs.py: ABI
+constexpr int ABI = 4;  // dsmr/model/native/structs.py: ABI
 
 Choice<Kernels> make_choice() {
     Choice<Kernels> choice;

@@ -23,6 +23,7 @@ struct Layer {
     Matrix query_key, value, out, up, down;
     Norm attention_norm, feed_forward_norm;
     const float *up_bias, *down_bias;
+    const float* query_key_size; // [heads + kv_heads]: the root mean square of each head's q and k, or null: as they come
 };
 
 struct Model {
@@ -30,10 +31,12 @@ struct Model {
     Matrix logits;      // [vocab, width]: the embedding, packed like every other matrix
     const float* embedding;   // the same, exact: a token looks up one row
     Norm norm;
-    const float* frequencies; // [size / 2]: radians a token; size is head_dim (rotary) or width (sinusoidal)
+    const float* frequencies; // [turns, size / 2]: radians a token; size is head_dim (rotary) or width (sinusoidal)
     float epsilon;      // of every LayerNorm
+    float head_epsilon; // of the normalisation of q and k
     Type weights;       // of every matrix
     int32_t layers, heads, kv_heads, head_dim;
+    int32_t turns;        // 1: all heads turn alike; or kv_heads
     int32_t rotary;       // else sinusoidal
     int32_t token_window;   // else a segment's
     int64_t segment;

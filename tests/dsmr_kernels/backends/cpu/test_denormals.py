@@ -33,4 +33,3 @@ def test_denormal_probabilities_are_zero(tokens: int) -> None:
     assert v.grad is not None
     assert (v.grad[:, 1:] == 0).all()
     assert (v.grad[:, 0] == tokens).all()
-
