@@ -107,6 +107,15 @@ def schedule(
             rich_help_panel=MEMORY,
         ),
     ] = "fp32",
+    key_shift: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS,...",
+            help="Tokens by which each KV head's keys are shifted; their last keys are kept beside the ring.",
+            show_default="keys stay",
+            rich_help_panel=MEMORY,
+        ),
+    ] = None,
 ) -> None:
     """Print what each layer remembers: horizon, bytes per lane, and how far back its output can reach.
 
@@ -119,7 +128,8 @@ def schedule(
     if png is not None:
         check_file(png, force)
     with reading_input():
-        memory = MemoryFormat(kv_heads, head_dim, storage)
+        shifts = parse_numbers("--key-shift", key_shift, int)
+        memory = MemoryFormat(kv_heads, head_dim, storage, None if shifts is None else tuple(shifts))
         made = shaped(name, layers, memory, budget, horizons, long_layers, ratio, longest, stride, stride_keep)
         reach = made.reach(segment, window)
     try:

@@ -17,6 +17,7 @@ import torch
 
 from dsmr.fields import check_names, is_integer, shown
 from dsmr_kernels import Geometry, Retention, ring_bytes
+from dsmr_kernels.checks import check_key_shift
 from dsmr_kernels.geometry import Window
 from dsmr_kernels.storage import Storage
 
@@ -43,14 +44,16 @@ class MemoryFormat:
     Args:
         kv_heads, head_dim: Hkv and D.
         storage: a name in `STORAGES`; int8 and float8_e4m3 add two float32 scales (K and V) per KV head and entry.
+        key_shift: tokens by which each KV head's keys are shifted, see `dsmr_kernels.token_shift`; None: keys stay.
 
     Raises:
-        ValueError: a size below 1 or an unknown storage.
+        ValueError: a size below 1, an unknown storage, or shifts of other heads.
     """
 
     kv_heads: int
     head_dim: int
     storage: str = "fp32"
+    key_shift: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("kv_heads", "head_dim"):
@@ -58,11 +61,19 @@ class MemoryFormat:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.storage not in STORAGES:
             raise ValueError(f"storage: expected one of {', '.join(STORAGES)}, got {self.storage!r}")
+        object.__setattr__(self, "key_shift", check_key_shift(self.key_shift, self.kv_heads))
 
     def bytes(self, entries: int) -> int:
         """Bytes that `entries` memory entries of one layer take for one lane."""
         dtype, storage = STORAGES[self.storage]
         return ring_bytes(entries, self.kv_heads, self.head_dim, dtype, storage)
+
+    def tail_bytes(self, max_segment: int, segments_in_flight: int = 1) -> int:
+        """Bytes that the shifted heads' last keys take for one lane and layer: those of the segments in flight, too."""
+        if self.key_shift is None:
+            return 0
+        slots = max(self.key_shift) + segments_in_flight * max_segment
+        return sum(map(bool, self.key_shift)) * slots * self.head_dim * STORAGES[self.storage][0].itemsize
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,9 @@ class Schedule:
         return tuple(Geometry.of(m, max_segment, retention, segments_in_flight).capacity for m in self.horizons)
 
     def capacity_bytes(self, memory: MemoryFormat, max_segment: int, segments_in_flight: int = 1) -> tuple[int, ...]:
-        """Bytes per lane that each layer's ring really takes."""
-        return tuple(memory.bytes(slots) for slots in self.capacities(max_segment, segments_in_flight))
+        """Bytes per lane that each layer's memory really takes: its ring, and the shifted heads' last keys."""
+        tail = memory.tail_bytes(max_segment, segments_in_flight)
+        return tuple(memory.bytes(slots) + tail for slots in self.capacities(max_segment, segments_in_flight))
 
     def reach(self, segment: int, window: Window = "segment") -> tuple[int, ...]:
         """How many tokens, itself included, the last token of a segment can depend on at the output of each layer.

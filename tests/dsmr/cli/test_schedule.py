@@ -40,6 +40,15 @@ def test_takes_every_shape() -> None:
     assert kept["retention"] == {"stride": 4, "keep": "random"}
 
 
+def test_counts_the_last_keys_of_shifted_heads() -> None:
+    options = ["--layers", 2, "--segment", 100, "--kv-heads", 2, "--head-dim", 16, "--storage", "bf16", "--json"]
+    plain, shifted = (
+        json.loads(succeeds("schedule", "uniform", *options, *shift)) for shift in ([], ["--key-shift", "0,3"])
+    )
+    assert shifted["horizon_bytes"] == plain["horizon_bytes"]
+    assert shifted["ring_bytes"] == [each + (3 + 100) * 16 * 2 for each in plain["ring_bytes"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -53,6 +62,7 @@ def test_takes_every_shape() -> None:
         (["explicit", "--horizons", "1,2,x"], "--horizons: expected whole numbers separated by commas"),
         (["explicit", "--horizons", "1,2"], "horizons: expected one for each of 8 layers, got 2"),
         (["uniform", "--storage", "int3"], "storage: expected one of fp32"),
+        (["uniform", "--key-shift", "0,1"], "key_shift: expected a number of tokens from 0 to 1,024 for each of 8 KV"),
         (["uniform", "--longest", 0], "Invalid value for '--longest'"),
         (["selective", "--stride", 0], "stride: expected an integer of at least 1"),
     ],

@@ -84,8 +84,9 @@ def test_full_remembers_the_longest_piece_in_every_layer():
     assert make_schedule("full", 3, longest=1000, budget_tokens=3500).total == 3000
 
 
+@pytest.mark.parametrize("key_shift", [None, (2, 0, 5)])
 @pytest.mark.parametrize("storage", sorted(STORAGES))
-def test_bytes_are_those_of_the_rings(storage):
+def test_bytes_are_those_of_the_memory(storage, key_shift):
     dtype, quantised = STORAGES[storage]
     schedule = Schedule("explicit", (40, 0, 7), Retention(4, "random"))
     stack = MemoryStack(
@@ -98,8 +99,9 @@ def test_bytes_are_those_of_the_rings(storage):
         storage=quantised,
         retention=schedule.retention,
         segments_in_flight=2,
+        key_shift=key_shift,
     )
-    memory = MemoryFormat(3, 8, storage)
+    memory = MemoryFormat(3, 8, storage, key_shift)
     assert schedule.capacity_bytes(memory, 16, 2) == stack.bytes_per_layer
     assert tuple(stack[layer].k.shape[2] for layer in range(3)) == schedule.capacities(16, 2)
     scales = 2 * 4 if quantised else 0
