@@ -130,25 +130,38 @@ class ModelConfig:
 def preset(name: str, **changes: Any) -> ModelConfig:
     """A named configuration: tiny (about 1 M parameters), small (5 M), base (25 M) or large (85 M).
 
-    Every preset is a two-scale schedule; `changes` replace fields. ValueError for an unknown name.
+    Every preset is a two-scale schedule. Half of its KV heads look for content: their keys are shifted by one token, so
+    that what is found is what came next, and little of them is rotated, so that it is found at any distance
+    (docs/memory-study.md says what came of it). `changes` replace fields; with other KV heads or positions, both fit
+    themselves to those. ValueError for an unknown name.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return replace(PRESETS[name], **changes)
+    config = PRESETS[name]
+    kv_heads, position = (changes.get(field, getattr(config, field)) for field in ("kv_heads", "position"))
+    return replace(config, **{**_recalling(kv_heads, position), **changes})
 
 
-def _two_scale(layers: int, long: int, short: int, **sizes: Any) -> ModelConfig:
+def _recalling(kv_heads: int, position: str = "rotary") -> dict[str, Any]:
+    """The second half of the KV heads look for content."""
+    content = kv_heads // 2
+    place = kv_heads - content
+    share = (1.0,) * place + (0.25,) * content
+    return {"key_shift": (0,) * place + (1,) * content, "rotary_share": share if position == "rotary" else None}
+
+
+def _two_scale(layers: int, long: int, short: int, heads: int, **sizes: Any) -> ModelConfig:
     long_layers = max(1, layers // 4)
     budget = long_layers * long + (layers - long_layers) * short
     schedule = make_schedule(
         "two_scale", layers, budget_tokens=budget, long_layers=long_layers, ratio=long / short if short else 1.0
     )
-    return ModelConfig(schedule=schedule, **sizes)
+    return ModelConfig(heads=heads, kv_heads=heads, schedule=schedule, qk_norm=True, **_recalling(heads), **sizes)
 
 
 PRESETS = {
-    "tiny": _two_scale(5, long=2048, short=256, width=128, heads=2, kv_heads=2, segment=256, dropout=0.0),
-    "small": _two_scale(6, long=4096, short=512, width=256, heads=4, kv_heads=4),
-    "base": _two_scale(8, long=8192, short=512, width=512, heads=8, kv_heads=8),
-    "large": _two_scale(12, long=8192, short=512, width=768, heads=12, kv_heads=12),
+    "tiny": _two_scale(5, long=2048, short=256, width=128, heads=4, segment=256, dropout=0.0),
+    "small": _two_scale(6, long=4096, short=512, width=256, heads=4),
+    "base": _two_scale(8, long=8192, short=512, width=512, heads=8),
+    "large": _two_scale(12, long=8192, short=512, width=768, heads=12),
 }

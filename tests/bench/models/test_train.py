@@ -16,7 +16,7 @@ def test_a_quick_run_of_train_compares_schedules(bench, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = results.load(tmp_path / "train-cpu-1.jsonl")[0].rows
     timed = [row for row in rows if row.status == "timed"]
-    assert {row.fields["schedule"] for row in timed} == {"full", "two_scale", "full, 1 of 2 KV heads"}
+    assert {row.fields["schedule"] for row in timed} == {"full", "two_scale", "full, 2 of 4 KV heads"}
     assert all(row.extra["tokens_per_second"][1] > 0 and row.peak_bytes > row.extra["state_bytes"] > 0 for row in timed)
     two_scale = [row for row in timed if row.fields["schedule"] == "two_scale"]
     assert all(row.extra["against_full"]["state_bytes"] < 0.5 for row in two_scale)

@@ -20,7 +20,7 @@ from dsmr.cli.terminal import print_any_name
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-SMALL_MODEL = ["--layers", 2, "--width", 32, "--heads", 2, "--kv-heads", 2, "--segment", 64]
+SMALL_MODEL = ["--layers", 2, "--width", 32, "--segment", 64]
 SMALL_MODEL += ["--schedule", "two_scale", "--budget", 256]
 
 

@@ -41,16 +41,16 @@ SETTINGS: dict[str, tuple[list[object], object]] = {
 SIZES: dict[str, tuple[list[object], object]] = {
     "segment": (["--segment", 32], 32),
     "width": (["--width", 64], 64),
-    "heads": (["--heads", 4], 4),
+    "heads": (["--heads", 8], 8),
     "kv_heads": (["--kv-heads", 1], 1),
     "feed_forward": (["--feed-forward", 2], 2),
     "window": (["--window", "token"], "token"),
     "position": (["--position", "sinusoidal"], "sinusoidal"),
     "position_base": (["--position-base", 1000], 1000.0),
     "dropout": (["--dropout", 0.25], 0.25),
-    "key_shift": (["--key-shift", "0,1"], (0, 1)),
-    "rotary_share": (["--rotary-share", "1,0.25"], (1.0, 0.25)),
-    "qk_norm": (["--qk-norm"], True),
+    "key_shift": (["--key-shift", "0,1,1,2"], (0, 1, 1, 2)),
+    "rotary_share": (["--rotary-share", "1,1,0.5,0"], (1.0, 1.0, 0.5, 0.0)),
+    "qk_norm": (["--no-qk-norm"], False),
 }
 """Options that are fields of `ModelConfig`."""
 
@@ -184,11 +184,11 @@ class TestTrain:
             (["--feed-forward", 0], "feed_forward: expected at least 1, got 0"),
             (["--position-base", 0], "position_base: expected a finite number above 0, got 0.0"),
             (["--key-shift", "0,one"], "--key-shift: expected whole numbers separated by commas, got '0,one'"),
-            (["--key-shift", "0,1,1"], "key_shift: expected a number of tokens from 0 to 1,024 for each of 2 KV heads"),
+            (["--key-shift", "0,1,1"], "key_shift: expected a number of tokens from 0 to 1,024 for each of 4 KV heads"),
             (["--rotary-share", "1,x"], "--rotary-share: expected numbers separated by commas, got '1,x'"),
             (
                 ["--rotary-share", "1,2"],
-                "rotary_share: expected a number from 0 to 1 for each of 2 KV heads",
+                "rotary_share: expected a number from 0 to 1 for each of 4 KV heads",
             ),
             (["--ratio", 4], "--ratio: it needs --schedule"),
             (["--long-layers", 4], "--long-layers: it needs --schedule"),
@@ -210,6 +210,7 @@ MEMORY: dict[str, list[object]] = {
     "storage": ["--storage", "int8"],
     "segment": ["--segment", 512],
     "window": ["--window", "token"],
+    "key_shift": ["--key-shift", "0,0,0,0,1,1,1,1"],
 }
 """Options of schedule alone: what an entry costs, and what reach follows from. In train those are the model's."""
 

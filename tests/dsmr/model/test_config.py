@@ -26,19 +26,26 @@ def test_presets_have_about_the_parameters_they_promise() -> None:
 def test_configurations_survive_json(name: str) -> None:
     config = replace(PRESETS[name], schedule=Schedule("selective", (4, 4), Retention(2, "random")))
     assert ModelConfig.from_dict(config.to_dict()) == config
-    shifted = replace(config, kv_heads=1, key_shift=(3,))
-    assert ModelConfig.from_dict(json.loads(json.dumps(shifted.to_dict()))) == shifted != replace(config, kv_heads=1)
-
-
-def test_shares_survive_json() -> None:
-    config = replace(PRESETS["tiny"], rotary_share=(1, 0.25), qk_norm=True)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert config.rotary_share == (1.0, 0.25)
-    assert replace(config, rotary_share=(1, 1)).rotary_share is None
 
 
-def test_shifts_of_zero_are_none() -> None:
-    assert preset("tiny", key_shift=(0, 0)) == preset("tiny", key_shift=None) == preset("tiny")
+def test_shifts_of_zero_and_shares_of_one_are_none() -> None:
+    config = preset("tiny", key_shift=(0,) * 4, rotary_share=(1,) * 4)
+    assert (config.key_shift, config.rotary_share) == (None, None)
+    assert replace(config, rotary_share=(1, 1, 1, 0)).rotary_share == (1.0, 1.0, 1.0, 0.0)
+
+
+def test_presets_look_for_content_in_half_of_their_kv_heads_however_many() -> None:
+    tiny = preset("tiny")
+    assert (tiny.key_shift, tiny.rotary_share) == ((0, 0, 1, 1), (1.0, 1.0, 0.25, 0.25))
+    assert preset("tiny", kv_heads=2).key_shift == (0, 1)
+    assert preset("tiny", heads=6, width=96, kv_heads=3).rotary_share == (1.0, 1.0, 0.25)
+    assert preset("tiny", kv_heads=1).key_shift is None
+    sinusoidal = preset("tiny", position="sinusoidal")
+    assert (sinusoidal.key_shift, sinusoidal.rotary_share) == ((0, 0, 1, 1), None)
+    assert preset("tiny", kv_heads=2, key_shift=(1, 3)).key_shift == (1, 3)
+    with pytest.raises(ValueError, match="kv_heads: expected at least 1, got -2"):
+        preset("tiny", kv_heads=-2)
 
 
 @pytest.mark.parametrize(
