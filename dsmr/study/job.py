@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from dsmr.model.schedules import STORAGES, MemoryFormat
 from dsmr.model.transformer import Transformer
 from dsmr.study.config import Study, Variant, read_study
 from dsmr.study.results import frame_of, settings_of, totals_of
-from dsmr.training import BEST, METRICS_FILE, DivergedError, RunFolder, train
+from dsmr.training import BEST, METRICS_FILE, DivergedError, RunFolder, TrainingConfig, train
 from dsmr.training.ground import describe_ground
 from dsmr.training.optimisation import make_precision
 from dsmr_kernels import MemoryStack
@@ -118,8 +118,8 @@ def train_variant(job: Job, variant: Variant, store: TokenStore, device: torch.d
     config = replace(variant.training, seed=job.seed)
     if job.checkpoint.is_dir():
         info = read_info(job.checkpoint)
-        there = [info.training.get("store"), info.config.to_dict(), info.training.get("config")]
-        if _plain(there) != _plain([store.digest, variant.model.to_dict(), asdict(config)]):
+        there = (info.training["store"], info.config, TrainingConfig.from_dict(info.training["config"]))
+        if there != (store.digest, variant.model, config):
             raise ValueError(f"{job.checkpoint}: expected a checkpoint of {job.variant!r}, got one of other settings")
         return
     torch.manual_seed(job.seed)  # of the weights
@@ -217,11 +217,6 @@ def _end_with_starter() -> None:
 
 def _say(**values: Any) -> None:
     print(json.dumps(values, allow_nan=False), flush=True)
-
-
-def _plain(values: Any) -> Any:
-    """As JSON gives them back."""
-    return json.loads(json.dumps(values))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from dsmr.evaluation.bootstrap import PieceSums
 from dsmr.evaluation.models import Probed
 from dsmr.evaluation.probes.returns import KINDS
 from dsmr.files import write_durably
+from dsmr.model.config import ModelConfig
 from dsmr.study.config import Study, Variant
+from dsmr.training import TrainingConfig
 
 RESULTS = "results.jsonl"
 DECIMALS = 3
@@ -52,14 +54,21 @@ class Result:
 
 def settings_of(variant: Variant, seed: int) -> dict[str, Any]:
     """Everything that a variant is trained and probed with, as plain JSON values."""
-    settings = {
-        "model": variant.model.to_dict(),
-        "training": {**asdict(variant.training), "seed": seed},
-        "evaluates": variant.evaluates,
-        "storage": variant.storage,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return _settings(variant.model, replace(variant.training, seed=seed), variant.evaluates, variant.storage)
+
+
+def _settings(
+    model: ModelConfig, training: TrainingConfig, evaluates: str | None, storage: str | None
+) -> dict[str, Any]:
+    values = {"model": model.to_dict(), "training": asdict(training), "evaluates": evaluates, "storage": storage}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
+
+
+def _settings_now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from a file, with the defaults of fields that were not there when it was written."""
+    model, training = ModelConfig.from_dict(values["model"]), TrainingConfig.from_dict(values["training"])
+    return _settings(model, training, values["evaluates"], values["storage"])
 
 
 def sums_of(probed: Probed) -> dict[str, PieceSums]:
@@ -139,7 +148,7 @@ class Results:
         Raises:
             ValueError: one of them has a result, but of other settings.
         """
-        there = {(line["variant"], line["seed"]): line["settings"] for line in self._lines}
+        there = {(each.variant, each.seed): each.settings for each in self.all}
         for variant in variants:
             found = there.get((variant.name, seed))
             if found is not None and (named := _first_difference(found, settings_of(variant, seed))):
@@ -184,7 +193,7 @@ class Results:
         return Result(
             line["variant"],
             line["seed"],
-            line["settings"],
+            _settings_now(line["settings"]),
             {name: value for name, value in line.items() if name not in known},
             {name: _sums(counts[name], totals[name]) for name in counts},
         )
