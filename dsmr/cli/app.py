@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, train
+from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, study, train
 from dsmr.cli.terminal import Command, CommandError, Group, explained, stderr, stdout
 from dsmr.version import __version__
 
@@ -18,7 +18,7 @@ class InOrderOfUse(Group):
 
     def list_commands(self, ctx: object) -> list[str]:
         """Their names."""
-        return ["demo", "prepare", "train", "evaluate", "generate", "compare", "schedule", "doctor"]
+        return ["demo", "prepare", "train", "evaluate", "generate", "compare", "study", "schedule", "doctor"]
 
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ app.command("evaluate", cls=Command, rich_help_panel=MUSIC)(evaluate.evaluate)
 app.command("generate", cls=Command, rich_help_panel=MUSIC)(generate.generate)
 app.command("compare", cls=Command, rich_help_panel=MUSIC)(compare.compare)
 app.command("demo", cls=Command, rich_help_panel=MUSIC)(demo.demo)
+app.command("study", cls=Command, rich_help_panel=TOOLS)(study.study)
 app.command("schedule", cls=Command, rich_help_panel=TOOLS)(schedule.schedule)
 app.command("doctor", cls=Command, rich_help_panel=TOOLS)(doctor.doctor)
 

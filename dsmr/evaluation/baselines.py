@@ -14,6 +14,7 @@ from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
 from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import VOCAB_SIZE
 from dsmr.progress import Progress, of_pass
+from dsmr_kernels.storage import Storage
 
 if TYPE_CHECKING:
     from dsmr.plots import Curve
@@ -121,6 +122,7 @@ def assess(
     pieces: int | None = None,
     reset_every: int | None = RESET_EVERY,
     lanes: int = 4,
+    storage: Storage | None = None,
     progress: Progress | None = None,
 ) -> Assessment:
     """Score a split's pieces with a model, whole and with resets, and with the bigram baseline.
@@ -132,6 +134,7 @@ def assess(
         pieces: score a sample of so many, which is the same in each call; None, or more than there are: all.
         reset_every: see `evaluate_pieces`; None leaves that score out.
         lanes: pieces streamed side by side.
+        storage: of the memory, see `dsmr.evaluation.score.score`.
         progress: called with the tokens scored so far and in all, both passes together.
 
     Raises:
@@ -146,13 +149,15 @@ def assess(
         indices = sorted(np.random.default_rng(0).permutation(indices)[:pieces].tolist())
     passes = 1 if reset_every is None else 2
 
+    def read(number: int, reset_every: int | None) -> Evaluation:
+        shown = of_pass(progress, number, passes)
+        return evaluate_pieces(
+            model, store, indices, lanes=lanes, reset_every=reset_every, storage=storage, progress=shown
+        )
+
     return Assessment(
         split,
-        whole=evaluate_pieces(model, store, indices, lanes=lanes, progress=of_pass(progress, 0, passes)),
-        reset=evaluate_pieces(
-            model, store, indices, lanes=lanes, reset_every=reset_every, progress=of_pass(progress, 1, passes)
-        )
-        if reset_every is not None
-        else None,
+        whole=read(0, None),
+        reset=None if reset_every is None else read(1, reset_every),
         bigram=Bigram.fit(store, train).evaluate(store, indices) if (train := store.indices("train")) else None,
     )

@@ -19,6 +19,7 @@ from dsmr.model.config import ModelConfig
 from dsmr.model.transformer import Transformer
 from dsmr.progress import Progress, of_pass
 from dsmr.units import format_tokens
+from dsmr_kernels.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Questions:
         resets: where to clear the memory in the middle of pieces; None: nowhere.
         cuts: how to cut the history; None: not at all.
         recall: how many returns of each kind and distance to read with their sources forgotten; 0: none.
+        storage: quantises the memory; None: it keeps the type that keys and values have.
     """
 
     pieces: int | None = None
@@ -63,6 +65,7 @@ class Questions:
     resets: Resets | None = None
     cuts: Cuts | None = None
     recall: int = 0
+    storage: Storage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +170,10 @@ def probe(
         pieces=asked.pieces,
         reset_every=asked.reset_every,
         lanes=asked.lanes,
+        storage=asked.storage,
         progress=next(each),
     )
-    whole, lanes = found.whole, asked.lanes
+    whole, lanes, storage = found.whole, asked.lanes, asked.storage
     return Probed(
         label,
         checkpoint,
@@ -177,8 +181,12 @@ def probe(
         Span.of(model.config),
         found,
         return_gain(store, whole, skip=asked.skip) if asked.returns else None,
-        krcu(model, store, whole, asked.resets, lanes=lanes, progress=next(each)) if asked.resets else None,
-        truncation(model, store, whole, asked.cuts, lanes=lanes, progress=next(each)) if asked.cuts else None,
+        krcu(model, store, whole, asked.resets, lanes=lanes, storage=storage, progress=next(each))
+        if asked.resets
+        else None,
+        truncation(model, store, whole, asked.cuts, lanes=lanes, storage=storage, progress=next(each))
+        if asked.cuts
+        else None,
         recall(
             model,
             store,
@@ -186,6 +194,7 @@ def probe(
             sample=asked.recall,
             skip=asked.skip,
             lanes=lanes,
+            storage=storage,
             progress=next(each),
         )
         if asked.recall

@@ -15,6 +15,7 @@ from dsmr.evaluation.bootstrap import CONFIDENCE, Interval, PieceSums
 from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
 from dsmr.progress import Progress
+from dsmr_kernels.storage import Storage
 
 POSITION_BIN = 1024
 """Tokens a bin when the NLL is shown by position in the piece."""
@@ -137,6 +138,7 @@ def evaluate_pieces(
     segment: int | None = None,
     max_tokens: int | None = None,
     reset_every: int | None = None,
+    storage: Storage | None = None,
     progress: Progress | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -159,6 +161,7 @@ def evaluate_pieces(
         reset_every: clear the context, memory and positions alike, after that many tokens of a piece. Models trained
             on crops of 2,048 tokens are scored like this. Every token is still scored: the first of a crop is predicted
             from the one token before it.
+        storage: see `dsmr.evaluation.score.score`.
         progress: called after each step.
         rank, world_size: score this rank's share of the pieces, perhaps none; ranks share them out by length.
 
@@ -188,9 +191,8 @@ def evaluate_pieces(
         for start in range(0, count, reset_every or count)
     ]
     scores = {index: np.empty(count, dtype=np.float32) for index, count in pieces.items()}
-    for crop, nll in zip(
-        crops, score(model, store, crops, lanes=lanes, segment=segment, progress=progress), strict=True
-    ):
+    read = score(model, store, crops, lanes=lanes, segment=segment, storage=storage, progress=progress)
+    for crop, nll in zip(crops, read, strict=True):
         scores[crop.piece][crop.start : crop.stop] = nll
     return Evaluation(tuple(scores), tuple(scores.values()), reset_every)
 

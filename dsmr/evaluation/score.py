@@ -15,6 +15,7 @@ from dsmr.corpus.store import TokenStore
 from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import PAD
 from dsmr.progress import Progress
+from dsmr_kernels.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def score(
     *,
     lanes: int,
     segment: int | None = None,
+    storage: Storage | None = None,
     progress: Progress | None = None,
 ) -> list[NDArray[np.float32]]:
     """Read stretches side by side and score the predictions that they ask for.
@@ -57,6 +59,7 @@ def score(
         model: on its own device.
         lanes: stretches read side by side; costs memory, saves time.
         segment: tokens a step; None: the model's training segment.
+        storage: quantises the memory; None: it keeps the type that keys and values have.
         progress: called after each step.
 
     Returns:
@@ -72,7 +75,7 @@ def score(
     try:
         with torch.inference_mode():
             device = model.embedding.weight.device
-            state = model.new_state(lanes, max_segment=segment)
+            state = model.new_state(lanes, max_segment=segment, storage=storage)
             for step in _steps(store, stretches, lanes, segment):
                 state.reset(torch.tensor([part is not None and part.begins for part in step.parts], device="cpu"))
                 origin = torch.tensor(

@@ -31,6 +31,7 @@ from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
 from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
 from dsmr.progress import Progress
+from dsmr_kernels.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def krcu(
     resets: Resets = PUBLISHED_RESETS,
     *,
     lanes: int = 4,
+    storage: Storage | None = None,
     progress: Progress | None = None,
 ) -> Krcu:
     """Read pieces again from each reset on and compare with the NLL of an unbroken reading.
@@ -136,6 +138,7 @@ def krcu(
         scores: of the same model, of whole pieces: the normal reading.
         resets: where the memory is cleared; the published place by default.
         lanes: readings side by side.
+        storage: of the memory, the same as in `scores`; see `dsmr.evaluation.score.score`.
         progress: called with the tokens read so far and in all.
 
     Raises:
@@ -153,7 +156,7 @@ def krcu(
         for reset in resets.at
         if reset < len(nll)
     ]
-    cleared = score(model, store, stretches, lanes=lanes, progress=progress)
+    cleared = score(model, store, stretches, lanes=lanes, storage=storage, progress=progress)
     total, count = (np.zeros((len(normal), resets.bins)) for _ in range(2))
     row = {piece: number for number, piece in enumerate(normal)}
     for each, nll in zip(stretches, cleared, strict=True):

@@ -32,6 +32,7 @@ from dsmr.evaluation.probes.returns import KINDS, RETURN_DISTANCES, SKIP
 from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
 from dsmr.progress import Progress
+from dsmr_kernels.storage import Storage
 
 CONTEXT = 64
 """Tokens that must lie between a source and its return: about 15 notes."""
@@ -84,6 +85,7 @@ def recall(
     skip: int = SKIP,
     seed: int = 0,
     lanes: int = 4,
+    storage: Storage | None = None,
     progress: Progress | None = None,
 ) -> Recall:
     """Read returns again with their sources forgotten and compare with an unbroken reading.
@@ -97,6 +99,7 @@ def recall(
         skip: tokens at the beginning of each return that are left out.
         seed: equal seeds choose equal returns.
         lanes: readings side by side.
+        storage: of the memory, the same as in `scores`; see `dsmr.evaluation.score.score`.
         progress: called with the tokens read so far and in all.
 
     Raises:
@@ -121,7 +124,7 @@ def recall(
         Stretch(scores.pieces[row], each.source_stop, each.start + skip - 1, each.stop - 1, each.source_stop)
         for _, row, each in chosen
     ]
-    forgotten = score(model, store, stretches, lanes=lanes, progress=progress)
+    forgotten = score(model, store, stretches, lanes=lanes, storage=storage, progress=progress)
     shape = (len(scores.pieces), len(distances))
     total = {kind: np.zeros(shape) for kind in KINDS}
     count = {kind: np.zeros(shape, dtype=np.int64) for kind in KINDS}

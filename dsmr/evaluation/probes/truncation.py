@@ -29,6 +29,7 @@ from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
 from dsmr.evaluation.score import Stretch, score
 from dsmr.model.transformer import Transformer
 from dsmr.progress import Progress
+from dsmr_kernels.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def truncation(
     cuts: Cuts = PUBLISHED_CUTS,
     *,
     lanes: int = 4,
+    storage: Storage | None = None,
     progress: Progress | None = None,
 ) -> Truncation:
     """Score a sample of blocks with their history cut and compare with the NLL of an unbroken reading.
@@ -118,6 +120,7 @@ def truncation(
         scores: of the same model, of whole pieces: everything known.
         cuts: how the history is cut; the published way by default.
         lanes: readings side by side.
+        storage: of the memory, the same as in `scores`; see `dsmr.evaluation.score.score`.
         progress: called with the tokens read so far and in all.
 
     Raises:
@@ -134,7 +137,7 @@ def truncation(
         for each in chosen
         if keep < each.start
     ]
-    cut = score(model, store, [stretch for _, _, stretch in plan], lanes=lanes, progress=progress)
+    cut = score(model, store, [stretch for _, _, stretch in plan], lanes=lanes, storage=storage, progress=progress)
     shape = (len(cuts.keeps), len(scores.pieces), len(cuts.buckets) - 1)
     total, count = np.zeros(shape), np.zeros(shape, dtype=np.int64)
     for each in chosen:
