@@ -130,24 +130,31 @@ class ModelConfig:
 def preset(name: str, **changes: Any) -> ModelConfig:
     """A named configuration: tiny (about 1 M parameters), small (5 M), base (25 M) or large (85 M).
 
-    Every preset is a two-scale schedule. Half of its KV heads look for content: their keys are shifted by one token, so
-    that what is found is what came next, and little of them is rotated, so that it is found at any distance
-    (docs/memory-study.md says what came of it). `changes` replace fields; with other KV heads or positions, both fit
-    themselves to those. ValueError for an unknown name.
+    Every preset is a two-scale schedule, with heads that differ in what they look for, see `HEADS`. `changes` replace
+    fields; with other KV heads or positions, the heads fit themselves to those. ValueError for an unknown name.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     config = PRESETS[name]
     kv_heads, position = (changes.get(field, getattr(config, field)) for field in ("kv_heads", "position"))
-    return replace(config, **{**_recalling(kv_heads, position), **changes})
+    return replace(config, **{**_heads(kv_heads, position), **changes})
 
 
-def _recalling(kv_heads: int, position: str = "rotary") -> dict[str, Any]:
-    """The second half of the KV heads look for content."""
-    content = kv_heads // 2
-    place = kv_heads - content
-    share = (1.0,) * place + (0.25,) * content
-    return {"key_shift": (0,) * place + (1,) * content, "rotary_share": share if position == "rotary" else None}
+HEADS = ((0, 1.0), (1, 1.0), (1, 0.25), (2, 0.125))
+"""`key_shift` and `rotary_share` of the four quarters of a preset's KV heads.
+
+The first two look for places, the others for content: little of them is rotated, so that it is found at any distance,
+and their keys are shifted, so that what is found is what came next. docs/memory-study.md says what else was tried.
+"""
+
+
+def _heads(kv_heads: int, position: str = "rotary") -> dict[str, Any]:
+    quarters = [HEADS[head * len(HEADS) // kv_heads] for head in range(kv_heads)]
+    shares = tuple(share for _, share in quarters)
+    return {
+        "key_shift": tuple(shift for shift, _ in quarters),
+        "rotary_share": shares if position == "rotary" else None,
+    }
 
 
 def _two_scale(layers: int, long: int, short: int, heads: int, **sizes: Any) -> ModelConfig:
@@ -156,7 +163,7 @@ def _two_scale(layers: int, long: int, short: int, heads: int, **sizes: Any) -> 
     schedule = make_schedule(
         "two_scale", layers, budget_tokens=budget, long_layers=long_layers, ratio=long / short if short else 1.0
     )
-    return ModelConfig(heads=heads, kv_heads=heads, schedule=schedule, qk_norm=True, **_recalling(heads), **sizes)
+    return ModelConfig(heads=heads, kv_heads=heads, schedule=schedule, qk_norm=True, **_heads(heads), **sizes)
 
 
 PRESETS = {

@@ -35,14 +35,16 @@ def test_shifts_of_zero_and_shares_of_one_are_none() -> None:
     assert replace(config, rotary_share=(1, 1, 1, 0)).rotary_share == (1.0, 1.0, 1.0, 0.0)
 
 
-def test_presets_look_for_content_in_half_of_their_kv_heads_however_many() -> None:
+def test_presets_share_out_what_heads_look_for_to_any_number_of_kv_heads() -> None:
     tiny = preset("tiny")
-    assert (tiny.key_shift, tiny.rotary_share) == ((0, 0, 1, 1), (1.0, 1.0, 0.25, 0.25))
+    assert (tiny.key_shift, tiny.rotary_share) == ((0, 1, 1, 2), (1.0, 1.0, 0.25, 0.125))
+    assert preset("tiny", kv_heads=2).rotary_share == (1.0, 0.25)
     assert preset("tiny", kv_heads=2).key_shift == (0, 1)
     assert preset("tiny", heads=6, width=96, kv_heads=3).rotary_share == (1.0, 1.0, 0.25)
+    assert preset("base").key_shift == (0, 0, 1, 1, 1, 1, 2, 2)
     assert preset("tiny", kv_heads=1).key_shift is None
     sinusoidal = preset("tiny", position="sinusoidal")
-    assert (sinusoidal.key_shift, sinusoidal.rotary_share) == ((0, 0, 1, 1), None)
+    assert (sinusoidal.key_shift, sinusoidal.rotary_share) == ((0, 1, 1, 2), None)
     assert preset("tiny", kv_heads=2, key_shift=(1, 3)).key_shift == (1, 3)
     with pytest.raises(ValueError, match="kv_heads: expected at least 1, got -2"):
         preset("tiny", kv_heads=-2)
