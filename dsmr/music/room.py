@@ -1,7 +1,7 @@
 """A small room: a few early reflections, then a tail of noise that dies away, the high frequencies first.
 
 After J. A. Moorer, "About this reverberation business", Computer Music Journal 3 (1979), who found that noise which
-decays exponentially sounds like a good hall. Noise of random signs has a flat spectrum and is the same on every machine.
+decays exponentially sounds like a good hall. Noise of random signs has a flat spectrum and is the same everywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.music.piano import SAMPLE_RATE, Samples
+from dsmr.music.piano import BLOCK, SAMPLE_RATE, Samples
 
 _SECONDS = 1.2
 
@@ -21,7 +21,7 @@ _REFLECTIONS = (0.011, 0.019, 0.023, 0.037), (0.013, 0.017, 0.029, 0.041)  # sec
 
 _REFLECTED, _TAIL = 0.2, 0.3  # levels beside the direct sound
 
-_SIZE = 1 << 17  # of the Fourier transforms
+_SIZE = 2 * BLOCK  # of the Fourier transforms; a block and what it leaves in the room must fit in
 
 
 def reverberate(blocks: Iterable[Samples]) -> Iterator[Samples]:
@@ -30,7 +30,7 @@ def reverberate(blocks: Iterable[Samples]) -> Iterator[Samples]:
     What comes back differs between left and right, wherever in the music it came from. Memory does not grow.
 
     Args:
-        blocks: the music, each block of at most 65,536 samples.
+        blocks: the music in blocks of at most `dsmr.music.piano.BLOCK` samples.
 
     Yields:
         Each block with what the room adds to it; in the end, what the room still plays when the music is over.
@@ -60,5 +60,6 @@ def _response() -> NDArray[np.float32]:
     early = np.zeros((2, count))
     for side, seconds in zip(early, np.array(_REFLECTIONS), strict=True):
         side[np.rint(seconds * SAMPLE_RATE).astype(int)] = 1 / seconds
-    parts = ((early, _REFLECTED), (tail, _TAIL))
-    return sum(level * part / np.linalg.norm(part, axis=1, keepdims=True) for part, level in parts).astype(np.float32)
+    early *= _REFLECTED / np.linalg.norm(early, axis=1, keepdims=True)
+    tail *= _TAIL / np.linalg.norm(tail, axis=1, keepdims=True)
+    return np.asarray(early + tail, np.float32)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import os
 import wave
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
 
-from dsmr.music.piano import SAMPLE_RATE, Samples, play
+from dsmr.music.piano import SAMPLE_RATE, play
 from dsmr.music.room import reverberate
 from dsmr.music.soundfont import play_soundfont
 from dsmr.music.tokens import Performance, fold_pedal

@@ -37,7 +37,7 @@ def find_soundfont(name: str | os.PathLike[str]) -> Path:
         ImportError: the extra is not installed.
     """
     if os.fspath(name) != PIANO and not Path(name).is_file():
-        raise FileNotFoundError(f"soundfont: expected {PIANO} or an .sf2 file, got {name}, which is no file")
+        raise FileNotFoundError(f"soundfont: expected an .sf2 file, got {name}, which is no file; {PIANO} needs none")
     try:
         distribution("midirenderer")
         if os.fspath(name) == PIANO:
@@ -77,4 +77,4 @@ def play_soundfont(performance: Performance, name: str | os.PathLike[str]) -> tu
             raise ValueError(f"soundfont: expected an .sf2 file, got {name}: {error}") from error
     with wave.open(io.BytesIO(sound)) as source:
         frames = np.frombuffer(source.readframes(source.getnframes()), "<i2").reshape(-1, source.getnchannels())
-        return source.getframerate(), frames.T / np.float32(32_768)
+        return source.getframerate(), np.asarray(frames.T, np.float32)
