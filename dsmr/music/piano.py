@@ -82,8 +82,8 @@ def play(notes: NDArray[np.void]) -> Iterator[Samples]:
 
 def _frames(pitch: int, held: float) -> int:
     """How many samples of a string are heard whose key is held for so many seconds."""
-    late = -_string(pitch).motion[-1].real * SAMPLE_RATE
-    rings = min(np.log(1000 * _LATE_LEVEL) / late, _LONGEST_SECONDS)  # until it is 60 dB down
+    slowest = -_string(pitch).motion.real.max() * SAMPLE_RATE  # of the late sound
+    rings = min(np.log(1000 * _LATE_LEVEL) / slowest, _LONGEST_SECONDS)  # until it is 60 dB down
     seconds = rings if pitch >= _FIRST_UNDAMPED else min(held, rings)
     return int((seconds + _RELEASE_SECONDS) * SAMPLE_RATE)
 

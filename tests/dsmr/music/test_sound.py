@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from dsmr.music import piano, sound
 from dsmr.music.piano import SAMPLE_RATE
 from dsmr.music.room import reverberate
-from dsmr.music.soundfont import PIANO, find_soundfont
 from dsmr.music.sound import half_rate, write_wav
+from dsmr.music.soundfont import PIANO, find_soundfont
 from dsmr.music.tokens import Performance, fold_pedal
 from dsmr.pianist import compose
 from tests.dsmr.playing import performance
@@ -69,7 +69,7 @@ class TestNotes:
         samples = samples_of(tmp_path / "note.wav")
         assert abs(samples[:, : at(0.5)]).max() == 0
         spectrum = abs(np.fft.rfft(samples[:, at(0.5) : at(1.5)])).sum(axis=0)  # 1 s: bins of 1 Hz
-        assert abs(spectrum.argmax() - 440 * 2 ** ((pitch - 69) / 12)) <= 1  # strings are tuned by their first partial
+        assert abs(spectrum.argmax() - 440 * 2 ** ((pitch - 69) / 12)) < 1.5  # strings are tuned by their first partial
 
     def test_louder_notes_are_louder_by_the_square_of_velocity(self) -> None:
         levels = [level(dry((0.0, 0.5, 60, velocity))) for velocity in (30, 60, 120)]
@@ -84,21 +84,24 @@ class TestNotes:
 
     @pytest.mark.parametrize(("pitch", "per_second"), [(36, 0.25), (60, 1.1), (96, 11.0)])
     def test_strings_decay_as_was_measured(self, pitch: int, per_second: float) -> None:
-        # Bensa et al. (2003), first partials of C2, C4 and C7; the formula follows them within a fifth. What is measured
-        # here is all partials, of which the higher ones die sooner, while the late sound stays: within a half.
-        samples = dry((0.0, 1.0, pitch, 64))
-        first, second = level(samples[:, at(0.02) : at(0.1)]), level(samples[:, at(0.32) : at(0.4)])
-        decay = (first - second) / 0.3 / (20 * np.log10(np.e))
-        if pitch == 96:  # the formula's own first partial, and all of them
-            assert per_second / 1.5 < decay < per_second * 1.5
-        else:
-            assert per_second < decay < per_second + 1e-7 * 5000**2  # the highest partials that matter
+        # The first partials of C2, C4 and C7 of Bensa et al. (2003), while they fall by half. The formula is up to 20 %
+        # below, and the late sound holds the level up by another 20 % or less.
+        hertz = 440 * 2 ** ((pitch - 69) / 12)
+        left, _ = dry((0.0, 4.0, pitch, 64))
+        window = np.hanning(at(8 / hertz))  # narrow enough for one partial
+
+        def partial(seconds: float) -> float:
+            times = np.arange(at(seconds), at(seconds) + len(window)) / SAMPLE_RATE
+            return float(abs((left[at(seconds) :][: len(window)] * window) @ np.exp(-2j * np.pi * hertz * times)))
+
+        half = np.log(2) / per_second
+        assert per_second / 1.4 < np.log(partial(0.01) / partial(0.01 + half)) / half < 1.2 * per_second
 
     def test_high_keys_die_away_sooner(self) -> None:
         decays = []
-        for pitch in range(24, 109, 12):
+        for pitch in range(36, 109, 12):
             samples = dry((0.0, 2.0, pitch, 64))
-            decays.append(level(samples[:, at(0.1) : at(0.2)]) - level(samples[:, at(0.9) : at(1.0)]))
+            decays.append(level(samples[:, at(0.05) : at(0.1)]) - level(samples[:, at(0.3) : at(0.35)]))
         assert decays == sorted(decays)
 
     def test_neither_blow_nor_damper_clicks(self) -> None:
@@ -106,8 +109,9 @@ class TestNotes:
             samples = dry((0.1, 0.6, pitch, 100))
             steepest = abs(np.diff(samples[:, at(0.1) : at(0.6)])).max()
             assert abs(np.diff(samples[:, at(0.59) :])).max() < steepest
-            assert abs(samples[:, at(0.1)]).max() < 1e-6 > abs(samples[:, -1]).max() / abs(samples).max() - 1e-3
-            # The damper takes 65 dB; without it the note goes on.
+            assert abs(samples[:, at(0.1)]).max() < 1e-6
+            assert abs(samples[:, -1]).max() < abs(samples).max() / 1000
+            # The damper takes 43 dB in 0.2 s; without it the note goes on.
             assert level(samples[:, at(0.8) : at(0.85)]) < level(samples[:, at(0.55) : at(0.6)]) - 40
 
     def test_the_highest_strings_have_no_dampers(self) -> None:
@@ -193,7 +197,9 @@ class TestFile:
     @settings(max_examples=25, deadline=None)
     @given(
         notes=st.lists(
-            st.tuples(st.floats(0, 4), st.floats(0, 3), st.integers(0, 127), st.integers(1, 127)), min_size=1, max_size=12
+            st.tuples(st.floats(0, 4), st.floats(0, 3), st.integers(0, 127), st.integers(1, 127)),
+            min_size=1,
+            max_size=12,
         )
     )
     def test_any_notes_are_played_without_clipping_and_the_same_each_time(
