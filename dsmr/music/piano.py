@@ -31,7 +31,7 @@ _PARTIALS, _HIGHEST_HZ = 64, 16_000.0
 
 _SLOPE = -0.7  # partial k of a string has a level of k to this power, before the felt takes away the high ones
 
-_SOFT_HZ, _HARD_HZ = 2_300.0, 5_500.0  # where the felt takes half, at velocity 0 and at 127; above, 12 dB an octave
+_SOFT_HZ, _HARD_HZ = 2_650.0, 4_900.0  # where the felt takes half, at velocity 0 and at 127; above, 12 dB an octave
 
 _LATE_PARTIALS, _LATE_LEVEL, _LATE_DECAY, _LATE_PITCH = 6, 0.12, 0.25, 1.0003  # the late sound beside the early one
 
