@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dsmr.music.analysis.comparison import Group
     from dsmr.music.analysis.order import OrderNumber
     from dsmr.music.analysis.statistics import Comparison
+    from dsmr.music.analysis.themes import ThemeCompared
 
 
 def compare(
@@ -33,6 +34,10 @@ def compare(
     split: Annotated[
         str, typer.Option(metavar="NAME", help="Split to compare with: **train**, **validation** or **test**.")
     ] = "train",
+    theme: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="MIDI file of a theme, such as the prompt: find where it returns."),
+    ] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the histograms into this file, too.")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -45,6 +50,7 @@ def compare(
     """
     from dsmr.corpus.reference import corpus_of
     from dsmr.music.analysis.comparison import compare_music
+    from dsmr.music.analysis.themes import compare_theme
     from dsmr.music.midi import read_midi
 
     if png is not None:
@@ -54,16 +60,22 @@ def compare(
         names = [path.name for path in music]
         if len(set(names)) < len(names):
             names = [str(path) for path in music]
-        groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), corpus_of(store, split))
+        read = dict(zip(names, map(read_midi, music), strict=True))
+        pieces = [store.piece(index) for index in store.indices(split)]
+        themes = [] if theme is None else compare_theme(read_midi(theme), read, pieces)
+        groups = compare_music(read, corpus_of(store, split))
     try:
         if png is not None:
             _draw(groups, png)
     finally:  # neither a full disk nor a closed pipe may cost the other
         if as_json:
-            print_json({"store": store.digest, "groups": [group.to_dict() for group in groups]})
+            found = {} if theme is None else {"theme": [each.to_dict() for each in themes]}
+            print_json({"store": store.digest, "groups": [group.to_dict() for group in groups], **found})
         else:
             for group in groups:
                 print_group(group)
+            if theme is not None:
+                print_themes(themes, theme.name, split)
 
 
 def _draw(groups: Sequence[Group], png: Path) -> None:
@@ -130,6 +142,18 @@ def print_order(group: Group) -> None:
     stdout.print(table)
     for music in group.music:
         stdout.print(f"{music.name}: {music.order.sentence}", highlight=False, markup=False)
+
+
+def print_themes(themes: Sequence[ThemeCompared], name: str, split: str) -> None:
+    """Where a theme returns in each piece of music, and how often it does by chance."""
+    columns = ("returns", "by chance", "as often", "at, semitones above")
+    table = Table("", *columns, title=f"returns of {name}, beside excerpts of {split} pieces that are as long")
+    for each in themes:
+        where = ", ".join(f"{format_clock(found.seconds[0])} {found.semitones:+d}" for found in each.returns)
+        chance = f"{each.corpus.mean():.2f} in other pieces, {each.shuffled:.2f} in shuffled notes"
+        label = f"{each.name}, after the theme" if each.begins_with_theme else each.name
+        table.add_row(label, str(len(each.returns)), chance, f"p = {each.p:.3f}", where)
+    stdout.print(table)
 
 
 def what_is_usual(compared: Sequence[Comparison]) -> str:
