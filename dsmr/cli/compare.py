@@ -46,7 +46,7 @@ def compare(
 
     Beside every number stands its range in corpus excerpts of equal length. Beside quotations stands what pieces of
     the other splits share with this one, since music of one style shares figures without copying. Music is called
-    noise if its notes are in less order than in all but 5 % of the corpus, all numbers of order taken together.
+    noise if its notes are in less order than in all but 5 % of the corpus, by key and figures together.
     """
     from dsmr.corpus.reference import corpus_of
     from dsmr.music.analysis.comparison import compare_music

@@ -229,7 +229,7 @@ def _order_rows(outcome: Outcome, kept: Compared) -> Iterator[Row]:
             yield Row(_name(each.name), f"{each.value:.2f}", usual, within, ORDER_SENTENCES[each.name])
     if verdict.ordered is not None:
         sentence = (
-            "How much of the corpus is in no more order than this, the numbers above taken together: noise has less "
+            "How much of the corpus is in no more order than this, key and figures taken together: noise has less "
             f"than 5 %. Called noise are {controls.bigram:.0%} of music by a bigram, {controls.shuffled:.0%} of "
             f"held-out pieces with their notes shuffled, and {controls.held_out:.0%} of these pieces as they are."
         )

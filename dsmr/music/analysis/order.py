@@ -13,11 +13,12 @@ and set music beside itself scrambled (von Hippel and Huron, "Why Do Skips Prece
 figures and uses them again, and 1 is what chance makes of its notes. No number depends on key or tempo, but for what
 makes a chord: notes that begin less than 40 ms after the one before.
 
-The verdict takes all numbers together, so that what it promises holds for all together. For each number there is a
-share of the corpus that is as high. Music counts by the least of these, beside the corpus's excerpts, which are counted
-in the same way by all other pieces: the min-P test of Westfall and Young ("Resampling-Based Multiple Testing", 1993).
-Each piece counts once, whatever its length, because excerpts of one piece are alike (Lee, Barber and Willett,
-"Distribution-Free Inference with Hierarchical Data", 2023).
+The verdict takes key and figures together, so that what it promises holds for both together. Rhythms stand beside it:
+music whose notes are in order and whose rhythm is free is no noise. For each number there is a share of the corpus that
+is as high. Music counts by the lesser of these, beside the corpus's excerpts, which are counted in the same way by all
+other pieces: the min-P test of Westfall and Young ("Resampling-Based Multiple Testing", 1993). Each piece counts once,
+whatever its length, because excerpts of one piece are alike (Lee, Barber and Willett, "Distribution-Free Inference with
+Hierarchical Data", 2023).
 """
 
 from __future__ import annotations
@@ -62,11 +63,17 @@ class Order:
 
 
 ORDER_NUMBERS = tuple(each.name for each in fields(Order))
+DECIDING = ("out_of_key", "figures")
+"""Of `ORDER_NUMBERS`, the first: those that the verdict rests on."""
 
 
 @dataclass(frozen=True)
 class OrderNumber:
-    """A number of `Order` beside a corpus: the median of its excerpts, and the limit above which music is noise."""
+    """A number of `Order` beside a corpus: the median of its excerpts, and the limit.
+
+    Above the limit of a number of `DECIDING` music is noise. Above that of another it is less regular than all but
+    `FALSE_ALARM` of the corpus.
+    """
 
     name: str
     value: float
@@ -76,10 +83,10 @@ class OrderNumber:
 
 @dataclass(frozen=True)
 class OrderVerdict:
-    """Whether music is in order, all numbers together.
+    """Whether music is in order, the numbers of `DECIDING` together.
 
     Args:
-        numbers: each beside the corpus; one of them is above its limit if, and only if, the music is noise.
+        numbers: each beside the corpus; one that decides is above its limit if, and only if, the music is noise.
         p: the share, of the music and the corpus's pieces together, that is as disordered; NaN where the music has too
             few notes to tell.
         pieces: of the corpus.
@@ -101,14 +108,15 @@ class OrderVerdict:
             return "it has too few notes to tell music from noise"
         if self.ordered is None:
             return f"{self.pieces} pieces are too few to tell music from noise, {FEWEST_PIECES} would do"
-        if self.ordered:
-            return f"it is in order, as music is: {self.p:.0%} of the corpus is no more so"
-        worst = ", ".join(
-            f"{each.name.replace('_', ' ')} {each.value:.2f} (at most {each.limit:.2f} in the corpus)"
+        above = {
+            each.name: f"{each.name.replace('_', ' ')} {each.value:.2f} (usual are up to {each.limit:.2f})"
             for each in self.numbers
             if each.value > each.limit
-        )
-        return f"it is noise, not music: {worst}"
+        }
+        if not self.ordered:
+            return "it is noise, not music: " + ", ".join(above[name] for name in DECIDING if name in above)
+        free = "".join(f"; not so its {text}" for text in above.values())
+        return f"it is in order, as music is: {self.p:.0%} of the corpus is no more so{free}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None stands for NaN and for limits that nothing exceeds."""
@@ -140,10 +148,13 @@ class UsualOrder:
     def judge(self, order: Order) -> OrderVerdict:
         """Set music beside the corpus."""
         tails, values = self._tails(), np.array(astuple(order))
-        least = min(tail.share(values[number : number + 1])[0] for number, tail in enumerate(tails))
+        least = min(tail.share(values[number : number + 1])[0] for number, tail in enumerate(tails[: len(DECIDING)]))
         as_strange = 1 + self._weights[self._least <= least].sum()
-        p = float(as_strange / (1 + self.pieces)) if np.isfinite(values).any() else math.nan
-        limits = [tail.highest(self._limit) if self.pieces >= FEWEST_PIECES else math.inf for tail in tails]
+        p = float(as_strange / (1 + self.pieces)) if np.isfinite(values[: len(DECIDING)]).any() else math.nan
+        limits = [
+            tail.highest(self._limit if name in DECIDING else FALSE_ALARM) if self.pieces >= FEWEST_PIECES else math.inf
+            for name, tail in zip(ORDER_NUMBERS, tails, strict=True)
+        ]
         rows = zip(ORDER_NUMBERS, values.tolist(), [tail.median for tail in tails], limits, strict=True)
         return OrderVerdict(tuple(OrderNumber(*row) for row in rows), p, self.pieces)
 
@@ -154,11 +165,12 @@ class UsualOrder:
 
     @cached_property
     def _least(self) -> NDArray[np.float64]:
-        """The least of each excerpt's shares, `[E]`: of what is as high in the other pieces."""
+        """The least of each excerpt's shares that decide, `[E]`: of what is as high in the other pieces."""
         least = np.ones(len(self.values))
         for piece in range(self.pieces):
             own = self.piece == piece
-            shares = [tail.share(self.values[own, number]) for number, tail in enumerate(self._tails(~own))]
+            tails = self._tails(~own)[: len(DECIDING)]
+            shares = [tail.share(self.values[own, number]) for number, tail in enumerate(tails)]
             least[own] = np.min(shares, axis=0)
         return least
 

@@ -238,7 +238,7 @@ def test_fails_by_the_number_that_is_wrong() -> None:
         "silence 0.5 is not within 0 .. 0.1, as in the corpus"
     ]
     assert an_outcome(ppl=20, bigram=30, silence=0.05, figures=0.98).failures == [
-        "take 2: it is noise, not music: figures 0.98 (at most 0.60 in the corpus)"
+        "take 2: it is noise, not music: figures 0.98 (usual are up to 0.60)"
     ]
     assert an_outcome(ppl=20, bigram=30, silence=0.05, figures=0.98, pieces=FEWEST_PIECES - 1).failures == []
     assert len(an_outcome(ppl=np.inf, bigram=30, silence=np.nan).failures) == 2

@@ -16,11 +16,13 @@ from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import TokenStore
 from dsmr.evaluation.baselines import Bigram
 from dsmr.music.analysis.order import (
+    DECIDING,
     FALSE_ALARM,
     FEWEST,
     FEWEST_PIECES,
     ORDER_NUMBERS,
     Order,
+    OrderVerdict,
     UsualOrder,
     measure_order,
     shuffled_notes,
@@ -75,10 +77,14 @@ def others(store: TokenStore) -> list[NDArray[np.void]]:
     return found
 
 
+def above_a_limit(verdict: OrderVerdict) -> bool:
+    return any(each.value > each.limit for each in verdict.numbers if each.name in DECIDING)
+
+
 def called_noise(order: UsualOrder, music: list[NDArray[np.void]]) -> int:
     verdicts = [order.judge(measure_order(notes)) for notes in music]
     for verdict in verdicts:
-        assert verdict.ordered is not any(each.value > each.limit for each in verdict.numbers)
+        assert verdict.ordered is not above_a_limit(verdict)
     return sum(verdict.ordered is False for verdict in verdicts)
 
 
@@ -152,7 +158,7 @@ def test_a_number_is_above_its_limit_if_and_only_if_the_verdict_is_noise(seed: i
     order = UsualOrder(values, piece)
     for music in np.round(3 * rng.exponential(size=(40, 3)), 1):
         verdict = order.judge(Order(*music))
-        assert verdict.ordered is not any(each.value > each.limit for each in verdict.numbers)
+        assert verdict.ordered is not above_a_limit(verdict)
         if verdict.ordered is False:
             assert "noise" in verdict.sentence
 
@@ -187,10 +193,20 @@ def test_too_little_cannot_tell() -> None:
         usual_order([], 0)
 
 
+def test_a_free_rhythm_is_said_and_is_no_noise() -> None:
+    values = np.random.default_rng(0).random((40, 3))
+    verdict = UsualOrder(values, np.arange(40)).judge(Order(0.5, 0.5, 9.0))
+    assert verdict.ordered is True
+    limit = verdict.numbers[2].limit
+    assert np.count_nonzero(values[:, 2] > limit) / 41 <= FALSE_ALARM
+    assert verdict.sentence.endswith(f"; not so its rhythms 9.00 (usual are up to {limit:.2f})")
+
+
 def test_what_no_piece_has_is_not_strange() -> None:
     """Music without chords one after the other has no rhythms: that other music has some says nothing against it."""
     values = np.random.default_rng(0).random((40, 3))
     values[:, 2] = np.nan
     verdict = UsualOrder(values, np.arange(40)).judge(Order(0.5, 0.5, 9.0))
     assert verdict.ordered is True
+    assert "rhythms" not in verdict.sentence
     assert math.isinf(verdict.numbers[2].limit)
