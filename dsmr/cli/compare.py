@@ -23,7 +23,9 @@ from dsmr.units import format_clock
 
 if TYPE_CHECKING:
     from dsmr.music.analysis.comparison import Group
+    from dsmr.music.analysis.order import OrderNumber
     from dsmr.music.analysis.statistics import Comparison
+    from dsmr.music.analysis.themes import ThemeCompared
 
 
 def compare(
@@ -32,17 +34,23 @@ def compare(
     split: Annotated[
         str, typer.Option(metavar="NAME", help="Split to compare with: **train**, **validation** or **test**.")
     ] = "train",
+    theme: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="MIDI file of a theme, such as the prompt: find where it returns."),
+    ] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the histograms into this file, too.")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare music with a corpus: density, histograms, self-similarity, and whether it quotes.
+    """Compare music with a corpus: density, order, histograms, self-similarity, and whether it quotes.
 
     Beside every number stands its range in corpus excerpts of equal length. Beside quotations stands what pieces of
-    the other splits share with this one, since music of one style shares figures without copying.
+    the other splits share with this one, since music of one style shares figures without copying. Music is called
+    noise if its notes are in less order than in all but 5 % of the corpus, by key and figures together.
     """
     from dsmr.corpus.reference import corpus_of
     from dsmr.music.analysis.comparison import compare_music
+    from dsmr.music.analysis.themes import compare_theme
     from dsmr.music.midi import read_midi
 
     if png is not None:
@@ -52,16 +60,22 @@ def compare(
         names = [path.name for path in music]
         if len(set(names)) < len(names):
             names = [str(path) for path in music]
-        groups = compare_music(dict(zip(names, map(read_midi, music), strict=True)), corpus_of(store, split))
+        read = dict(zip(names, map(read_midi, music), strict=True))
+        pieces = [store.piece(index) for index in store.indices(split)]
+        themes = [] if theme is None else compare_theme(read_midi(theme), read, pieces)
+        groups = compare_music(read, corpus_of(store, split))
     try:
         if png is not None:
             _draw(groups, png)
     finally:  # neither a full disk nor a closed pipe may cost the other
         if as_json:
-            print_json({"store": store.digest, "groups": [group.to_dict() for group in groups]})
+            found = {} if theme is None else {"theme": [each.to_dict() for each in themes]}
+            print_json({"store": store.digest, "groups": [group.to_dict() for group in groups], **found})
         else:
             for group in groups:
                 print_group(group)
+            if theme is not None:
+                print_themes(themes, theme.name, split)
 
 
 def _draw(groups: Sequence[Group], png: Path) -> None:
@@ -73,7 +87,7 @@ def _draw(groups: Sequence[Group], png: Path) -> None:
 
 
 def print_group(group: Group) -> None:
-    """Four tables: single numbers, distances of histograms, self-similarity, quotations."""
+    """Five tables: single numbers, order, distances of histograms, self-similarity, quotations."""
     from dsmr.music.analysis.histograms import FEWEST_DISTANCES
 
     reference = group.reference
@@ -84,6 +98,7 @@ def print_group(group: Group) -> None:
         table.add_row(each.name, *map(_value, each.numbers))
     stdout.print(table)
 
+    print_order(group)
     first = group.music[0].distances
     table = _table("histograms: distance from the corpus, in bits", *(d.feature.replace("_", " ") for d in first))
     fewest = min(d.excerpts for d in first)
@@ -116,6 +131,31 @@ def print_group(group: Group) -> None:
     stdout.print(table)
 
 
+def print_order(group: Group) -> None:
+    """What tells music from noise, and the verdict in a sentence."""
+    first = group.music[0].order
+    table = _table("order: the less, the higher the number", *(each.name.replace("_", " ") for each in first.numbers))
+    corpus = [f"{each.median:.2f}, {each.limit:.2f}" for each in first.numbers]
+    table.add_row(f"corpus, {first.pieces:,} pieces, median and limit", *corpus)
+    for music in group.music:
+        table.add_row(music.name, *map(_order_value, music.order.numbers))
+    stdout.print(table)
+    for music in group.music:
+        stdout.print(f"{music.name}: {music.order.sentence}", highlight=False, markup=False)
+
+
+def print_themes(themes: Sequence[ThemeCompared], name: str, split: str) -> None:
+    """Where a theme returns in each piece of music, and how often it does by chance."""
+    columns = ("returns", "by chance", "as often", "at, semitones above")
+    table = Table("", *columns, title=f"returns of {name}, beside excerpts of {split} pieces that are as long")
+    for each in themes:
+        where = ", ".join(f"{format_clock(found.seconds[0])} {found.semitones:+d}" for found in each.returns)
+        chance = f"{each.corpus.mean():.2f} in other pieces, {each.shuffled:.2f} in shuffled notes"
+        label = f"{each.name}, after the theme" if each.begins_with_theme else each.name
+        table.add_row(label, str(len(each.returns)), chance, f"p = {each.p:.3f}", where)
+    stdout.print(table)
+
+
 def what_is_usual(compared: Sequence[Comparison]) -> str:
     """Say what the ranges are that numbers are set beside, and whether they allow a verdict."""
     from dsmr.music.analysis.statistics import FEWEST_EXCERPTS, PERCENTILES
@@ -139,6 +179,12 @@ def _table(title: str, *columns: str) -> Table:
 
 def _range(each: Comparison) -> str:
     return "" if each.low != each.low else f"{each.low:.2g} .. {each.high:.2g}"
+
+
+def _order_value(each: OrderNumber) -> str:
+    if each.value != each.value:
+        return "too short"
+    return f"{each.value:.2f}" + (" (above)" if each.value > each.limit else "")
 
 
 def _value(each: Comparison) -> str:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for everything.")] = Path("demo"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="Take about a minute, which is too short to beat a bigram model.")
+        bool,
+        typer.Option(
+            "--quick", help="Take about a minute, which is too short to beat a bigram model or to make music."
+        ),
     ] = False,
     seed: SeedOption = 0,
     force: ForceOption = False,
@@ -28,8 +31,8 @@ def demo(
     """Compose a corpus, train a model on it, score it and let it play: about five minutes on two CPU cores.
 
     FOLDER then holds a web page with the music and the curves (index.html), the files behind it (MIDI, WAV, pictures,
-    numbers), the corpus and the checkpoints. The exit code is 1 if the model does not beat a bigram model, or if the
-    density, range or silence of its music is unusual for the corpus.
+    numbers), the corpus and the checkpoints. The exit code is 1 if the model does not beat a bigram model, if the
+    density, range or silence of its music is unusual for the corpus, or if it is in no more order than noise.
     """
     from dsmr.demo.run import FULL, QUICK, run_demo
 

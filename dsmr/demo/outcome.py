@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from dsmr.corpus.prepare import PrepareReport
+from dsmr.demo.controls import Controls
 from dsmr.evaluation.baselines import Assessment
 from dsmr.evaluation.models import Probed
 from dsmr.music.analysis.comparison import Group
@@ -32,6 +34,7 @@ class Outcome:
         group: the takes beside the corpus in more numbers, histograms, self-similarity and quotations.
         chosen: the take that was kept: the most typical one.
         beats_bigram: see `dsmr.demo.run.Plan`.
+        controls: what the verdict on order says of music that is certainly noise, and of music that is none.
         seconds: what each stage took.
     """
 
@@ -43,6 +46,7 @@ class Outcome:
     group: Group
     chosen: int
     beats_bigram: bool
+    controls: Controls
     seconds: dict[str, float]
 
     @property
@@ -63,6 +67,9 @@ class Outcome:
         for each in self.music[self.chosen]:
             if each.within is False:
                 yield f"{each.name} {each.value:.3g} is not within {each.low:.3g} .. {each.high:.3g}, as in the corpus"
+        order = self.group.music[self.chosen].order
+        if order.ordered is False:
+            yield f"take {self.chosen + 1}: {order.sentence}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -83,6 +90,7 @@ class Outcome:
                 for numbers, compared in zip(self.takes, self.music, strict=True)
             ],
             "music": self.group.to_dict(),
+            "called_noise": {k: None if math.isnan(v) else v for k, v in asdict(self.controls).items()},
             "chosen": self.chosen,
             "failures": self.failures,
         }

@@ -27,6 +27,11 @@ SENTENCES = {
     "velocity_deviation": "How much that varies.",
     "note_seconds_median": "How long a note lasts, in seconds: half of them last longer.",
 }
+ORDER_SENTENCES = {
+    "out_of_key": "The share of notes outside the scale that fits best, every sixteen notes.",
+    "figures": "How many different figures of three notes there are; 1 is as many as the same notes make in any order.",
+    "rhythms": "How many different rhythms of four chords there are; 1 is as many as the same times make in any order.",
+}
 FEATURE_SENTENCES = {
     "pitch_classes": "Which of the twelve notes are played: 0 bits is just as in the corpus, 1 bit nothing like it.",
     "intervals": "Steps and leaps from each note to the next.",
@@ -74,7 +79,7 @@ def demo_page(outcome: Outcome, music: Performance, seconds: float, losses: Sequ
         ),
         numbers=list(_numbers(outcome)),
         figures=list(_figures(outcome, kept, losses)),
-        rows=list(_rows(outcome.group, kept)),
+        rows=list(_rows(outcome, outcome.group, kept)),
         rows_caption=(
             f"Beside {outcome.group.reference.profile.excerpts:,} excerpts of the training pieces that are as long. "
             "What 98 of 100 of them keep within is usual, or all of them where there are fewer; of distances, what 95 "
@@ -186,9 +191,10 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
     )
 
 
-def _rows(group: Group, kept: Compared) -> Iterator[Row]:
+def _rows(outcome: Outcome, group: Group, kept: Compared) -> Iterator[Row]:
     for each in kept.numbers:
         yield Row(_name(each.name), f"{each.value:.3g}", _range(each), each.within, SENTENCES[each.name])
+    yield from _order_rows(outcome, kept)
     for far in kept.distances:
         if math.isfinite(far.value):
             name, usual = f"{_name(far.feature)}, distance", f"up to {far.high:.2f}"
@@ -212,6 +218,22 @@ def _rows(group: Group, kept: Compared) -> Iterator[Row]:
         where = f" This one is in “{found.title}”, too." if found.title else ""
         sentence = f"{EQUAL[found.equality]}{where} Beside it, what held-out pieces share with those trained on."
         yield Row(f"Longest quotation, {found.equality}", f"{found.length} {unit}", usual, within, sentence)
+
+
+def _order_rows(outcome: Outcome, kept: Compared) -> Iterator[Row]:
+    verdict, controls = kept.order, outcome.controls
+    for each in verdict.numbers:
+        if math.isfinite(each.value):
+            within = None if verdict.ordered is None else each.value <= each.limit
+            usual = f"up to {each.limit:.2f}" if math.isfinite(each.limit) else ""
+            yield Row(_name(each.name), f"{each.value:.2f}", usual, within, ORDER_SENTENCES[each.name])
+    if verdict.ordered is not None:
+        sentence = (
+            "How much of the corpus is in no more order than this, key and figures taken together: noise has less "
+            f"than 5 %. Called noise are {controls.bigram:.0%} of music by a bigram, {controls.shuffled:.0%} of "
+            f"held-out pieces with their notes shuffled, and {controls.held_out:.0%} of these pieces as they are."
+        )
+        yield Row("Music or noise", f"{verdict.p:.0%}", "over 5 %", verdict.ordered, sentence)
 
 
 def _footer(outcome: Outcome) -> Iterator[str]:

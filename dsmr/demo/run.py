@@ -2,7 +2,7 @@
 
 The built-in pianist composes a corpus, a `tiny` model is trained on it for some minutes, scored beside its baselines,
 and plays. The demonstration checks itself: the model must predict better than a bigram, and what it plays must be as
-dense, as wide and as silent as the corpus is. Nothing is downloaded.
+dense, as wide, as silent and as ordered as the corpus is. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dsmr.claim import claimed, is_dropping, is_file, is_folder
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.reference import corpus_of
 from dsmr.corpus.store import TokenStore
+from dsmr.demo.controls import control
 from dsmr.demo.html import write_page
 from dsmr.demo.outcome import Outcome
 from dsmr.demo.page import demo_page
@@ -40,6 +41,7 @@ from dsmr.model.checkpoint import load_checkpoint
 from dsmr.model.config import preset
 from dsmr.model.transformer import Transformer
 from dsmr.music.analysis.comparison import compare_music
+from dsmr.music.analysis.order import measure_order, usual_order
 from dsmr.music.analysis.panels import histogram_panels
 from dsmr.music.analysis.statistics import ESSENTIAL, Range, Statistics, compare_statistics, measure, usual
 from dsmr.music.midi import write_midi
@@ -202,7 +204,9 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
     with stage("choose", f"the take that is most like {plan.seconds:.0f} s of the corpus"):
         ranges = usual(map(store.piece, store.indices("train")), plan.seconds)
         takes = tuple(measure(take.performance, plan.seconds) for take in made)
-        chosen = min(range(len(takes)), key=lambda i: _strangeness(takes[i], ranges))
+        order = usual_order(map(store.piece, store.indices("train")), plan.seconds)
+        noise = [order.judge(measure_order(take.performance.notes)).ordered is False for take in made]
+        chosen = min(range(len(takes)), key=lambda i: (noise[i], *_strangeness(takes[i], ranges)))
         _write_music(folder, made, chosen)
     with stage("compare", "the takes beside the corpus: histograms, self-similarity, quotations"):
         named = {f"take {number + 1}": take.performance for number, take in enumerate(made)}
@@ -219,6 +223,7 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         group,
         chosen,
         plan.beats_bigram,
+        control(order, store, plan.seconds, seed),
         seconds,
     )
     text = json.dumps(outcome.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)

@@ -1,4 +1,4 @@
-"""Comparison of music with a corpus: numbers, histograms, self-similarity and quotations, each beside excerpts' own.
+"""Comparison of music with a corpus: numbers, order, histograms, self-similarity, quotations, beside excerpts' own.
 
 A number of generated music means nothing alone. Every one here stands beside the same number of excerpts of the corpus
 that are as long; quotations stand beside those of held-out pieces, which were certainly not copied.
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dsmr.music.analysis.histograms import Counts, Distance, Profile, distances, histograms, profile
+from dsmr.music.analysis.order import OrderVerdict, UsualOrder, measure_order, usual_order
 from dsmr.music.analysis.quotation import EQUALITIES, Equality, Quotation, Source, longest_quotations
 from dsmr.music.analysis.similarity import (
     SelfSimilarity,
@@ -63,6 +64,7 @@ class Reference:
         split: whose pieces they are from.
         seconds, tokens: the excerpts' length, for what is measured by time and by tokens.
         ranges: what is usual for each number of `Statistics`.
+        order: how ordered the excerpts are.
         profile: the histograms, and how far excerpts are from them.
         self_similarity: for each of `DISTANCES` what is usual for each of `MEASURES`.
         held_out: how many excerpts of other splits there are.
@@ -73,6 +75,7 @@ class Reference:
     seconds: float
     tokens: int
     ranges: dict[str, Range]
+    order: UsualOrder
     profile: Profile
     self_similarity: list[dict[str, Range]]
     held_out: int
@@ -92,6 +95,7 @@ class Compared:
     name: str
     statistics: Statistics
     numbers: list[Comparison]
+    order: OrderVerdict
     histograms: dict[str, Counts]
     distances: list[Distance]
     self_similarity: list[SelfSimilarity]
@@ -104,6 +108,7 @@ class Compared:
             "name": self.name,
             "statistics": self.statistics.to_dict(),
             "numbers": [{**_plain(asdict(each)), "within": each.within} for each in self.numbers],
+            "order": self.order.to_dict(),
             "histograms": {name: counts.tolist() for name, counts in self.histograms.items()},
             "distances": [{**_plain(asdict(each)), "far": each.far} for each in self.distances],
             "self_similarity": [
@@ -184,6 +189,7 @@ def _compare(music: dict[str, Performance], lengths: dict[str, float], corpus: C
         shortest,
         tokens,
         usual(pieces, shortest),
+        usual_order(pieces, shortest),
         profile(pieces, shortest),
         usual_self_similarity(pieces, tokens),
         len(held_out),
@@ -204,11 +210,13 @@ def _one(
     quotations: list[Quotation],
 ) -> Compared:
     statistics, counts = measure(performance, seconds), histograms(performance, seconds)
+    notes = decode(ids).notes  # on the corpus's grid of time
     similar = self_similarity(ids)
     return Compared(
         name,
         statistics,
         compare_statistics(statistics, reference.ranges, NUMBERS),
+        reference.order.judge(measure_order(notes[notes["onset"] < reference.seconds])),
         counts,
         distances(counts, reference.profile),
         similar,

@@ -179,10 +179,14 @@ def suffix_order(symbols: Symbols) -> Symbols:
             return np.asarray(order)
 
 
+def chords(steps: Symbols) -> Symbols:
+    """The number, from 0 on, of the chord that each note belongs to; `steps` `[N]` ascend."""
+    return np.asarray(np.cumsum(np.diff(steps, prepend=steps[:1]) >= CHORD_STEPS))
+
+
 def reading_order(steps: Symbols, pitch: Symbols) -> Symbols:
     """The order in which notes are read, chords from the lowest up; `steps` `[N]` ascend."""
-    chord = np.cumsum(np.diff(steps, prepend=steps[:1]) >= CHORD_STEPS)
-    return np.asarray(np.lexsort((pitch, chord)))
+    return np.asarray(np.lexsort((pitch, chords(steps))))
 
 
 def _common_prefix(text: Symbols, one: Symbols, other: Symbols, among: NDArray[np.bool_]) -> Symbols:
@@ -208,7 +212,7 @@ def _as_intervals(music: Performance, with_rhythm: bool) -> _Text:
     pitch = pitch[order]
     symbols = np.diff(pitch) + PITCHES
     if with_rhythm:
-        chord = np.cumsum(np.diff(steps, prepend=steps[:1]) >= CHORD_STEPS)
+        chord = chords(steps)
         begins = steps[np.searchsorted(chord, chord)]  # each note's time is that of its chord
         gap = np.maximum(np.diff(begins), 1)
         symbols = symbols * 32 + np.where(np.diff(chord) > 0, 1 + np.log2(gap / CHORD_STEPS).astype(np.int64), 0)

@@ -18,6 +18,7 @@ from dsmr.claim import DROPPINGS, OccupiedError, claimed
 from dsmr.cli import app
 from dsmr.corpus.prepare import PrepareReport
 from dsmr.demo import run as demo
+from dsmr.demo.controls import Controls
 from dsmr.demo.outcome import Outcome
 from dsmr.demo.run import FILES, QUICK, run_demo
 from dsmr.evaluation.baselines import Assessment
@@ -26,8 +27,9 @@ from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.krcu import Resets
 from dsmr.files import IN_USE
 from dsmr.model.checkpoint import load_checkpoint
-from dsmr.music.analysis.comparison import NUMBERS, Group, Reference
+from dsmr.music.analysis.comparison import NUMBERS, Compared, Group, Reference
 from dsmr.music.analysis.histograms import Profile
+from dsmr.music.analysis.order import FEWEST_PIECES, OrderNumber, OrderVerdict, UsualOrder
 from dsmr.music.analysis.statistics import ESSENTIAL, Comparison, Range, Statistics, measure
 from dsmr.music.midi import read_midi
 from dsmr.music.tokens import NOTE_DTYPE, Performance
@@ -194,10 +196,19 @@ def test_one_writer_at_a_time(ran: tuple[Path, Outcome]) -> None:
     assert {path: path.read_bytes() for path in ran[0].rglob("*") if path.is_file()} == before
 
 
-def an_outcome(ppl: float, bigram: float, silence: float, beats_bigram: bool = True) -> Outcome:
+def an_outcome(
+    ppl: float, bigram: float, silence: float, beats_bigram: bool = True, figures: float = 0.4, pieces: int = 99
+) -> Outcome:
     def score(value: float) -> Evaluation:
         return Evaluation((0,), (np.full(10, np.log(value), np.float32),))
 
+    def compared(figures: float) -> Compared:
+        verdict = OrderVerdict((OrderNumber("figures", figures, 0.4, 0.6),), 0.5 if figures <= 0.6 else 0.01, pieces)
+        return Compared(
+            "take", measure(Performance(np.array([(0, 1, 60, 64)], NOTE_DTYPE)), 1.0), [], verdict, {}, [], [], [], []
+        )
+
+    order = UsualOrder(np.empty((0, 3)), np.empty(0, np.int64))
     return Outcome(
         corpus=PrepareReport(Path("corpus"), {}, {}, 0.0, 0, (), ()),
         run=Run(),
@@ -206,9 +217,13 @@ def an_outcome(ppl: float, bigram: float, silence: float, beats_bigram: bool = T
         ),
         takes=(),
         music=((Comparison("silence", 0.9, 0.0, 0.1, 99),), (Comparison("silence", silence, 0.0, 0.1, 99),)),
-        group=Group(Reference("train", 1.0, 1, {}, Profile(1.0, 1, {}, {}), [], 0, None), []),
+        group=Group(
+            Reference("train", 1.0, 1, {}, order, Profile(1.0, 1, {}, {}), [], 0, None),
+            [compared(1.0), compared(figures)],
+        ),
         chosen=1,
         beats_bigram=beats_bigram,
+        controls=Controls(1.0, 1.0, 0.05),
         seconds={},
     )
 
@@ -222,6 +237,10 @@ def test_fails_by_the_number_that_is_wrong() -> None:
     assert an_outcome(ppl=20, bigram=30, silence=0.5).failures == [
         "silence 0.5 is not within 0 .. 0.1, as in the corpus"
     ]
+    assert an_outcome(ppl=20, bigram=30, silence=0.05, figures=0.98).failures == [
+        "take 2: it is noise, not music: figures 0.98 (usual are up to 0.60)"
+    ]
+    assert an_outcome(ppl=20, bigram=30, silence=0.05, figures=0.98, pieces=FEWEST_PIECES - 1).failures == []
     assert len(an_outcome(ppl=np.inf, bigram=30, silence=np.nan).failures) == 2
 
 

@@ -14,6 +14,7 @@ from dsmr.corpus.reference import corpus_of
 from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.music.analysis.comparison import NUMBERS, compare_music
 from dsmr.music.analysis.histograms import FEATURES
+from dsmr.music.analysis.order import ORDER_NUMBERS
 from dsmr.music.analysis.quotation import EQUALITIES
 from dsmr.music.analysis.similarity import DISTANCES
 from dsmr.music.midi import write_midi
@@ -73,6 +74,42 @@ def test_tells_machines_everything(store: TokenStore, music: Path, capsys: pytes
     assert all(each["length"] < 10 for each in noise["quotations"])
 
 
+def test_calls_noise_noise(music: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_pianist(tmp_path / "many.tokens", seed=4, tokens=60_000, longest=2_500)
+    arguments = (music / "noise.mid", music / "copy.mid", "--data", tmp_path / "many.tokens")
+    (group,) = json.loads(compare(capsys, *arguments, "--json")[0])["groups"]
+    orders = {each["name"]: each["order"] for each in group["music"]}
+    assert (orders["noise.mid"]["ordered"], orders["copy.mid"]["ordered"]) == (False, True)
+    assert [each["name"] for each in orders["copy.mid"]["numbers"]] == list(ORDER_NUMBERS)
+    assert orders["noise.mid"]["verdict"].startswith("it is noise, not music: ")
+
+
+def test_finds_where_a_theme_returns(
+    store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    notes = decode(store.piece(store.indices("test")[0])).notes
+    theme, later = notes[notes["onset"] < 5].copy(), notes[notes["onset"] < 5].copy()
+    for field in ("onset", "offset"):
+        later[field] += 30
+    later["pitch"] += 2
+    between = notes[(notes["onset"] >= 12) & (notes["offset"] < 30)]
+    write_midi(Performance(theme), tmp_path / "theme.mid")
+    write_midi(Performance(np.concatenate([theme, between, later])), tmp_path / "music.mid")
+    arguments = (tmp_path / "music.mid", "--data", store.path, "--theme", tmp_path / "theme.mid")
+    (found,) = json.loads(compare(capsys, *arguments, "--json")[0])["theme"]
+    assert found["begins_with_theme"]
+    last = found["returns"][-1]
+    assert (last["semitones"], last["share"]) == (2, 1.0)
+    assert last["seconds"][0] == pytest.approx(30 + theme["onset"].min(), abs=0.01)
+    assert len(found["corpus"]) == len(store.indices("train"))
+    out, _ = compare(capsys, *arguments)
+    assert "returns of theme.mid, beside excerpts of train pieces that are as long" in out
+    assert "0:30 +2" in out
+    write_midi(Performance(theme[:3]), tmp_path / "theme.mid")
+    assert "theme: expected at least 8 notes, got 3" in compare(capsys, *arguments, exits=2)[1]
+
+
 def test_prints_tables_and_draws(
     store: TokenStore, music: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +118,8 @@ def test_prints_tables_and_draws(
     out, _ = compare(capsys, *arguments)
     assert out.count("passages found in the train split") == 2  # music of unequal length has excerpts of its own
     assert "excerpts of 10 s, train split" in out
+    assert "note.mid: it has too few notes to tell music from noise" in out
+    assert "pieces are too few to tell music from noise, 19 would do" in out
     assert "too short" in out
     assert "(outside)" in out
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
