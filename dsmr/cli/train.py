@@ -370,11 +370,14 @@ def train(
 def _print_result(run: Run, out: Path) -> None:
     from dsmr.audience import Audience
     from dsmr.training import BEST, LAST
+    from dsmr.training.verdict import expect_noise
 
     audience = Audience(stdout)  # the terminal may be gone, and the exit code is still to tell why the run ended
     if run.best_ppl is not None:
         audience.print(f"{out / BEST}: validation PPL {run.best_ppl:.2f} at step {run.best_step:,}")
     audience.print(f"{out / LAST}: {run.step:,} steps, {run.tokens:,} tokens")
+    if (warning := expect_noise(run.counters())) is not None:
+        audience.print(f"{out / LAST}: {warning}")
 
 
 def _on_command_line(context: typer.Context, name: str) -> bool:

@@ -48,6 +48,7 @@ from dsmr.music.sound import write_wav
 from dsmr.plots import Curve, training_curve
 from dsmr.process import own_random_numbers
 from dsmr.training import BEST, METRICS_FILE, RunFolder, TrainingConfig, train
+from dsmr.training.verdict import expect_noise
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -189,6 +190,8 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         )
         with filled(folder / PROBES_FOLDER) as partial:
             figures.draw([probed], partial, "The model 'tiny' on the built-in pianist")
+    if console is not None and (warning := expect_noise(info.training)) is not None:
+        console.print(Text(f"warning: {warning}", "yellow"))
     with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing", "generating") as show:
         made = generate(
             model,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
+from dsmr.evaluation.baselines import Bigram
 from dsmr.evaluation.pieces import count_steps, evaluate_pieces
 from dsmr.fields import check_names, check_types, shown
 from dsmr.model.transformer import Transformer
@@ -54,8 +55,8 @@ class Run:
 
     `progress` is the fraction of the budget used up, `learning_rate` that of the last step. `training_seconds` leaves
     validation and saving out. `validations` is how many have been made or passed over, `validation_seconds` what they
-    took together and `last_validation_seconds` the last of them. PPL is exp of the validation loss; None before the
-    first validation.
+    took together and `last_validation_seconds` the last of them. PPL is exp of the validation loss, and `bigram_ppl` that
+    of a bigram model of the same training pieces on the same tokens; None before the first validation.
     `peak_memory` is in bytes: of the GPU, or else of the whole process (None where the system does not tell).
     `lengthened`: it was given another budget, which `progress` and `validations` do not follow yet.
     `interrupted`: the number of the signal that ended the run before its time.
@@ -73,6 +74,7 @@ class Run:
     last_ppl: float | None = None
     best_ppl: float | None = None
     best_step: int | None = None
+    bigram_ppl: float | None = None
     peak_memory: int | None = None
     lengthened: bool = False
     interrupted: int | None = None
@@ -264,6 +266,8 @@ class Trainer:
 
         None, and the validation is due as before, if `stopped`, asked after each segment, was true on any process.
         """
+        if self.run.bigram_ppl is None:
+            self.run.bigram_ppl = self._bigram_ppl()
         run, begun = self.run, time.monotonic()
 
         def heed(done: int, total: int) -> None:
@@ -296,6 +300,10 @@ class Trainer:
         run.validation_seconds += run.last_validation_seconds
         self.count_seconds()
         return nll
+
+    def _bigram_ppl(self) -> float:
+        bigram = Bigram.fit(self.store, self.store.indices("train"))
+        return bigram.evaluate(self.store, self._validation, max_tokens=self.config.validation_tokens).ppl
 
     def count_seconds(self) -> None:
         """Bring `run`'s clock and its peak memory up to date."""
