@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, train
+from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, share, train
 from dsmr.cli.terminal import Command, CommandError, Group, explained, stderr, stdout
 from dsmr.version import __version__
 
@@ -18,7 +18,7 @@ class InOrderOfUse(Group):
 
     def list_commands(self, ctx: object) -> list[str]:
         """Their names."""
-        return ["demo", "prepare", "train", "evaluate", "generate", "compare", "schedule", "doctor"]
+        return ["demo", "prepare", "train", "evaluate", "generate", "compare", "export", "push", "schedule", "doctor"]
 
 
 app = typer.Typer(
@@ -37,6 +37,8 @@ app.command("train", cls=Command, rich_help_panel=MUSIC)(train.train)
 app.command("evaluate", cls=Command, rich_help_panel=MUSIC)(evaluate.evaluate)
 app.command("generate", cls=Command, rich_help_panel=MUSIC)(generate.generate)
 app.command("compare", cls=Command, rich_help_panel=MUSIC)(compare.compare)
+app.command("export", cls=Command, rich_help_panel=MUSIC)(share.export)
+app.command("push", cls=Command, rich_help_panel=MUSIC)(share.push)
 app.command("demo", cls=Command, rich_help_panel=MUSIC)(demo.demo)
 app.command("schedule", cls=Command, rich_help_panel=TOOLS)(schedule.schedule)
 app.command("doctor", cls=Command, rich_help_panel=TOOLS)(doctor.doctor)

@@ -152,9 +152,9 @@ def generate(
     from dsmr.generation.decoding import Decoding
     from dsmr.generation.sampling import Sampling
     from dsmr.generation.takes import generate as make_takes
+    from dsmr.model.verdict import expect_noise
     from dsmr.music.midi import read_midi_with_tempo
     from dsmr.process import torch_threads
-    from dsmr.training.verdict import expect_noise
 
     if out.suffix.lower() not in (".mid", ".midi"):
         raise BadInput(f"--out: expected a name that ends in .mid, got {out}")

@@ -369,8 +369,8 @@ def train(
 
 def _print_result(run: Run, out: Path) -> None:
     from dsmr.audience import Audience
+    from dsmr.model.verdict import expect_noise
     from dsmr.training import BEST, LAST
-    from dsmr.training.verdict import expect_noise
 
     audience = Audience(stdout)  # the terminal may be gone, and the exit code is still to tell why the run ended
     if run.best_ppl is not None:

@@ -39,6 +39,7 @@ from dsmr.generation.takes import Take, generate
 from dsmr.model.checkpoint import load_checkpoint
 from dsmr.model.config import preset
 from dsmr.model.transformer import Transformer
+from dsmr.model.verdict import expect_noise
 from dsmr.music.analysis.comparison import compare_music
 from dsmr.music.analysis.panels import histogram_panels
 from dsmr.music.analysis.statistics import ESSENTIAL, Range, Statistics, compare_statistics, measure, usual
@@ -48,7 +49,6 @@ from dsmr.music.sound import write_wav
 from dsmr.plots import Curve, training_curve
 from dsmr.process import own_random_numbers
 from dsmr.training import BEST, METRICS_FILE, RunFolder, TrainingConfig, train
-from dsmr.training.verdict import expect_noise
 
 if TYPE_CHECKING:
     from rich.console import Console

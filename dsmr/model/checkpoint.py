@@ -181,6 +181,15 @@ def _find(source: str | os.PathLike[str]) -> Path:
     return file
 
 
+def stored_dtype(source: str | os.PathLike[str]) -> torch.dtype:
+    """The type of the weights in a checkpoint's file; raises as `load_checkpoint`."""
+    file = _find(source)
+    with open_tensors(file) as opened:
+        _check_weights(file, opened, _info(file, opened).config)
+        dtype: torch.dtype = getattr(torch, _DTYPES[opened.get_slice("embedding.weight").get_dtype()])
+    return dtype
+
+
 def find_checkpoint(source: str | os.PathLike[str]) -> Path:
     """The folder that `load_checkpoint` reads for `source`: the first of these that there is.
 
@@ -205,14 +214,22 @@ def find_checkpoint(source: str | os.PathLike[str]) -> Path:
 
 def _from_hub(repository: str) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except hub_errors() as error:
         raise FileNotFoundError(
             f"{repository}: no such folder here, and no repository that the Hugging Face Hub would give: {error}"
         ) from error
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where something is wrong with the hub or the way there: OSError, and all errors of
+    the HTTP library that it uses, which is another one in every version.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
 @contextmanager
