@@ -2,7 +2,7 @@
 
 from dsmr.sharing.card import About, model_card
 from dsmr.sharing.command import train_command
-from dsmr.sharing.export import CARD_FILE, WEIGHTS, Export, export
+from dsmr.sharing.exporting import CARD_FILE, WEIGHTS, Export, export
 from dsmr.sharing.hub import HubError, push
 from dsmr.sharing.measured import read_evaluation
 

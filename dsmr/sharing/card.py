@@ -16,6 +16,7 @@ from dsmr.model.transformer import Transformer
 from dsmr.process import own_random_numbers
 from dsmr.sharing.command import train_command
 from dsmr.sharing.measured import read_evaluation
+from dsmr.text import escaped
 from dsmr.training.config import TrainingConfig
 from dsmr.units import format_horizons, format_span
 
@@ -74,12 +75,12 @@ def model_card(model: Transformer, info: CheckpointInfo, about: About, unrounded
 def _sections(
     model: Transformer, info: CheckpointInfo, about: About, measured: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    trained, config = info.training, info.config
-    yield f"# {about.name}"
+    trained, config, name = info.training, info.config, escaped(about.name)
+    yield f"# {name}"
     yield "A Transformer that plays piano music of any length. Each of its layers has a memory of its own length."
-    play = ["dsmr", "generate", about.name, "--seconds", "60", "--out", "new.mid"]
+    play = ["dsmr", "generate", name, "--seconds", "60", "--out", "new.mid"]
     yield _code("sh", shlex.join(play))
-    load = f"from dsmr.model import load_checkpoint\n\nmodel, info = load_checkpoint({about.name!r})"
+    load = f"from dsmr.model import load_checkpoint\n\nmodel, info = load_checkpoint({name!r})"
     yield _code("python", load)
     yield "## Model"
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
@@ -131,12 +132,12 @@ def _measured(found: Mapping[str, Any], info: CheckpointInfo) -> Iterator[str]:
         scores.append(("a bigram model", found["bigram"]))
     rows = [(name, f"{each['ppl']:.2f}", _between(each["ppl_interval_95"], "{:.2f}")) for name, each in scores]
     yield _table(("", "perplexity", "interval"), rows)
-    for name, (title, difference) in _PROBES.items():
-        if name in found:
+    for probe, (title, difference) in _PROBES.items():
+        if probe in found:
             yield f"{title} (nats per token, {difference}; positive: memory helps)."
             yield _table(
                 ("return", "distance in tokens", "nats", "interval", "tokens", "pieces"),
-                [_row(kind, part) for kind, each in found[name]["kinds"].items() for part in each["by_distance"]],
+                [_row(kind, part) for kind, each in found[probe]["kinds"].items() for part in each["by_distance"]],
             )
 
 

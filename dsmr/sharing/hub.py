@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsmr.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, hub_errors, load_checkpoint
 from dsmr.sharing.card import About
-from dsmr.sharing.export import CARD_FILE, export
+from dsmr.sharing.exporting import CARD_FILE, export
 
 FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
 """All that is uploaded."""

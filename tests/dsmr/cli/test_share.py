@@ -155,6 +155,12 @@ class TestExport:
         assert "dsmr generate 'the [red] one' --seconds 60" in card
         assert "## Licence\n\nNot stated." in card
 
+    def test_any_name_can_be_exported_to(self, checkpoint: Path, tmp_path: Path) -> None:
+        odd = "中é[red] $x^{_ \x1b[31m\n" + os.fsdecode(b"\xff")
+        succeeds("export", checkpoint, "--out", tmp_path / odd, "--trained-on", odd)
+        card = (tmp_path / odd / "README.md").read_text(encoding="utf-8")
+        assert "# 中é[red] $x^{_ \\x1b[31m\\x0a\\xff\n" in card
+
 
 class TestPush:
     def test_what_is_pushed_comes_back_bit_for_bit(self, dsmr: Run, hub: Hub, checkpoint: Path, tmp_path: Path) -> None:

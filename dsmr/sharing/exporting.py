@@ -41,7 +41,7 @@ class Export:
             OSError: it cannot be written.
         """
         info = save_checkpoint(folder, self.model, self.training)
-        write_durably(Path(folder) / CARD_FILE, self.card.encode())
+        write_durably(Path(folder) / CARD_FILE, self.card.encode(errors="backslashreplace"))
         return info
 
 
