@@ -25,7 +25,8 @@ app = typer.Typer(
     name="dsmr",
     cls=InOrderOfUse,
     help="Piano music by a Transformer that reads whole pieces, with a memory horizon per layer.",
-    epilog="Start with **dsmr demo**, or with **dsmr prepare**, **train**, **evaluate**, **generate**, in this order.",
+    epilog="Start with **dsmr generate --out new.mid**, which needs nothing else; with **dsmr demo**; or with "
+    "**dsmr prepare**, **train**, **evaluate**, **generate**, in this order.",
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ def load(checkpoint: str | None, device: torch.device) -> tuple[Transformer, Che
     with reading_input():
         folder = shipped() if checkpoint is None else find_checkpoint(checkpoint)
         model, info = load_checkpoint(folder, device)
+    if os.environ.get("RANK", "0") != "0":  # several processes load the same
+        return model, info
     ours = next((name for name in NAMES if folder == shipped(name)), None)
     if ours is not None:
         stderr.print(f"model: {ours}, which ships with dsmr, from {folder}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dsmr.cli.models import WHERE, load
 from dsmr.cli.schedule import (
     SCHEDULE,
     SHAPING,
@@ -107,7 +108,7 @@ def train(
     ] = False,
     init_from: Annotated[
         str | None,
-        typer.Option(metavar="CHECKPOINT", help="Start from the model and the weights of this checkpoint."),
+        typer.Option(metavar="CHECKPOINT", help=f"Start from the model and the weights of this checkpoint. {WHERE}"),
     ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -422,12 +423,11 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
     """
     import torch
 
-    from dsmr.model.checkpoint import load_checkpoint
     from dsmr.model.transformer import Transformer
 
     if options["init_from"] is not None:
         _refuse(given, ("preset", *MODEL_SHAPE, *SIZES), "the model is that of --init-from")
-        return load_checkpoint(options["init_from"])[0]
+        return load(options["init_from"], torch.device("cpu"))[0]
     if began is not None and not given.keys() & {"preset", *MODEL_SHAPE, *SIZES}:
         return Transformer(began.config)
     if options["schedule"] is None:
