@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.model import load_checkpoint
-from dsmr.model.checkpoint import WEIGHTS_FILE, find_checkpoint, read_info
+from dsmr.model.checkpoint import WEIGHTS_FILE, digest_tensors, find_checkpoint, read_info
 from dsmr.model.verdict import expect_noise
 from dsmr.music.midi import read_midi
 from dsmr.pretrained import NAMES, shipped
@@ -114,6 +114,14 @@ def test_a_folder_of_its_name_wins_and_is_told(tmp_path: Path, monkeypatch: pyte
     assert f"model: pianist, which ships with dsmr, from {shipped()}\n" in said
     said = here("generate", "./pianist", "--tokens", 20, "--out", "c.mid")[1]
     assert "model:" not in said
+
+
+def test_training_can_begin_with_it(unheard: Path, tmp_path: Path) -> None:
+    arguments = ["--data", unheard, "--out", tmp_path / "run", "--lanes", 1, "--steps", 1, "--validations", 1]
+    said = here("train", "--init-from", "pianist", *arguments, "--validation-tokens", 500)[1]
+    assert f"model: pianist, which ships with dsmr, from {shipped()}\n" in said
+    model = load_checkpoint(shipped())[0]
+    assert read_info(tmp_path / "run" / "last").training["initial_weights"] == digest_tensors(model.state_dict())
 
 
 def test_doctor_shows_it() -> None:
