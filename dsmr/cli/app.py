@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, study, train
+from dsmr.cli import compare, demo, doctor, evaluate, generate, prepare, schedule, share, study, train
 from dsmr.cli.terminal import Command, CommandError, Group, explained, stderr, stdout
 from dsmr.version import __version__
 
@@ -18,14 +18,18 @@ class InOrderOfUse(Group):
 
     def list_commands(self, ctx: object) -> list[str]:
         """Their names."""
-        return ["demo", "prepare", "train", "evaluate", "generate", "compare", "study", "schedule", "doctor"]
+        return [
+            *("demo", "prepare", "train", "evaluate", "generate", "compare", "export", "push"),
+            *("study", "schedule", "doctor"),
+        ]
 
 
 app = typer.Typer(
     name="dsmr",
     cls=InOrderOfUse,
     help="Piano music by a Transformer that reads whole pieces, with a memory horizon per layer.",
-    epilog="Start with **dsmr demo**, or with **dsmr prepare**, **train**, **evaluate**, **generate**, in this order.",
+    epilog="Start with **dsmr generate --out new.mid**, which needs nothing else; with **dsmr demo**; or with "
+    "**dsmr prepare**, **train**, **evaluate**, **generate**, in this order.",
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
@@ -37,6 +41,8 @@ app.command("train", cls=Command, rich_help_panel=MUSIC)(train.train)
 app.command("evaluate", cls=Command, rich_help_panel=MUSIC)(evaluate.evaluate)
 app.command("generate", cls=Command, rich_help_panel=MUSIC)(generate.generate)
 app.command("compare", cls=Command, rich_help_panel=MUSIC)(compare.compare)
+app.command("export", cls=Command, rich_help_panel=MUSIC)(share.export)
+app.command("push", cls=Command, rich_help_panel=MUSIC)(share.push)
 app.command("demo", cls=Command, rich_help_panel=MUSIC)(demo.demo)
 app.command("study", cls=Command, rich_help_panel=TOOLS)(study.study)
 app.command("schedule", cls=Command, rich_help_panel=TOOLS)(schedule.schedule)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsmr.cli.terminal import JsonOption, print_json, stdout
+from dsmr.pretrained import NAMES, shipped
 from dsmr.process import DECIDES, SHORT_SPINS
 from dsmr.version import __version__
 
@@ -27,7 +28,7 @@ PACKAGES = {
     "mido": "writing MIDI",
     "safetensors": "checkpoints",
     "filelock": "train, demo: one writer a folder",
-    "huggingface_hub": "checkpoints from the hub",
+    "huggingface_hub": "checkpoints from and to the hub",
     "typer": "the commands",
     "rich": "the commands",
     "matplotlib": "pictures",
@@ -51,7 +52,8 @@ VARIABLES = {
     "LOCAL_WORLD_SIZE": "set by torchrun: how many of them are on this machine",
     "LOCAL_RANK": "set by torchrun: which of those this is, and so its GPU",
     "HF_HOME": "read by huggingface_hub: where downloaded checkpoints are kept",
-    "HF_HUB_OFFLINE": "read by huggingface_hub: 1 downloads nothing",
+    "HF_ENDPOINT": "read by huggingface_hub: another address than the hub's own",
+    "HF_HUB_OFFLINE": "read by huggingface_hub: 1 downloads nothing and uploads nothing",
 }
 
 WAITING = tuple(dict.fromkeys(name for ours, theirs in DECIDES.items() for name in (ours, *theirs)))
@@ -94,6 +96,7 @@ def examine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "packages": {name: _version(name) for name in PACKAGES},
         "native": _native(),
+        "models": {name: _model(name) for name in NAMES},
         "back_ends": _back_ends(devices),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
     }
@@ -115,6 +118,8 @@ def advise(found: dict[str, Any]) -> list[str]:
     threads, cores = found["cpu"]["threads"], found["cpu"]["cores"]
     if not found["gpus"] and cores and threads < cores // 2:
         advice.append(f"OMP_NUM_THREADS={cores} dsmr ...    for all cores: PyTorch uses {threads} of {cores} now")
+    if any(isinstance(model, dict) for model in found.get("models", {}).values()):
+        advice.append("dsmr generate --out new.mid    for a minute of music by the model that ships")
     return [
         *advice,
         "dsmr demo    for a page with music by a model that was trained here, in about five minutes",
@@ -172,6 +177,18 @@ def _library(load: Callable[[], NativeLibrary]) -> dict[str, Any] | str:
     }
 
 
+def _model(name: str) -> dict[str, Any] | str:
+    """A model that ships: where it is and what it is, by its own words; or why it cannot be used."""
+    from dsmr.model.checkpoint import read_info
+
+    folder = shipped(name)
+    try:
+        info = read_info(folder)
+    except (FileNotFoundError, ValueError) as reason:
+        return str(reason)
+    return {"folder": str(folder), "weights": info.digest, "horizons": list(info.config.schedule.horizons)}
+
+
 def _back_ends(devices: list[str]) -> dict[str, dict[str, str | None]]:
     """For each back end and device: None if a small call works, else why it does not."""
     from dsmr_kernels.backends import NAMES
@@ -219,6 +236,9 @@ def _print(found: dict[str, Any]) -> None:
         else:
             available = ", ".join(native["instruction_sets"])
             stdout.print(f"Native {name}: {native['in_use']} of {available}; built by {native['compiler']}")
+    for name, model in found["models"].items():
+        where = f"none ({model})" if isinstance(model, str) else model["folder"]
+        stdout.print(f"Model that ships, {name}: {where}")
     for gpu in found["gpus"]:
         stdout.print(
             f"GPU: {gpu['name']}, compute capability {gpu['compute_capability']}, "

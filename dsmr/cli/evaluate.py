@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dsmr.audience import Audience
+from dsmr.cli.models import WHERE, load
 from dsmr.cli.scores import print_probed
 from dsmr.cli.terminal import (
     BadInput,
@@ -37,7 +38,7 @@ PROBES = "Probes of memory"
 def evaluate(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT...", help="Folders of checkpoints, or owner/name on the Hugging Face Hub."),
+        typer.Argument(metavar="CHECKPOINT...", help=WHERE),
     ],
     data: Annotated[Path, typer.Option("--data", metavar="STORE", help="Token store with the pieces.")],
     split: Annotated[str, typer.Option(metavar="NAME", help="**train**, **validation** or **test**.")] = "test",
@@ -148,7 +149,6 @@ def evaluate(
     from dsmr.evaluation.models import Questions, check_baseline, differences, labels, probe, to_dict
     from dsmr.evaluation.probes.krcu import Resets
     from dsmr.evaluation.probes.truncation import Cuts
-    from dsmr.model.checkpoint import load_checkpoint
 
     if png is not None:
         check_file(png, force)
@@ -173,8 +173,7 @@ def evaluate(
     begun = time.monotonic()
     found = []
     for checkpoint, label in zip(checkpoints, names, strict=True):
-        with reading_input():
-            model, info = load_checkpoint(checkpoint, where)
+        model, info = load(checkpoint, where)
         with Audience(stderr, "scoring") as audience, reading_input():
             show = _showing(audience, label)
             found.append(

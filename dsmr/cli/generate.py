@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dsmr.audience import Audience
+from dsmr.cli.models import WHERE, load
 from dsmr.cli.terminal import (
     BadInput,
     CommandError,
@@ -34,9 +35,6 @@ MUSIC, SAMPLING, SPEED = "Music", "Sampling", "Speed"
 
 
 def generate(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint, or owner/name on the Hugging Face Hub.")
-    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -46,6 +44,10 @@ def generate(
             help="MIDI file to write; several takes become FILE-1.mid, FILE-2.mid ...",
         ),
     ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(metavar="CHECKPOINT", help=WHERE, show_default="the model that ships"),
+    ] = None,
     wav: Annotated[bool, typer.Option("--wav", help="Write FILE.wav, too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Draw a piano roll into FILE.png, too.")] = False,
     soundfont: Annotated[
@@ -145,13 +147,15 @@ def generate(
 ) -> None:
     """Make new piano music: a MIDI file, with sound and a picture if you like.
 
+    Without CHECKPOINT, the model that ships with dsmr plays; nothing has to be trained or downloaded.
+
     Memory stays constant, however long the music is. The seed and the number of a take decide what is played, however
-    many takes there are.
+    many takes there are. A warning tells if the model has learned too little to make more than noise.
     """
     from dsmr.generation.decoding import Decoding
     from dsmr.generation.sampling import Sampling
     from dsmr.generation.takes import generate as make_takes
-    from dsmr.model.checkpoint import load_checkpoint
+    from dsmr.model.verdict import expect_noise
     from dsmr.music.midi import read_midi_with_tempo
     from dsmr.music.soundfont import find_soundfont
     from dsmr.process import torch_threads
@@ -176,7 +180,10 @@ def generate(
     with reading_input():
         sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, storage)
         played, tempo = (None, None) if prompt is None else read_midi_with_tempo(prompt)
-        model, _ = load_checkpoint(checkpoint, where)
+    model, info = load(checkpoint, where)
+    if (warning := expect_noise(info.training)) is not None:
+        stderr.print(f"warning: {warning}", style="yellow", highlight=False)
+    with reading_input():
         choice = decoding.choose(model)
     stderr.print(f"steps by the {choice.engine} engine: {choice.reason}")
     if seconds is None and tokens is None:
@@ -211,7 +218,9 @@ def generate(
     _write(dict(zip(names, made, strict=True)), wanted, soundfont, tempo if include_prompt else None)
     if as_json:
         takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
-        print_json({"engine": choice.engine, "engine_reason": choice.reason, "takes": takes_made})
+        print_json(
+            {"engine": choice.engine, "engine_reason": choice.reason, "model_warning": warning, "takes": takes_made}
+        )
         return
     for name, take in zip(names, made, strict=True):
         stdout.print(

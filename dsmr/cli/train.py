@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dsmr.cli.models import WHERE, load
 from dsmr.cli.schedule import (
     SCHEDULE,
     SHAPING,
@@ -109,7 +110,7 @@ def train(
     ] = False,
     init_from: Annotated[
         str | None,
-        typer.Option(metavar="CHECKPOINT", help="Start from the model and the weights of this checkpoint."),
+        typer.Option(metavar="CHECKPOINT", help=f"Start from the model and the weights of this checkpoint. {WHERE}"),
     ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -384,12 +385,15 @@ def train(
 
 def _print_result(run: Run, out: Path) -> None:
     from dsmr.audience import Audience
+    from dsmr.model.verdict import expect_noise
     from dsmr.training import BEST, LAST
 
     audience = Audience(stdout)  # the terminal may be gone, and the exit code is still to tell why the run ended
     if run.best_ppl is not None:
         audience.print(f"{out / BEST}: validation PPL {run.best_ppl:.2f} at step {run.best_step:,}")
     audience.print(f"{out / LAST}: {run.step:,} steps, {run.tokens:,} tokens")
+    if (warning := expect_noise(run.counters())) is not None:
+        audience.print(f"{out / LAST}: {warning}")
 
 
 def _on_command_line(context: typer.Context, name: str) -> bool:
@@ -434,12 +438,11 @@ def _model(options: dict[str, Any], given: dict[str, Any], began: CheckpointInfo
     """
     import torch
 
-    from dsmr.model.checkpoint import load_checkpoint
     from dsmr.model.transformer import Transformer
 
     if options["init_from"] is not None:
         _refuse(given, ("preset", *MODEL_SHAPE, *SIZES), "the model is that of --init-from")
-        return load_checkpoint(options["init_from"])[0]
+        return load(options["init_from"], torch.device("cpu"))[0]
     if began is not None and not given.keys() & {"preset", *MODEL_SHAPE, *SIZES}:
         return Transformer(began.config)
     if options["schedule"] is None:

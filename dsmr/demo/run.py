@@ -40,6 +40,7 @@ from dsmr.generation.takes import Take, generate
 from dsmr.model.checkpoint import load_checkpoint
 from dsmr.model.config import preset
 from dsmr.model.transformer import Transformer
+from dsmr.model.verdict import expect_noise
 from dsmr.music.analysis.comparison import compare_music
 from dsmr.music.analysis.order import measure_order, usual_order
 from dsmr.music.analysis.panels import histogram_panels
@@ -191,6 +192,8 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         )
         with filled(folder / PROBES_FOLDER) as partial:
             figures.draw([probed], partial, "The model 'tiny' on the built-in pianist")
+    if console is not None and (warning := expect_noise(info.training)) is not None:
+        console.print(Text(f"warning: {warning}", "yellow"))
     with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing", "generating") as show:
         made = generate(
             model,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
+from dsmr.evaluation.pieces import Evaluation, choose_beginnings, evaluate_pieces
 from dsmr.generation.grammar import Grammar
 from dsmr.generation.sampling import Sampling
 from dsmr.model.transformer import Transformer
@@ -84,11 +84,12 @@ class Bigram:
             ids.append(token)
         return np.array(ids, np.uint16)
 
-    def evaluate(self, store: TokenStore, indices: Sequence[int]) -> Evaluation:
-        """Score the same tokens as `evaluate_pieces` does."""
-        pieces = [store.piece(index).astype(np.int64) for index in indices]
+    def evaluate(self, store: TokenStore, indices: Sequence[int], *, max_tokens: int | None = None) -> Evaluation:
+        """Score the same tokens as `evaluate_pieces` does with this `max_tokens`."""
+        chosen = choose_beginnings(store, indices, max_tokens)
+        pieces = [store.piece(index)[: count + 1].astype(np.int64) for index, count in chosen.items()]
         nll = tuple((-self.log_probability[ids[:-1], ids[1:]]).astype(np.float32) for ids in pieces)
-        return Evaluation(tuple(indices), nll)
+        return Evaluation(tuple(chosen), nll)
 
 
 @dataclass(frozen=True, eq=False)

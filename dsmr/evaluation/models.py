@@ -298,7 +298,7 @@ def labels(checkpoints: Sequence[str]) -> list[str]:
     ends = zip(*(reversed(parts[first:]) for parts in paths), strict=False)
     last = next((i for i, parts in enumerate(ends) if len(set(parts)) > 1), 0)
     names = [
-        "/".join(parts[first : len(parts) - last]) or checkpoint
+        str(PurePath(*kept)) if (kept := parts[first : len(parts) - last]) else checkpoint
         for parts, checkpoint in zip(paths, checkpoints, strict=True)
     ]
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]

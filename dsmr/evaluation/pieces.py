@@ -182,7 +182,7 @@ def evaluate_pieces(
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank: expected 0 to {world_size - 1} (world_size {world_size}), got {rank}")
-    pieces = _choose(store, indices, max_tokens)
+    pieces = choose_beginnings(store, indices, max_tokens)
     own = set(sorted(pieces, key=lambda index: -pieces[index])[rank::world_size])
     pieces = {index: count for index, count in pieces.items() if index in own}
     crops = [
@@ -199,12 +199,12 @@ def evaluate_pieces(
 
 def count_steps(store: TokenStore, indices: Sequence[int], max_tokens: int | None, lanes: int, segment: int) -> int:
     """How many times `evaluate_pieces` calls the model, at least, with one process."""
-    counts = _choose(store, indices, max_tokens).values()
+    counts = choose_beginnings(store, indices, max_tokens).values()
     return max(-(-max(counts) // segment), -(-sum(counts) // (min(lanes, len(counts)) * segment)))
 
 
-def _choose(store: TokenStore, indices: Sequence[int], max_tokens: int | None) -> dict[int, int]:
-    """Piece index to the number of its tokens to score, in the order of `indices`."""
+def choose_beginnings(store: TokenStore, indices: Sequence[int], max_tokens: int | None) -> dict[int, int]:
+    """Piece index to the number of its tokens that `evaluate_pieces` scores, in the order of `indices`."""
     if len(indices) == 0:
         raise ValueError("indices: expected at least one piece of the store, got none")
     for index in indices:

@@ -29,6 +29,7 @@ from dsmr.files import HALF_WRITTEN, write_durably
 from dsmr.model.config import ModelConfig
 from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import CODEC, VOCAB_SIZE
+from dsmr.pretrained import NAMES, shipped
 from dsmr.version import __version__
 
 FORMAT_VERSION = 1
@@ -128,11 +129,13 @@ def _check_own(folder: Path) -> None:
 def load_checkpoint(
     source: str | os.PathLike[str], device: torch.device | str = "cpu"
 ) -> tuple[Transformer, CheckpointInfo]:
-    """Read a model, in evaluation mode and of the type it was saved in, and what its checkpoint says of it.
+    """Read a model, in evaluation mode, and what its checkpoint says of it.
+
+    Weights of 16 bits become float32, in which the model computes and can be trained on; that changes no value, and
+    `model.bfloat16()` gives those of a bfloat16 file back. Others keep their type.
 
     Args:
-        source: a checkpoint's folder, or the id "owner/name" of a repository on the Hugging Face Hub. What exists on
-            disk is never looked for on the hub, and neither is `runs/best` where there is a folder `runs`.
+        source: a checkpoint's folder, or a name; see `find_checkpoint`.
         device: where the model is to live.
 
     Raises:
@@ -155,6 +158,8 @@ def load_checkpoint(
     with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
         model = Transformer(info.config)
     model.load_state_dict(weights, assign=True)
+    if model.embedding.weight.dtype.itemsize < torch.float32.itemsize:
+        model = model.float()
     return model.to(device).eval(), info
 
 
@@ -168,25 +173,63 @@ def read_info(source: str | os.PathLike[str]) -> CheckpointInfo:
 
 
 def _find(source: str | os.PathLike[str]) -> Path:
-    """The weights' file of a local checkpoint, or of one brought here from the hub."""
-    folder = Path(source)
-    if not folder.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source) and not folder.parent.is_dir():
-        folder = _from_hub(source)
+    """The weights' file of a checkpoint."""
+    folder = find_checkpoint(source)
     if not (file := folder / WEIGHTS_FILE).is_file():
-        raise FileNotFoundError(f"{folder}: expected a checkpoint, a folder with {WEIGHTS_FILE}; there is none")
+        also = f"; the model of this name that ships is in {shipped(name)}" if (name := str(folder)) in NAMES else ""
+        raise FileNotFoundError(f"{folder}: expected a checkpoint, a folder with {WEIGHTS_FILE}; there is none{also}")
     return file
+
+
+def stored_dtype(source: str | os.PathLike[str]) -> torch.dtype:
+    """The type of the weights in a checkpoint's file; raises as `load_checkpoint`."""
+    file = _find(source)
+    with open_tensors(file) as opened:
+        _check_weights(file, opened, _info(file, opened).config)
+        dtype: torch.dtype = getattr(torch, _DTYPES[opened.get_slice("embedding.weight").get_dtype()])
+    return dtype
+
+
+def find_checkpoint(source: str | os.PathLike[str]) -> Path:
+    """The folder that `load_checkpoint` reads for `source`: the first of these that there is.
+
+    1. What exists on disk under that path.
+    2. If `source` is a text in `dsmr.pretrained.NAMES`: the model of that name that ships. (`./pianist` is none.)
+    3. If it is a text "owner/name": the repository of that id on the Hugging Face Hub, brought here if it is not here
+       yet; but not `runs/best` where there is a folder `runs`.
+    4. The path, where there is nothing.
+
+    Raises:
+        FileNotFoundError: the hub has no such repository, or cannot be asked.
+    """
+    folder = Path(source)
+    if folder.exists() or not isinstance(source, str):
+        return folder
+    if source in NAMES:
+        return shipped(source)
+    if _HUB_ID.fullmatch(source) and not folder.parent.is_dir():
+        return _from_hub(source)
+    return folder
 
 
 def _from_hub(repository: str) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except hub_errors() as error:
         raise FileNotFoundError(
             f"{repository}: no such folder here, and no repository that the Hugging Face Hub would give: {error}"
         ) from error
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where something is wrong with the hub or the way there: OSError, and all errors of
+    the HTTP library that it uses, which is another one in every version.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
 @contextmanager

@@ -166,7 +166,7 @@ class RunFolder:
             raise
 
     def _write(self, folder: Path, model: Transformer, state: TrainingState) -> None:
-        known = {name: state.document[name] for name in ("store", "config")}
+        known = {name: state.document[name] for name in ("store", "config", "initial_weights")}
         info = save_checkpoint(folder, model, {**state.document["run"], **known})
         save_state(folder, TrainingState({**state.document, "weights": info.digest}, state.tensors))
 

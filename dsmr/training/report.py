@@ -237,7 +237,8 @@ def describe_result(run: Run, stream: LaneStream, out: Path) -> str:
     if run.peak_memory is not None:
         lines.append(f"peak memory: {format_bytes(run.peak_memory)}")
     if run.best_ppl is not None and run.last_ppl is not None:
-        lines.append(f"validation PPL {run.last_ppl:.2f}; best {run.best_ppl:.2f} at step {run.best_step:,}")
+        bigram = "" if run.bigram_ppl is None else f"; a bigram's {run.bigram_ppl:.2f}"
+        lines.append(f"validation PPL {run.last_ppl:.2f}; best {run.best_ppl:.2f} at step {run.best_step:,}{bigram}")
     if run.interrupted:
         lines.append(f"interrupted; the run as it is now lies in {out / LAST}, and --resume goes on with it")
     return "\n".join(lines)

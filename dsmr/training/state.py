@@ -7,6 +7,7 @@ its lanes. The document:
 
 - `run`: the counters, `Run.counters()`; the same on all ranks.
 - `config`: `TrainingConfig`, whose `lanes` are those of all ranks; `store`: the digest of the token store.
+- `initial_weights`: the digest of the weights before the first step; null: an older version did not tell.
 - `stream`: `LaneStream.state_dict()`: its `lanes` are a list in the order of global lanes.
 - `ground`: what its bits depend on beside all this, see `describe_ground`; a resume compares it with its own.
 - `losses`: of the last steps, for `LossWatch`; `report`: where the measurements stand, see `Report.state_dict`.

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from dsmr.corpus.store import TokenStore
 from dsmr.corpus.stream import Batch, LaneStream
+from dsmr.evaluation.baselines import Bigram
 from dsmr.evaluation.pieces import count_steps, evaluate_pieces
 from dsmr.fields import check_names, check_types, shown
+from dsmr.model.checkpoint import digest_tensors
 from dsmr.model.transformer import Transformer
 from dsmr.music.augment import Augmentation
 from dsmr.training.config import TrainingConfig
@@ -54,8 +56,8 @@ class Run:
 
     `progress` is the fraction of the budget used up, `learning_rate` that of the last step. `training_seconds` leaves
     validation and saving out. `validations` is how many have been made or passed over, `validation_seconds` what they
-    took together and `last_validation_seconds` the last of them. PPL is exp of the validation loss; None before the
-    first validation.
+    took together and `last_validation_seconds` the last of them. PPL is exp of the validation loss, and `bigram_ppl`
+    that of a bigram model of the training pieces on the same tokens; None before the first validation.
     `peak_memory` is in bytes: of the GPU, or else of the whole process (None where the system does not tell).
     `lengthened`: it was given another budget, which `progress` and `validations` do not follow yet.
     `interrupted`: the number of the signal that ended the run before its time.
@@ -73,6 +75,7 @@ class Run:
     last_ppl: float | None = None
     best_ppl: float | None = None
     best_step: int | None = None
+    bigram_ppl: float | None = None
     peak_memory: int | None = None
     lengthened: bool = False
     interrupted: int | None = None
@@ -191,6 +194,8 @@ class Trainer:
             world_size=self.world.size,
             transform=Augmentation(config.semitones, config.tempo, config.seed),
         )
+        self.initial_weights: str | None = digest_tensors({n: t.cpu() for n, t in model.state_dict().items()})
+        """The digest of the weights with which the run began; None: the state that it goes on from does not tell."""
         self._net = parallelise(model, self.world, shard=shard)
         self.optimizer = make_optimizer(model, config)
         self._token_nll = compiled_token_nll() if config.compile else eager_token_nll
@@ -264,6 +269,8 @@ class Trainer:
 
         None, and the validation is due as before, if `stopped`, asked after each segment, was true on any process.
         """
+        if self.run.bigram_ppl is None:
+            self.run.bigram_ppl = self._bigram_ppl()
         run, begun = self.run, time.monotonic()
 
         def heed(done: int, total: int) -> None:
@@ -297,6 +304,10 @@ class Trainer:
         self.count_seconds()
         return nll
 
+    def _bigram_ppl(self) -> float:
+        bigram = Bigram.fit(self.store, self.store.indices("train"))
+        return bigram.evaluate(self.store, self._validation, max_tokens=self.config.validation_tokens).ppl
+
     def count_seconds(self) -> None:
         """Bring `run`'s clock and its peak memory up to date."""
         self.run.seconds, self.run.peak_memory = time.monotonic() - self._begun, peak_memory(self.device)
@@ -311,6 +322,7 @@ class Trainer:
             "run": self.run.counters(),
             "store": self.store.digest,
             "config": asdict(self.config),
+            "initial_weights": self.initial_weights,
             "ground": describe_ground(self.device, self.world.size),
             "stream": {**streams[0], "lanes": [lane for stream in streams for lane in stream["lanes"]]},
             "losses": list(self.watch.losses),
@@ -335,12 +347,15 @@ class Trainer:
             )
         if not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
             raise ValueError(f"losses: expected finite numbers, got {shown(losses)}")
+        initial_weights = state.document.get("initial_weights")
+        if not isinstance(initial_weights, str | None):
+            raise ValueError(f"initial_weights: expected a digest, got {shown(initial_weights)}")
         began_on = None if (found := state.document.get("ground")) is None else check_ground(found)
         self.stream.load_state_dict(state.document["stream"], positions)
         load_memory(self.memory, state.tensors, self.world.rank * self.memory.lanes)
         load_optimizer(self.model, self.optimizer, state.tensors, run.step)
         self.watch.losses.extend(losses)
-        self.run, self.began_on = run, began_on
+        self.run, self.began_on, self.initial_weights = run, began_on, initial_weights
         self._can_afford_validation = self._affordable(run.progress, run.training_seconds)
         self._begun = time.monotonic() - self.run.seconds
 

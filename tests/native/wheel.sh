@@ -16,6 +16,8 @@ libraries = sorted(name for name in names if name.endswith((".so", ".dylib")))
 assert [name.rpartition(".")[0] for name in libraries] == ["dsmr/model/native/libdsmr_native", "dsmr_kernels/backends/cpu/libdsmr_kernels"], libraries
 assert not [name for name in names if "/src/" in name], "sources in the wheel"
 assert "dsmr/demo/page.html" in names, "no template of the demonstration's page"
+for name in ("model.safetensors", "config.json", "README.md"):
+    assert f"dsmr/pretrained/pianist/{name}" in names, f"no {name} of the model that ships"
 PYTHON
 
 python -m pip install --disable-pip-version-check --no-deps --quiet --target "$folder/packages" "$wheel"
@@ -31,6 +33,9 @@ exact = dsmr_kernels.recurrent_attention(q, k, v, stack[0], impl="eager")
 torch.testing.assert_close(dsmr_kernels.recurrent_attention(q, k, v, stack[0], impl="cpu"), exact)
 print("the wheel's kernels work with Python", sys.version.split()[0])
 PYTHON
+(cd "$folder/packages" && HF_HUB_OFFLINE=1 PYTHONPATH=".:$site" python -S -m dsmr generate --seconds 20 --out "$folder/new.mid" --force)
+test -s "$folder/new.mid"
+echo "the wheel's model plays"
 
 # The path of a Python of another version than this one's.
 other_python() {

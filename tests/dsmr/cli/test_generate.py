@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsmr.model import native
+from dsmr.model import load_checkpoint, native, save_checkpoint
+from dsmr.model.checkpoint import read_info
 from dsmr.music.midi import read_midi, read_midi_with_tempo, write_midi
 from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
 from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance, encode, fold_pedal
@@ -52,6 +53,32 @@ def test_says_what_makes_the_steps(checkpoint: Path, tmp_path: Path) -> None:
         assert "weights in float32" in found["engine_reason"]
         narrow = json.loads(succeeds(*arguments, "--weights", "int8", "--storage", "bf16"))
         assert "weights in int8" in narrow["engine_reason"]
+
+
+def test_warns_of_a_model_that_has_learned_too_little(
+    trained: tuple[Path, str], checkpoint: Path, tmp_path: Path
+) -> None:
+    arguments = ["--tokens", 20, "--out", tmp_path / "piece.mid", "--force"]
+    training = read_info(checkpoint).training
+    ppl, bigram = training["last_ppl"], training["bigram_ppl"]
+    warning = (
+        f"this model predicts worse than a bigram (PPL {ppl:.2f} against {bigram:.2f}): expect noise; train it longer"
+    )
+    assert ppl > bigram  # after four steps
+    assert f"warning: {warning}\n" in here("generate", checkpoint, *arguments)[1]
+    assert json.loads(succeeds("generate", checkpoint, *arguments, "--json"))["model_warning"] == warning
+    assert trained[1].endswith(f"{checkpoint}: {warning}\n")
+
+    model, _ = load_checkpoint(checkpoint)
+    for name, known, expected in (
+        ("untrained", {"step": 0}, "this model has not been trained: expect noise"),
+        ("better", {**training, "last_ppl": bigram / 2}, None),
+        ("older", {name: value for name, value in training.items() if name != "bigram_ppl"}, None),
+    ):
+        save_checkpoint(tmp_path / name, model, known)
+        out, said = here("generate", tmp_path / name, *arguments, "--json")
+        assert json.loads(out)["model_warning"] == expected
+        assert ("warning:" in said) == (expected is not None)
 
 
 def test_continues_a_prompt(checkpoint: Path, music: Path, tmp_path: Path) -> None:

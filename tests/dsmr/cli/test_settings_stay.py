@@ -88,6 +88,7 @@ COMMANDS: dict[str, list[object]] = {
     "generate, natively": [*MUSIC, "--wav", "--png"],
     "generate, by PyTorch": [*MUSIC, "--engine", "python"],
     "compare": ["compare", "MIDI", "--data", "STORE", "--png", "OUT.png"],
+    "export": ["export", "CHECKPOINT", "--out", "OUT", "--weights", "bf16"],
     "schedule": ["schedule", "uniform", "--layers", 2, "--budget", 64],
     "doctor": ["doctor"],
 }

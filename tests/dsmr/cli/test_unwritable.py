@@ -26,6 +26,7 @@ WRITERS: dict[str, Callable[[Path], Arguments]] = {
     "generate": lambda path: ["generate", "MODEL", "--tokens", 40, "--out", path / "x.mid"],
     "evaluate --png": lambda path: ["evaluate", "MODEL", "--data", "STORE", "--png", path / "x.png"],
     "evaluate --out": lambda path: ["evaluate", "MODEL", "--data", "STORE", "--out", path / "x"],
+    "export": lambda path: ["export", "MODEL", "--out", path / "x"],
     "compare": lambda path: ["compare", "MUSIC/piece 0.mid", "--data", "STORE", "--png", path / "x.png"],
     "schedule": lambda path: ["schedule", "uniform", "--png", path / "x.png"],
     "demo": lambda path: ["demo", "--quick", "--out", path / "x"],
@@ -57,6 +58,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         "dsmr.corpus.prepare.prepare_pianist",
         "dsmr.generation.takes.generate",
         "dsmr.evaluation.models.probe",
+        "dsmr.sharing.export",
         "dsmr.music.analysis.comparison.compare_music",
         "dsmr.demo.run.train",
     ):
@@ -116,7 +118,7 @@ def test_missing_folders_are_made(writer: str, command: Callable[[str, Path], Ar
     assert Path(str(arguments[-1])).exists()
 
 
-@pytest.mark.parametrize("writer", [name for name in WRITERS if name not in ("demo", "evaluate --out")])
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name not in ("demo", "evaluate --out", "export")])
 def test_full_disk_leaves_what_was_there(
     writer: str,
     command: Callable[[str, Path], Arguments],
@@ -130,6 +132,19 @@ def test_full_disk_leaves_what_was_there(
     assert error.splitlines()[-1] == f"dsmr: {path}: cannot be written: File too large"
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_leaves_a_checkpoint_that_was_there(
+    command: Callable[[str, Path], Arguments], trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    arguments = command("export", tmp_path)
+    here(*arguments)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()}
+    other = ["export", trained[0] / "checkpoints" / "step-0000002", *arguments[2:], "--force"]
+    with files_of_at_most(16):
+        error = fails(*other, exits=1)
+    assert error == f"dsmr: {tmp_path / 'x'}: cannot be written: File too large\n"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == before
 
 
 def test_full_disk_costs_neither_the_other_files_nor_the_report(

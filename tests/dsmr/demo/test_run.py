@@ -9,10 +9,12 @@ import re
 import shutil
 from dataclasses import replace
 from html import escape, unescape
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from dsmr.claim import DROPPINGS, OccupiedError, claimed
 from dsmr.cli import app
@@ -26,7 +28,8 @@ from dsmr.evaluation.models import Probed, Span
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.krcu import Resets
 from dsmr.files import IN_USE
-from dsmr.model.checkpoint import load_checkpoint
+from dsmr.model.checkpoint import load_checkpoint, read_info
+from dsmr.model.verdict import expect_noise
 from dsmr.music.analysis.comparison import NUMBERS, Compared, Group, Reference
 from dsmr.music.analysis.histograms import Profile
 from dsmr.music.analysis.order import FEWEST_PIECES, OrderNumber, OrderVerdict, UsualOrder
@@ -46,9 +49,21 @@ TINY = replace(
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def told() -> StringIO:
+    """What it says while it runs."""
+    return StringIO()
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, told: StringIO) -> tuple[Path, Outcome]:
     folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, run_demo(folder, TINY)
+    return folder, run_demo(folder, TINY, console=Console(file=told, width=200))
+
+
+def test_warns_of_a_model_that_has_learned_too_little(ran: tuple[Path, Outcome], told: StringIO) -> None:
+    warning = expect_noise(read_info(ran[0] / "run" / "best").training)
+    assert warning is not None  # after so few steps
+    assert f"warning: {warning}\n" in told.getvalue()
 
 
 def test_leaves_what_it_lists(ran: tuple[Path, Outcome]) -> None:

@@ -166,6 +166,8 @@ def test_schedules_that_differ_only_in_their_order_look_different(
         (["a", "a/b"], ["a", "a/b"]),
         (["x/a/1", "x/b/2"], ["a/1", "b/2"]),
         (["owner/one", "owner/two"], ["one", "two"]),
+        (["pianist", "runs/a/best"], ["pianist", "runs/a/best"]),
+        (["pianist", "/runs/a/best"], ["pianist", "/runs/a/best"]),
     ],
     ids=lambda x: "-".join(x).replace("/", "."),
 )

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from dsmr.corpus.store import StoreWriter, TokenStore
 from dsmr.evaluation.baselines import Bigram
 from dsmr.evaluation.bootstrap import compare_bins
-from dsmr.evaluation.pieces import BEGINNING, Evaluation, PositionBin, _choose, count_steps, evaluate_pieces
+from dsmr.evaluation.pieces import BEGINNING, Evaluation, PositionBin, choose_beginnings, count_steps, evaluate_pieces
 from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import Transformer
@@ -120,7 +120,7 @@ def test_max_tokens_scores_the_same_part_of_the_same_pieces_in_each_call(store: 
 @given(lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=60), limit=st.integers(1, 100_000))
 def test_max_tokens_takes_the_beginnings_of_as_many_pieces_as_make_sense(lengths: list[int], limit: int) -> None:
     store = SimpleNamespace(pieces=[SimpleNamespace(length=length + 1) for length in lengths])
-    chosen = _choose(store, range(len(lengths)), limit)
+    chosen = choose_beginnings(store, range(len(lengths)), limit)
     assert sum(chosen.values()) == min(limit, sum(lengths))
     assert list(chosen) == sorted(chosen)
     cut = [count for index, count in chosen.items() if count < lengths[index]]
@@ -147,7 +147,7 @@ def test_the_default_of_training_validates_on_all_of_22_pieces_and_on_beginnings
     limit = TrainingConfig(steps=1).validation_tokens
     for pieces, expected in ((22, 22), (137, 32)):
         store = SimpleNamespace(pieces=[SimpleNamespace(length=5001)] * pieces)
-        assert len(_choose(store, range(pieces), limit)) == expected
+        assert len(choose_beginnings(store, range(pieces), limit)) == expected
 
 
 @pytest.mark.parametrize(("max_tokens", "sizes"), [(None, [2, 2, 1]), (60, [1, 1, 0])], ids=["all", "some"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dsmr.model.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     CheckpointError,
+    find_checkpoint,
     load_checkpoint,
     read_info,
     save_checkpoint,
@@ -25,6 +27,7 @@ from dsmr.model.config import ModelConfig
 from dsmr.model.schedules import Schedule, make_schedule
 from dsmr.model.transformer import Transformer
 from dsmr.music.tokens import CODEC, VOCAB_SIZE
+from dsmr.pretrained import shipped
 from dsmr.version import __version__
 from dsmr_kernels import Retention
 
@@ -60,15 +63,32 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
     save_file(weights, file, {"dsmr": json.dumps(document)})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("position", ["sinusoidal", "rotary"])
-def test_loaded_model_computes_the_same_bit_for_bit(tmp_path: Path, position: str, dtype: torch.dtype) -> None:
-    model = small(position=position).to(dtype)
+def test_loaded_model_computes_the_same_bit_for_bit(tmp_path: Path, position: str) -> None:
+    model = small(position=position)
     save_checkpoint(tmp_path, model)
     loaded, _ = load_checkpoint(tmp_path)
     assert loaded.config == model.config
-    assert loaded.embedding.weight.dtype == dtype
     assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_weights_of_16_bits_are_loaded_exactly_and_computed_with_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = small(key_shift=(1,)).to(dtype)
+    info = save_checkpoint(tmp_path, model)
+    assert {tensor.dtype for tensor in load_file(tmp_path / WEIGHTS_FILE).values()} == {dtype}
+    loaded, read = load_checkpoint(tmp_path)
+    assert read == info
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert loaded.new_state(1)[0].k.dtype == torch.float32
+    rounded = copy.deepcopy(model).float()
+    assert torch.equal(logits(loaded), logits(rounded))
+    assert torch.equal(logits(loaded.to(dtype)), logits(model))
+
+
+def test_float64_stays_float64(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, small().double())
+    assert load_checkpoint(tmp_path)[0].embedding.weight.dtype == torch.float64
 
 
 def test_loaded_model_can_be_trained_on(folder: Path) -> None:
@@ -332,6 +352,19 @@ def test_hub_that_has_nothing_or_is_out_of_reach(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"someone/a-model: no such folder here.*no connection"):
         load_checkpoint("someone/a-model")
+
+
+def test_names_of_models_that_ship(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint("pianist") == shipped()
+    assert find_checkpoint(Path("pianist")) == Path("pianist")
+    assert find_checkpoint("./pianist") == Path("pianist")
+    folder.rename("pianist")  # what exists wins
+    assert find_checkpoint("pianist") == Path("pianist")
+    assert read_info("pianist").training == {"step": 7}
+    Path("pianist", WEIGHTS_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^pianist: expected a checkpoint.*that ships is in {shipped()}$"):
+        load_checkpoint("pianist")
 
 
 def test_paths_are_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

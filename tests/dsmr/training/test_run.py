@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from dsmr.corpus.store import TokenStore
-from dsmr.evaluation.pieces import Evaluation
-from dsmr.model.checkpoint import load_checkpoint, read_info
+from dsmr.evaluation.baselines import Bigram
+from dsmr.evaluation.pieces import Evaluation, evaluate_pieces
+from dsmr.model.checkpoint import digest_tensors, load_checkpoint, read_info
 from dsmr.training import Run, train, trainer
 from tests.dsmr.training.small import SEGMENT, config, cycles, from_training_call, model, rows, write_store
 
@@ -73,6 +74,21 @@ def test_best_and_last_checkpoints(store: TokenStore, tmp_path: Path, monkeypatc
     assert last["config"]["lanes"] == 2
     loaded = load_checkpoint(tmp_path / "last")[0]
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("limit", [30, None])
+def test_the_bigram_beside_it_is_scored_on_the_same_tokens(
+    store: TokenStore, tmp_path: Path, limit: int | None
+) -> None:
+    run = train(model(), store, config(validation_tokens=limit, validations=1), tmp_path)
+    validation = store.indices("validation")
+    scored = evaluate_pieces(model(), store, validation, max_tokens=limit)
+    bigram = Bigram.fit(store, store.indices("train")).evaluate(store, validation, max_tokens=limit)
+    assert bigram.pieces == scored.pieces
+    assert bigram.piece_tokens.tolist() == scored.piece_tokens.tolist()
+    assert run.bigram_ppl == bigram.ppl
+    assert read_info(tmp_path / "best").training["bigram_ppl"] == bigram.ppl
+    assert read_info(tmp_path / "best").training["initial_weights"] == digest_tensors(model().state_dict())
 
 
 def test_another_run_is_not_written_over(store: TokenStore, tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def test_fields_that_an_older_version_lacked_have_their_defaults(
     def older(document: dict[str, Any], _: dict[str, Tensor]) -> None:
         for name in ("clip", "weight_decay"):
             del document["config"][name]
+        del document["initial_weights"], document["run"]["bigram_ppl"]
 
     rewrite(run, older)
     file = RunFolder(run).newest() / WEIGHTS_FILE
@@ -198,6 +199,9 @@ def test_fields_that_an_older_version_lacked_have_their_defaults(
     save_file(load_file(file), file, {"dsmr": json.dumps(document)})
     go_on(run, store)
     assert outcome(run) == outcome(undisturbed)
+    training, whole = (read_info(each / "last").training for each in (run, undisturbed))
+    assert training["bigram_ppl"] == whole["bigram_ppl"]
+    assert training["initial_weights"] is None
 
 
 # The folder

@@ -62,6 +62,7 @@ UNFIT = [
     "no-rows", "half-a-row", "report", "begun", "positions", "offset", "epoch", "place", "lanes", "no-stream",
     "no-optimizer", "optimizer-step", "negative", "nan", "inf", "dtype", "losses", "stream", "optimizer",
     "too-much", "memory", "geometry", "ground", "ground-threads", "ground-type", "version", "version-type",
+    "initial-weights",
 ]
 
 
@@ -114,6 +115,7 @@ UNFIT = [
         (lambda d, t: d["ground"].update(torch=[1]), "ground: expected texts and whole numbers by name"),
         (lambda d, t: d.update(format_version=2), "expected version 1 of a training's state, got 2"),
         (lambda d, t: d.update(format_version=True), "expected version 1 of a training's state, got True"),
+        (lambda d, t: d.update(initial_weights=5), "initial_weights: expected a digest, got 5"),
     ],
     ids=UNFIT,
 )
