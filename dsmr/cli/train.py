@@ -214,7 +214,7 @@ def train(
             help="Batch size: pieces read side by side, over all processes.",
             rich_help_panel=OPTIMISATION,
         ),
-    ] = 4,
+    ] = 8,
     accumulate: Annotated[
         int,
         typer.Option(
@@ -224,12 +224,16 @@ def train(
     optimizer: Annotated[
         Literal["adamw", "muon"],
         typer.Option(
-            help="**muon** learns more per token, at about 5 times the learning rate.", rich_help_panel=OPTIMISATION
+            help="**muon** learns far more per token than **adamw**, which shards (--fsdp).",
+            rich_help_panel=OPTIMISATION,
         ),
-    ] = "adamw",
+    ] = "muon",
     learning_rate: Annotated[
-        float, typer.Option(metavar="X", help="Peak learning rate.", rich_help_panel=OPTIMISATION)
-    ] = 1e-3,
+        float,
+        typer.Option(
+            metavar="X", help="Peak learning rate; **adamw** wants a third or less.", rich_help_panel=OPTIMISATION
+        ),
+    ] = 1e-2,
     min_learning_rate: Annotated[
         float,
         typer.Option(metavar="X", help="Learning rate at the end of the cosine decay.", rich_help_panel=OPTIMISATION),

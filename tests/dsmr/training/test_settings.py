@@ -157,7 +157,7 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
         ({"tempo": math.inf}, "tempo: expected a finite number of at least 0, got inf"),
         ({"learning_rate": math.nan}, "learning_rate: expected a finite number above 0, got nan"),
         ({"optimizer": "sgd"}, "optimizer: expected 'adamw' or 'muon', got 'sgd'"),
-        ({"min_learning_rate": 0.1}, "min_learning_rate: expected 0 to learning_rate=0.001, got 0.1"),
+        ({"min_learning_rate": 0.1}, "min_learning_rate: expected 0 to learning_rate=0.01, got 0.1"),
         ({"warmup": 1.0}, "warmup: expected a fraction of the budget below 1, got 1.0"),
         ({"validation_tokens": 0}, "validation_tokens"),
         ({"autocast": "bf16"}, "autocast: expected True, False or 'auto', got 'bf16'"),
