@@ -48,6 +48,9 @@ def generate(
     ],
     wav: Annotated[bool, typer.Option("--wav", help="Write FILE.wav, too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Draw a piano roll into FILE.png, too.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write FILE.html, too: a page that shows and plays all takes, by itself.")
+    ] = False,
     soundfont: Annotated[
         Path | None,
         typer.Option(metavar="FILE.sf2", help="Write FILE.wav, played by FluidSynth with this SoundFont."),
@@ -163,6 +166,9 @@ def generate(
     for name in names:
         for path in (name, *(name.with_suffix(suffix) for suffix in wanted)):
             check_file(path, force)
+    page = out.with_suffix(".html") if html else None
+    if page is not None:
+        check_file(page, force)
     where = choose_device(device)
     with reading_input():
         sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, storage)
@@ -199,7 +205,10 @@ def generate(
             include_prompt=include_prompt,
             progress=show,
         )
-    _write(dict(zip(names, made, strict=True)), wanted, soundfont, tempo if include_prompt else None)
+    named = dict(zip(names, made, strict=True))
+    _write(named, wanted, soundfont, tempo if include_prompt else None)
+    if page is not None:
+        _write_page(named, page)
     if as_json:
         takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
         print_json({"engine": choice.engine, "engine_reason": choice.reason, "takes": takes_made})
@@ -232,6 +241,26 @@ def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None
         if ".png" in others:
             with writing(name.with_suffix(".png")) as file:
                 piano_roll(take.performance, file, name.stem)
+
+
+def _write_page(takes: Mapping[Path, Take], page: Path) -> None:
+    """Write the page of all takes, whose MIDI files are there."""
+    from dsmr.music.player.page import Playable, write_page
+
+    shown = [
+        Playable(
+            name=name.stem,
+            performance=take.performance,
+            seconds=take.prompt_seconds + take.seconds,
+            midi=name.read_bytes(),
+            file=name.name,
+            prompt_seconds=take.prompt_seconds,
+            about=f"{take.prompt_seconds:.0f} s of them the prompt" if take.prompt_seconds else "",
+        )
+        for name, take in takes.items()
+    ]
+    with writing(page) as file:
+        write_page(file, shown, title=page.stem)
 
 
 def _to_dict(name: Path, take: Take) -> dict[str, Any]:
