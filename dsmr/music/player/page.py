@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmr.music.analysis.similarity import repeated
+from dsmr.music.analysis.repetition import repeated
 from dsmr.music.tokens import STEP_SECONDS, Performance, encode, fold_pedal
 from dsmr.text import escaped
 from dsmr.units import format_clock
@@ -56,6 +56,10 @@ HOW_TO_PLAY = (
 )
 WHAT_RETURNS = "The line below the notes marks what was played before, in whatever key and tempo."
 WHAT_IS_PALE = "The paler notes are the prompt."
+ICONS = (
+    '<svg class="start" viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1.5v13l11-6.5z"/></svg>'
+    '<svg class="pause" viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1.5h3.6v13H3zM9.4 1.5H13v13H9.4z"/></svg>'
+)
 
 
 class _Template(string.Template):
@@ -96,6 +100,7 @@ def write_page(
         style=_resource("page.css") + style,
         lead=paragraphs(lead, "lead") + paragraphs(warnings, "warning"),
         caption=" ".join(caption),
+        icons=ICONS,
         takes=_list(takes),
         sections=sections,
         footer=paragraphs(footer, ""),
@@ -150,9 +155,7 @@ def _item(take: Playable) -> str:
     link = f"data:audio/midi;base64,{base64.b64encode(take.midi).decode()}"
     about = " · ".join(filter(None, [format_clock(take.seconds), take.about]))
     return (
-        f'<li><button type="button" data-name="{name}" aria-pressed="false" aria-label="Play {name}">'
-        '<svg class="start" viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1.5v13l11-6.5z"/></svg>'
-        '<svg class="pause" viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1.5h3.6v13H3zM9.4 1.5H13v13H9.4z"/></svg>'
-        f"</button><div>{name}<small>{as_html(about)}</small></div>"
+        f'<li><button type="button" data-name="{name}" aria-pressed="false" aria-label="Play {name}">{ICONS}</button>'
+        f"<div>{name}<small>{as_html(about)}</small></div>"
         f'<a href="{link}" download="{file}" aria-label="{name} as a MIDI file">MIDI</a></li>'
     )
