@@ -5,7 +5,6 @@ Needs the extra ``music``, and a soundfont pyfluidsynth and the FluidSynth libra
 
 from __future__ import annotations
 
-import io
 import os
 import wave
 from pathlib import Path
@@ -54,23 +53,6 @@ def write_wav(
         for start in range(0, len(samples), SAMPLE_RATE):  # second by second, so that no second copy is made
             block = samples[start : start + SAMPLE_RATE] * gain
             file.writeframesraw(np.rint(block).astype("<i2").tobytes())
-
-
-def half_rate(sound: Path) -> bytes:
-    """A WAV file that `write_wav` wrote at half its rate, as the bytes of a WAV file.
-
-    The sound's spectrum is cut where the lower rate ends; the whole file is held in memory.
-    """
-    with wave.open(str(sound), "rb") as source:
-        rate, samples = source.getframerate(), np.frombuffer(source.readframes(source.getnframes()), "<i2")
-    samples = np.append(samples, np.zeros(len(samples) % 2, samples.dtype))
-    half = len(samples) // 2
-    kept = np.fft.irfft(np.fft.rfft(samples)[: half // 2 + 1], half) / 2
-    file = io.BytesIO()
-    with wave.open(file, "wb") as target:
-        _begin(target, rate // 2)
-        target.writeframes(np.clip(np.rint(kept), -32768, 32767).astype("<i2").tobytes())
-    return file.getvalue()
 
 
 def _begin(file: wave.Wave_write, rate: int) -> None:
