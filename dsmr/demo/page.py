@@ -16,7 +16,7 @@ from dsmr.evaluation.probes.bins import Bin
 from dsmr.evaluation.probes.recall import Recall
 from dsmr.music.analysis.comparison import Compared, Group
 from dsmr.music.analysis.panels import histogram_panels, repetition_rows
-from dsmr.music.analysis.repetition import LONG_BEFORE, PASSAGE, Repetition
+from dsmr.music.analysis.repetition import FEWEST_KEYS, LONG_BEFORE, PASSAGE, Repetition
 from dsmr.music.analysis.statistics import Comparison
 from dsmr.music.player.page import Playable, write_page
 from dsmr.plots import Curve, nll_by_position, training_curve
@@ -147,16 +147,24 @@ def _gain(each: Bin, seconds: float) -> Number:
         sure = "The interval holds zero: no gain is shown."
     return Number(
         f"A theme of {away}",
-        f"{each.mean:+.3f}",
+        _signed(each.mean),
         f"{sure} About {last} before; {each.tokens:,} tokens of {each.pieces:,} pieces.",
-        "too few pieces for an interval"
-        if each.interval is None
-        else f"{each.interval[0]:+.3f} to {each.interval[1]:+.3f} (95 %)",
+        "" if each.interval is None else f"{' to '.join(map(_signed, each.interval))} (95 %)",
     )
 
 
 def _in_words(found: Recall) -> str:
-    return ", ".join(f"{each.mean:+.3f} at {each.name} tokens" for each in found.distance_bins("exact"))
+    return ", ".join(f"{_signed(each.mean)} at {each.name} tokens" for each in found.distance_bins("exact"))
+
+
+def _signed(nats: float) -> str:
+    """What rounds to 0 is no less than 0."""
+    return f"{round(nats, 3) + 0.0:+.3f}"
+
+
+def percent(share: float) -> str:
+    """A share in whole hundredths."""
+    return f"{100 * share:.0f} %"
 
 
 def _returns(outcome: Outcome) -> str:
@@ -165,8 +173,8 @@ def _returns(outcome: Outcome) -> str:
     for name, each in zip(outcome.by, outcome.repetition, strict=True):
         by.setdefault(name, []).append(each)
     said = [
-        f"{each.name} {each.share:.0%} (the corpus {np.median(each.corpus):.0%}, shuffled "
-        f"{np.median(each.shuffled):.0%})"
+        f"{each.name} {percent(each.share)} (the corpus {percent(np.median(each.corpus))}, shuffled "
+        f"{percent(np.median(each.shuffled))})"
         for each in outcome.repetition
         if len(each.corpus) and len(each.shuffled)
     ]
@@ -174,11 +182,12 @@ def _returns(outcome: Outcome) -> str:
         "returns",
         "What its music remembers",
         text(
-            f"Music that remembers comes back to what it has played. Counted are notes in passages of {PASSAGE} whose "
-            f"intervals were played {LONG_BEFORE:,} tokens before or earlier, in whatever key and tempo; in the piano "
-            "roll above they have a line below them. Each take stands beside excerpts of the corpus that are as long, "
-            "and beside snippets of the corpus, each from another piece, one after the other: what comes back there "
-            "comes back by chance. A model that is stuck repeats itself more than the corpus does."
+            f"Music that remembers comes back to what it has played. Counted are notes in passages of {PASSAGE} and at "
+            f"least {FEWEST_KEYS} keys whose intervals were played {LONG_BEFORE:,} tokens before or earlier, in "
+            "whatever key and tempo; in the piano roll above they have a line below them. Each take stands beside "
+            "excerpts of the corpus that are as long, and beside snippets of the corpus, each from another piece, one "
+            "after the other: what comes back there comes back by chance. A model that goes in circles repeats itself "
+            "more than the corpus does."
         ),
         figure(
             Picture(

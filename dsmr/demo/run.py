@@ -29,7 +29,7 @@ from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.reference import corpus_of
 from dsmr.corpus.store import Return, TokenStore
 from dsmr.demo.outcome import Outcome
-from dsmr.demo.page import write_demo_page
+from dsmr.demo.page import percent, write_demo_page
 from dsmr.evaluation import figures
 from dsmr.evaluation import models as probes
 from dsmr.evaluation.probes.krcu import Resets
@@ -102,7 +102,7 @@ FULL = Plan(
     longest=16_000,
     training=TrainingConfig(steps=1500, minutes=15.0, lanes=8, optimizer="muon", learning_rate=5e-3),
     resets=Resets(at=(2048,), width=512, end=6656),
-    recall=16,
+    recall=64,
     takes=4,
     seconds=90.0,
     beats_bigram=True,
@@ -186,10 +186,13 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
     with stage("evaluate", about, "scoring", "tokens") as show:
         model, info = load_checkpoint(folder / RUN / BEST)
         pieces = [store.pieces[index] for index in store.indices("validation")]
+        farthest = max(DEMO_MODEL.schedule.horizons)
+        recalled = any(_can_be_recalled(each, farthest) for piece in pieces for each in piece.returns)
         wanted = probes.Questions(  # small corpora may hold no piece that a probe could tell something of
             returns=any(piece.returns for piece in pieces),
             resets=plan.resets if any(piece.length - 1 > plan.resets.at[0] for piece in pieces) else None,
-            recall=plan.recall if any(_can_be_recalled(each) for piece in pieces for each in piece.returns) else 0,
+            recall=plan.recall if recalled else 0,
+            farthest=farthest,
         )
         probed = probes.probe(
             model,
@@ -263,9 +266,10 @@ def _played(players: list[Transformer], plan: Plan, seed: int, show: Callable[..
     return made
 
 
-def _can_be_recalled(each: Return) -> bool:
+def _can_be_recalled(each: Return, farthest: int) -> bool:
     """Whether a return can tell whether its source is recalled; see `dsmr.evaluation.probes.recall`."""
-    return each.start - each.source_stop >= CONTEXT and each.stop - each.start > SKIP
+    near = each.start - each.source_start <= farthest
+    return near and each.start - each.source_stop >= CONTEXT and each.stop - each.start > SKIP
 
 
 def _playables(folder: Path, made: list[Take], seconds: float, outcome: Outcome) -> list[Playable]:
@@ -278,7 +282,7 @@ def _playables(folder: Path, made: list[Take], seconds: float, outcome: Outcome)
             midi=(folder / TAKES_FOLDER / take_file(number)).read_bytes(),
             file=take_file(number),
             about=_about(repetition),
-            by=by[0].upper() + by[1:],
+            by=by,
         )
         for number, (take, by, repetition) in enumerate(zip(made, outcome.by, outcome.repetition, strict=True))
     ]
@@ -286,7 +290,9 @@ def _playables(folder: Path, made: list[Take], seconds: float, outcome: Outcome)
 
 
 def _about(repetition: Repetition) -> str:
-    return "" if math.isnan(repetition.share) else f"{repetition.share:.0%} of its notes are played again"
+    return (
+        "" if math.isnan(repetition.share) else f"{percent(repetition.share)} of its notes repeat what came long before"
+    )
 
 
 def take_file(number: int) -> str:

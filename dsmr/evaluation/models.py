@@ -53,6 +53,7 @@ class Questions:
         resets: where to clear the memory in the middle of pieces; None: nowhere.
         cuts: how to cut the history; None: not at all.
         recall: how many returns of each kind and distance to read with their sources forgotten; 0: none.
+        farthest: of these, how far away the sources may be; see `recall`.
     """
 
     pieces: int | None = None
@@ -63,6 +64,7 @@ class Questions:
     resets: Resets | None = None
     cuts: Cuts | None = None
     recall: int = 0
+    farthest: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +187,7 @@ def probe(
             whole,
             sample=asked.recall,
             skip=asked.skip,
+            farthest=asked.farthest,
             lanes=lanes,
             progress=next(each),
         )

@@ -1,7 +1,8 @@
 """Repetition: what music plays again, in whatever key and tempo, that it has played long before.
 
-What is compared are passages of eight notes, by the intervals from note to note. Music in one style shares passages
-without knowing it, and a trill is always like itself. So the share of notes in such passages stands beside that of
+What is compared are passages of eight notes, by the intervals from note to note. Those of few keys are left out: a
+trill is like every other one, and music that is stuck remembers nothing. Even so, music in one style shares passages
+without any memory. So the share of notes in such passages stands beside that of
 excerpts of a corpus that are as long, and beside that of music in which nothing can be remembered: snippets, each of
 another piece, one after the other.
 """
@@ -22,6 +23,8 @@ from dsmr.music.tokens import NOTE_OFF, STEPS_PER_SECOND, TIME_SHIFT, VELOCITY, 
 
 PASSAGE = 8
 """Notes that must come in the same intervals to be a passage that returns."""
+FEWEST_KEYS = 4
+"""Different keys that a passage must have to tell a theme from a trill or a broken chord."""
 LONG_BEFORE = 500
 """Tokens that lie between a passage and what it repeats, at least: about twelve seconds."""
 SAMPLE = 60
@@ -34,8 +37,9 @@ class Passages:
     Args:
         tokens: int64 `[L]`.
 
-    Attributes: `at` `[N]`, the notes' tokens; `steps` `[N]`, when they begin, in the codec's steps; `name`
-    `[max(N - PASSAGE + 1, 0)]`, a number that passages of equal intervals share.
+    Attributes: of each note, `[N]`, its token `at`, and `steps`, when it begins, in the codec's steps; of each passage,
+    `[max(N - PASSAGE + 1, 0)]`, `name`, a number that passages of equal intervals share, and `keys`, how many different
+    ones it has.
     """
 
     def __init__(self, tokens: NDArray[np.int64]) -> None:
@@ -43,22 +47,27 @@ class Passages:
         steps = np.cumsum(np.where((tokens >= TIME_SHIFT) & (tokens < VELOCITY), tokens - TIME_SHIFT + 1, 0))
         self.at = at[reading_order(steps[at], tokens[at])]
         self.steps = steps[self.at]
-        self.name = np.empty(0, np.int64)
+        self.name, self.keys = np.empty((2, 0), np.int64)
         if len(self.at) >= PASSAGE:
-            intervals = sliding_window_view(np.diff(tokens[self.at]), PASSAGE - 1)
-            self.name = np.unique(intervals, axis=0, return_inverse=True)[1].ravel()
+            pitches = sliding_window_view(tokens[self.at], PASSAGE)
+            self.name = np.unique(np.diff(pitches), axis=0, return_inverse=True)[1].ravel()
+            self.keys = 1 + (np.diff(np.sort(pitches)) > 0).sum(1)
 
     def again(self, least: int, most: int) -> NDArray[np.bool_]:
-        """Which notes are in a passage that was heard `least` to `most` tokens before, both included: bool `[N]`."""
+        """Which notes are in a passage that was heard `least` to `most` tokens before, both included: bool `[N]`.
+
+        Passages of fewer than `FEWEST_KEYS` do not count.
+        """
         begins = self.at[: len(self.name)]
         # One ascending number an occurrence, so that those of a name within a stretch of tokens are found by searching.
         stride = int(self.at.max(initial=0)) + most + 1
         key = self.name * stride + begins
         ordered = np.sort(key)
         earlier = np.searchsorted(ordered, key - least, "right") - np.searchsorted(ordered, key - most, "left")
+        returns = (earlier > 0) & (self.keys >= FEWEST_KEYS)
         heard = np.zeros(len(self.at), bool)
         for offset in range(PASSAGE):
-            heard[offset : offset + len(self.name)] |= earlier > 0
+            heard[offset : offset + len(returns)] |= returns
         return heard
 
 

@@ -4,8 +4,8 @@ At a distance of D tokens two numbers are measured, over all pairs of moments th
 
 - `harmony`: the mean cosine similarity of their pitch-class histograms, in windows of 256 tokens: music that stays in
   its keys;
-- `recurrence`: the share of notes in passages of 8 notes whose intervals were heard so long ago: music that comes back,
-  whatever its key and tempo.
+- `recurrence`: the share of notes in passages of 8 notes, of at least 4 keys, whose intervals were heard so long ago:
+  music that comes back, whatever its key and tempo.
 
 Both depend on how much there is to compare, so music is set beside excerpts of a corpus of as many tokens.
 """

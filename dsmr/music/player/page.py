@@ -145,7 +145,7 @@ def _list(takes: Sequence[Playable]) -> str:
     parts = []
     for by, group in itertools.groupby(takes, key=lambda take: take.by):
         if by:
-            parts.append(f"<h3>{as_html(by)}</h3>")
+            parts.append(f'<h3 class="by">{as_html(by)}</h3>')
         parts.append('<ul class="takes">\n' + "\n".join(map(_item, group)) + "\n</ul>")
     return "\n".join(parts)
 

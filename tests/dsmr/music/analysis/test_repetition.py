@@ -14,6 +14,7 @@ from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.store import TokenStore
 from dsmr.music.analysis.panels import repetition_rows
 from dsmr.music.analysis.repetition import (
+    FEWEST_KEYS,
     LONG_BEFORE,
     PASSAGE,
     SAMPLE,
@@ -67,15 +68,23 @@ def test_what_comes_back_soon_is_no_memory() -> None:
     assert (begin, end) == pytest.approx((apart * NOTE_SECONDS, (apart + 19) * NOTE_SECONDS))
 
 
+@pytest.mark.parametrize("figure", [[60], [60, 62], [48, 55, 52, 55]], ids=["tremolo", "trill", "broken chord"])
+def test_music_that_is_stuck_remembers_nothing(figure: list[int]) -> None:
+    tokens = notes_as_tokens(np.resize(figure, 400))
+    assert repeated_share(tokens) == 0
+    assert repeated(tokens) == []
+
+
 @settings(max_examples=30)
-@given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 300))
+@given(st.integers(0, 10**6), st.integers(3, 7), st.integers(1, 300))
 def test_finds_what_trying_all_pairs_finds(seed: int, keys: int, least: int) -> None:
     pitches = 60 + np.random.default_rng(seed).integers(0, keys, 80)
     passages = [tuple(np.diff(pitches[i : i + PASSAGE])) for i in range(len(pitches) - PASSAGE + 1)]
     again = np.zeros(len(pitches), bool)
     for late, one in enumerate(passages):
         for early, other in enumerate(passages):
-            if one == other and TOKENS_A_NOTE * (late - early) >= least:
+            varied = len(set(pitches[late : late + PASSAGE])) >= FEWEST_KEYS
+            if one == other and varied and TOKENS_A_NOTE * (late - early) >= least:
                 again[late : late + PASSAGE] = True
     tokens = notes_as_tokens(pitches)
     marked = np.zeros(len(pitches), bool)
