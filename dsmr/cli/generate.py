@@ -205,10 +205,7 @@ def generate(
             include_prompt=include_prompt,
             progress=show,
         )
-    named = dict(zip(names, made, strict=True))
-    _write(named, wanted, soundfont, tempo if include_prompt else None)
-    if page is not None:
-        _write_page(named, page)
+    _write(dict(zip(names, made, strict=True)), page, wanted, soundfont, tempo if include_prompt else None)
     if as_json:
         takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
         print_json({"engine": choice.engine, "engine_reason": choice.reason, "takes": takes_made})
@@ -220,8 +217,10 @@ def generate(
         )
 
 
-def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None, tempo: TempoMap | None) -> None:
-    """Write the MIDI files, at the prompt's tempo if they hold the prompt, and then beside them the other kinds."""
+def _write(
+    takes: Mapping[Path, Take], page: Path | None, others: list[str], soundfont: Path | None, tempo: TempoMap | None
+) -> None:
+    """Write the MIDI files, at the prompt's tempo if they hold the prompt, then their page, then the other kinds."""
     from dsmr.music.midi import write_midi
     from dsmr.music.roll import piano_roll
     from dsmr.music.sound import write_wav
@@ -231,6 +230,8 @@ def _write(takes: Mapping[Path, Take], others: list[str], soundfont: Path | None
         fine = None if tempo is None else tempo.fine_from(take.prompt_seconds, STEP_SECONDS / 4)
         with writing(name) as file:
             write_midi(take.performance, file, fine)
+    if page is not None:
+        _write_page(takes, page)
     for name, take in takes.items():
         if ".wav" in others:
             with writing(name.with_suffix(".wav")) as file:

@@ -182,8 +182,8 @@ def _returns(outcome: Outcome) -> str:
         "returns",
         "What its music remembers",
         text(
-            f"Music that remembers comes back to what it has played. Counted are notes in passages of {PASSAGE} and at "
-            f"least {FEWEST_KEYS} keys whose intervals were played {LONG_BEFORE:,} tokens before or earlier, in "
+            f"Music that remembers comes back to what it has played. Counted are notes in passages of {PASSAGE}, on "
+            f"{FEWEST_KEYS} keys or more, whose intervals were played {LONG_BEFORE:,} tokens before or earlier, in "
             "whatever key and tempo; in the piano roll above they have a line below them. Each take stands beside "
             "excerpts of the corpus that are as long, and beside snippets of the corpus, each from another piece, one "
             "after the other: what comes back there comes back by chance. A model that goes in circles repeats itself "

@@ -19,7 +19,7 @@ function stringOf(pitch, rate) {
     // A decaying sine, each sample from the two before it.
     const angle = (2 * Math.PI * frequency) / rate, shrink = Math.exp(-(fade + 0.4 * (k - 1)) / rate);
     const once = 2 * shrink * Math.cos(angle), twice = shrink * shrink;
-    let before = 0, now = k ** -1.2 * shrink * Math.sin(angle);
+    let before = 0, now = k ** -1.1 * shrink * Math.sin(angle);
     for (let n = 1; n < samples.length; n++) {
       samples[n] += now;
       [before, now] = [now, once * now - twice * before];
@@ -33,9 +33,9 @@ function stringOf(pitch, rate) {
 function strike(context, output, [onset, offset, pitch, velocity], when, skip = 0) {
   const source = new AudioBufferSourceNode(context, { buffer: stringOf(pitch, context.sampleRate) });
   const hardness = velocity / 127, end = when + offset - onset - skip;
-  const brightness = new BiquadFilterNode(context, { frequency: 500 + 9000 * hardness ** 2, Q: 0 });
+  const brightness = new BiquadFilterNode(context, { frequency: 900 + 9000 * hardness ** 1.5, Q: 0 });
   const loudness = new GainNode(context, { gain: 0.25 * hardness ** 1.7 });
-  const place = new StereoPannerNode(context, { pan: Math.max(-0.7, Math.min(0.7, (pitch - 64) / 50)) });
+  const place = new StereoPannerNode(context, { pan: Math.max(-0.8, Math.min(0.8, (pitch - 64) / 32)) });
   loudness.gain.setTargetAtTime(0, end, RELEASE);
   source.connect(brightness).connect(loudness).connect(place).connect(output);
   source.start(when, skip);
