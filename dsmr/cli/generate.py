@@ -256,7 +256,7 @@ def _write_page(takes: Mapping[Path, Take], page: Path) -> None:
             midi=name.read_bytes(),
             file=name.name,
             prompt_seconds=take.prompt_seconds,
-            about=f"{take.prompt_seconds:.0f} s of them the prompt" if take.prompt_seconds else "",
+            about=f"the first {take.prompt_seconds:.0f} s are the prompt" if take.prompt_seconds else "",
         )
         for name, take in takes.items()
     ]

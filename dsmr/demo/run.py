@@ -32,6 +32,7 @@ from dsmr.demo.outcome import Outcome
 from dsmr.demo.page import percent, write_demo_page
 from dsmr.evaluation import figures
 from dsmr.evaluation import models as probes
+from dsmr.evaluation.models import Probed
 from dsmr.evaluation.probes.krcu import Resets
 from dsmr.evaluation.probes.recall import CONTEXT
 from dsmr.evaluation.probes.returns import SKIP
@@ -143,7 +144,10 @@ def run_demo(
         FileExistsError: the folder holds an older demonstration, without `force`, or other files, or another process
             is writing there.
         KeyboardInterrupt: Ctrl-C, also while training.
+        ValueError: a guest is called as the demonstration's own model is, or its checkpoint is none.
     """
+    if OWN in (guests or {}):
+        raise ValueError(f"guests: expected names other than {OWN!r}")
     folder = Path(out)
     if others := _strangers(folder):
         raise FileExistsError(f"{folder}: expected a folder for the demonstration alone, got one with {others[0]}")
@@ -165,6 +169,7 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
             yield audience.show
         seconds[name] = time.monotonic() - begun
 
+    others = {name: load_checkpoint(checkpoint)[0] for name, checkpoint in guests.items()}  # or fail before the work
     about = f"the pianist composes about {plan.corpus_tokens:,} tokens"
     with stage("prepare", about, "composing", "pieces") as show:
         corpus = prepare_pianist(
@@ -185,28 +190,10 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
     about = "whole validation pieces, the context reset, a bigram; what memory is worth"
     with stage("evaluate", about, "scoring", "tokens") as show:
         model, info = load_checkpoint(folder / RUN / BEST)
-        pieces = [store.pieces[index] for index in store.indices("validation")]
-        farthest = max(DEMO_MODEL.schedule.horizons)
-        recalled = any(_can_be_recalled(each, farthest) for piece in pieces for each in piece.returns)
-        wanted = probes.Questions(  # small corpora may hold no piece that a probe could tell something of
-            returns=any(piece.returns for piece in pieces),
-            resets=plan.resets if any(piece.length - 1 > plan.resets.at[0] for piece in pieces) else None,
-            recall=plan.recall if recalled else 0,
-            farthest=farthest,
-        )
-        probed = probes.probe(
-            model,
-            store,
-            "validation",
-            wanted,
-            label="this model",
-            checkpoint=f"{RUN}/{BEST}",
-            digest=info.digest,
-            progress=show,
-        )
+        probed = _probed(model, info.digest, store, plan, show)
         with filled(folder / PROBES_FOLDER) as partial:
             figures.draw([probed], partial, "The model 'tiny' on the built-in pianist")
-    players = {OWN: model, **{name: load_checkpoint(checkpoint)[0] for name, checkpoint in guests.items()}}
+    players = {OWN: model, **others}
     about = f"{plan.takes} takes of {plan.seconds:.0f} s each, from nothing, by {', '.join(players)}"
     with stage("generate", about, "generating") as show:
         made = _played(list(players.values()), plan, seed, show)
@@ -245,6 +232,23 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
     return outcome
 
 
+def _probed(model: Transformer, digest: str, store: TokenStore, plan: Plan, show: Callable[..., None]) -> Probed:
+    """The best checkpoint on the validation split; small corpora may hold no piece that a probe could tell of."""
+    pieces = [store.pieces[index] for index in store.indices("validation")]
+    farthest = max(model.config.schedule.horizons)
+    recalled = any(_can_be_recalled(each, farthest) for piece in pieces for each in piece.returns)
+    wanted = probes.Questions(
+        returns=any(piece.returns for piece in pieces),
+        resets=plan.resets if any(piece.length - 1 > plan.resets.at[0] for piece in pieces) else None,
+        recall=plan.recall if recalled else 0,
+        farthest=farthest,
+    )
+    checkpoint = f"{RUN}/{BEST}"
+    return probes.probe(
+        model, store, "validation", wanted, label="this model", checkpoint=checkpoint, digest=digest, progress=show
+    )
+
+
 def _played(players: list[Transformer], plan: Plan, seed: int, show: Callable[..., None]) -> list[Take]:
     """The takes of each model, one model after the other."""
     made: list[Take] = []
@@ -279,8 +283,8 @@ def _playables(folder: Path, made: list[Take], seconds: float, outcome: Outcome)
             name=f"Take {number + 1}",
             performance=take.performance,
             seconds=seconds,
-            midi=(folder / TAKES_FOLDER / take_file(number)).read_bytes(),
-            file=take_file(number),
+            midi=(folder / TAKES_FOLDER / _take_file(number)).read_bytes(),
+            file=_take_file(number),
             about=_about(repetition),
             by=by,
         )
@@ -289,13 +293,11 @@ def _playables(folder: Path, made: list[Take], seconds: float, outcome: Outcome)
     return [found.pop(outcome.chosen), *found]
 
 
-def _about(repetition: Repetition) -> str:
-    return (
-        "" if math.isnan(repetition.share) else f"{percent(repetition.share)} of its notes repeat what came long before"
-    )
+def _about(take: Repetition) -> str:
+    return "" if math.isnan(take.share) else f"{percent(take.share)} of its notes repeat what came long before"
 
 
-def take_file(number: int) -> str:
+def _take_file(number: int) -> str:
     """The name of a take's MIDI file; the first take is number 0."""
     return f"take-{number + 1}.mid"
 
@@ -365,7 +367,7 @@ def _strangeness(take: Statistics, ranges: dict[str, Range]) -> tuple[int, float
 def _write_music(folder: Path, takes: list[Take], chosen: int) -> None:
     with filled(folder / TAKES_FOLDER) as partial:
         for number, take in enumerate(takes):
-            write_midi(take.performance, partial / take_file(number))
+            write_midi(take.performance, partial / _take_file(number))
     kept = takes[chosen].performance
     with filled(folder) as partial:
         write_midi(kept, partial / MUSIC_FILE)

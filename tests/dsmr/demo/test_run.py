@@ -102,6 +102,14 @@ def test_writes_down_every_number(ran: tuple[Path, Outcome]) -> None:
     assert sum(written["seconds"].values()) > 0
 
 
+def test_a_guest_that_cannot_play_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_demo(tmp_path, TINY, guests={GUEST: tmp_path / "nowhere"})
+    with pytest.raises(ValueError, match=f"guests: expected names other than '{OWN}'"):
+        run_demo(tmp_path, TINY, guests={OWN: tmp_path})
+    assert [path.name for path in tmp_path.iterdir()] == [demo.DEMO_MARK]
+
+
 def test_its_page_says_what_is_measured(ran: tuple[Path, Outcome]) -> None:
     folder, outcome = ran
     page = (folder / "index.html").read_text(encoding="utf-8")
