@@ -143,6 +143,8 @@ def _gain(each: Bin, seconds: float) -> Number:
         sure = "There are too few pieces to tell chance from gain."
     elif each.interval[0] > 0:
         sure = f"What comes is {math.exp(each.mean):.2f} times as likely with the theme in memory; this is no chance."
+    elif each.interval[1] < 0:
+        sure = "The whole interval is below zero: the model does better without the theme."
     else:
         sure = "The interval holds zero: no gain is shown."
     return Number(

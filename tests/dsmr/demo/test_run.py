@@ -145,9 +145,10 @@ def test_its_page_tells_what_memory_gains(ran: tuple[Path, Outcome]) -> None:
     [
         ((0.1, 0.3), "What comes is 1.22 times as likely", "+0.100 to +0.300 (95 %)"),
         ((-0.1, 0.5), "The interval holds zero: no gain is shown.", "-0.100 to +0.500 (95 %)"),
+        ((-0.3, -0.1), "The whole interval is below zero", "-0.300 to -0.100 (95 %)"),
         (None, "There are too few pieces to tell chance from gain.", ""),
     ],
-    ids=["gain", "chance", "unknown"],
+    ids=["gain", "chance", "harm", "unknown"],
 )
 def test_a_gain_is_told_by_its_interval(interval: tuple[float, float] | None, said: str, aside: str) -> None:
     told = _gain(Bin(128, 256, 1000, 9, 0.2, interval), seconds=0.025)
