@@ -68,7 +68,8 @@ def _print(outcome: Outcome, out: Path) -> None:
             Text.assemble(f"{each.value:.3g}", (" (outside)" if each.within is False else "", "red"))
             for each in compared
         ]
-        table.add_row(f"take {number + 1}" + (" (kept)" if number == outcome.chosen else ""), *numbers)
+        name = f"take {number + 1}" + " (kept)" * (number == outcome.chosen)
+        table.add_row(f"{name}, {outcome.by[number]}", *numbers)
     stdout.print(table)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
     stdout.print(f"{sum(outcome.seconds.values()):.0f} s in all: {stages}")

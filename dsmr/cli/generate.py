@@ -50,6 +50,9 @@ def generate(
     ] = None,
     wav: Annotated[bool, typer.Option("--wav", help="Write FILE.wav, too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Draw a piano roll into FILE.png, too.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write FILE.html, too: a page that shows and plays all takes, by itself.")
+    ] = False,
     soundfont: Annotated[
         str | None,
         typer.Option(
@@ -176,6 +179,9 @@ def generate(
     for name in names:
         for path in (name, *(name.with_suffix(suffix) for suffix in wanted)):
             check_file(path, force)
+    page = out.with_suffix(".html") if html else None
+    if page is not None:
+        check_file(page, force)
     where = choose_device(device)
     with reading_input():
         sampling, decoding = Sampling(temperature, min_p, top_p), Decoding(engine, weights, storage)
@@ -215,7 +221,7 @@ def generate(
             include_prompt=include_prompt,
             progress=show,
         )
-    _write(dict(zip(names, made, strict=True)), wanted, soundfont, tempo if include_prompt else None)
+    _write(dict(zip(names, made, strict=True)), page, wanted, soundfont, tempo if include_prompt else None)
     if as_json:
         takes_made = [_to_dict(name, take) for name, take in zip(names, made, strict=True)]
         print_json(
@@ -229,8 +235,10 @@ def generate(
         )
 
 
-def _write(takes: Mapping[Path, Take], others: list[str], soundfont: str | None, tempo: TempoMap | None) -> None:
-    """Write the MIDI files, at the prompt's tempo if they hold the prompt, and then beside them the other kinds."""
+def _write(
+    takes: Mapping[Path, Take], page: Path | None, others: list[str], soundfont: str | None, tempo: TempoMap | None
+) -> None:
+    """Write the MIDI files, at the prompt's tempo if they hold the prompt, then their page, then the other kinds."""
     from dsmr.music.midi import write_midi
     from dsmr.music.roll import piano_roll
     from dsmr.music.sound import write_wav
@@ -240,6 +248,8 @@ def _write(takes: Mapping[Path, Take], others: list[str], soundfont: str | None,
         fine = None if tempo is None else tempo.fine_from(take.prompt_seconds, STEP_SECONDS / 4)
         with writing(name) as file:
             write_midi(take.performance, file, fine)
+    if page is not None:
+        _write_page(takes, page)
     for name, take in takes.items():
         if ".wav" in others:
             with writing(name.with_suffix(".wav")) as file:
@@ -250,6 +260,26 @@ def _write(takes: Mapping[Path, Take], others: list[str], soundfont: str | None,
         if ".png" in others:
             with writing(name.with_suffix(".png")) as file:
                 piano_roll(take.performance, file, name.stem)
+
+
+def _write_page(takes: Mapping[Path, Take], page: Path) -> None:
+    """Write the page of all takes, whose MIDI files are there."""
+    from dsmr.music.player.page import Playable, write_page
+
+    shown = [
+        Playable(
+            name=name.stem,
+            performance=take.performance,
+            seconds=take.prompt_seconds + take.seconds,
+            midi=name.read_bytes(),
+            file=name.name,
+            prompt_seconds=take.prompt_seconds,
+            about=f"the first {take.prompt_seconds:.0f} s are the prompt" if take.prompt_seconds else "",
+        )
+        for name, take in takes.items()
+    ]
+    with writing(page) as file:
+        write_page(file, shown, title=page.stem)
 
 
 def _to_dict(name: Path, take: Take) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dsmr.demo.controls import Controls
 from dsmr.evaluation.baselines import Assessment
 from dsmr.evaluation.models import Probed
 from dsmr.music.analysis.comparison import Group
+from dsmr.music.analysis.repetition import Repetition
 from dsmr.music.analysis.statistics import Comparison, Statistics
 from dsmr.training.trainer import Run
 from dsmr.version import __version__
@@ -29,10 +30,12 @@ class Outcome:
         run: how training went.
         probed: the best checkpoint on the validation split: its scores, and what its memory does.
         takes: numbers of every take, in order.
+        by: for every take who played it; the model just trained comes first.
         music: the numbers of `ESSENTIAL` of every take, beside what is usual in excerpts of the corpus that are as
             long.
+        repetition: for every take what it plays again, beside the corpus and its shuffled snippets.
         group: the takes beside the corpus in more numbers, histograms, self-similarity and quotations.
-        chosen: the take that was kept: the most typical one.
+        chosen: the take that was kept: of the model just trained, the most typical one.
         beats_bigram: see `dsmr.demo.run.Plan`.
         controls: what the verdict on order says of music that is certainly noise, and of music that is none.
         seconds: what each stage took.
@@ -42,6 +45,8 @@ class Outcome:
     run: Run
     probed: Probed
     takes: tuple[Statistics, ...]
+    by: tuple[str, ...]
+    repetition: tuple[Repetition, ...]
     music: tuple[tuple[Comparison, ...], ...]
     group: Group
     chosen: int
@@ -86,8 +91,15 @@ class Outcome:
             "training": {**asdict(self.run), "tokens_per_second": self.run.tokens_per_second},
             "validation": self.probed.to_dict(),
             "takes": [
-                {**numbers.to_dict(), "compared": [{**asdict(each), "within": each.within} for each in compared]}
-                for numbers, compared in zip(self.takes, self.music, strict=True)
+                {
+                    "by": by,
+                    **numbers.to_dict(),
+                    "repeated": repetition.to_dict(),
+                    "compared": [{**asdict(each), "within": each.within} for each in compared],
+                }
+                for by, numbers, repetition, compared in zip(
+                    self.by, self.takes, self.repetition, self.music, strict=True
+                )
             ],
             "music": self.group.to_dict(),
             "called_noise": {k: None if math.isnan(v) else v for k, v in asdict(self.controls).items()},

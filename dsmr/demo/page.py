@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
-from dsmr.demo.html import Number, Page, Picture, Row, drawn
+from dsmr.demo.html import Number, Picture, Row, drawn, figure, numbers, section, table, text
 from dsmr.demo.outcome import Outcome
-from dsmr.evaluation.figures import draw_krcu, draw_returns
+from dsmr.evaluation.figures import draw_krcu, draw_recall, draw_returns
+from dsmr.evaluation.probes.bins import Bin
+from dsmr.evaluation.probes.recall import Recall
 from dsmr.music.analysis.comparison import Compared, Group
-from dsmr.music.analysis.panels import histogram_panels
+from dsmr.music.analysis.panels import histogram_panels, repetition_rows
+from dsmr.music.analysis.repetition import FEWEST_KEYS, LONG_BEFORE, PASSAGE, Repetition
 from dsmr.music.analysis.statistics import Comparison
-from dsmr.music.tokens import Performance
+from dsmr.music.player.page import Playable, write_page
 from dsmr.plots import Curve, nll_by_position, training_curve
 from dsmr.version import __version__
 
@@ -47,45 +52,170 @@ EQUAL = {
 }
 
 
-def demo_page(outcome: Outcome, music: Performance, seconds: float, losses: Sequence[Curve]) -> Page:
+def write_demo_page(path: Path, outcome: Outcome, takes: Sequence[Playable], losses: Sequence[Curve]) -> None:
     """Tell what came of a demonstration.
 
     Args:
+        path: the HTML file to write.
         outcome: its numbers.
-        music, seconds: the take that was kept, and its length.
+        takes: the music, in the order of the page.
         losses: of training, as for `dsmr.plots.training_curve`.
     """
-    corpus = outcome.corpus
+    corpus, group = outcome.corpus, outcome.group
     pieces, hours = sum(corpus.pieces.values()), corpus.seconds / 3600
     minutes = sum(outcome.seconds.values()) / 60
+    kept, number = group.music[outcome.chosen], outcome.chosen + 1
     lead = (
         f"A program composed {pieces} piano pieces, {hours:.1f} hours of music. A small Transformer that reads whole "
         f"pieces, with a memory of its own in every layer, learned from them for {outcome.seconds['train']:.0f} "
-        f"seconds. Then it played this, from nothing. All of it took {minutes:.1f} minutes on one computer."
+        f"seconds. Then it played, from nothing. All of it took {minutes:.1f} minutes on one computer."
     )
-    kept = outcome.group.music[outcome.chosen]
-    return Page(
+    first = f"Take {number} comes first: of those of {outcome.by[outcome.chosen]} it is the one most like the corpus."
+    others = [by for by in dict.fromkeys(outcome.by) if by != outcome.by[outcome.chosen]]
+    beside = f" Beside it plays {' and '.join(others)}." if others else ""
+    sections = [
+        *_memory(outcome),
+        _returns(outcome),
+        section("numbers", "The model, in numbers", numbers(list(_numbers(outcome)))),
+        section("figures", "What it learned", *map(figure, _figures(outcome, kept, losses))),
+        section(
+            "music", f"Take {number}, beside the corpus", text(_usual(group)), table(list(_rows(outcome, group, kept)))
+        ),
+    ]
+    write_page(
+        path,
+        takes,
         title="Piano music by a model that has just learned to play",
-        lead=[lead],
+        lead=[lead, first + beside],
         warnings=[
             f"This demonstration did not come out as it should: {each.replace('_', ' ')}." for each in outcome.failures
         ],
-        music=music,
-        seconds=seconds,
-        music_caption=(
-            f"Take {outcome.chosen + 1} of {len(outcome.takes)}, {seconds:.0f} seconds: the one most like the corpus. "
-            "Click the notes to hear them from there; the space bar plays and pauses, the arrow keys go five seconds "
-            "back and forth."
-        ),
-        numbers=list(_numbers(outcome)),
-        figures=list(_figures(outcome, kept, losses)),
-        rows=list(_rows(outcome, outcome.group, kept)),
-        rows_caption=(
-            f"Beside {outcome.group.reference.profile.excerpts:,} excerpts of the training pieces that are as long. "
-            "What 98 of 100 of them keep within is usual, or all of them where there are fewer; of distances, what 95 "
-            "of 100 stay below. Where there are too few to tell, nothing is said."
-        ),
+        sections="\n".join(sections),
+        style=files("dsmr.demo").joinpath("page.css").read_text(encoding="utf-8"),
         footer=list(_footer(outcome)),
+    )
+
+
+def _memory(outcome: Outcome) -> Iterator[str]:
+    """What memory gains, by distance; nothing if the corpus has no returns that tell."""
+    found, gain = outcome.probed.recall, outcome.probed.returns
+    if found is None:
+        return
+    seconds = outcome.corpus.seconds / max(sum(outcome.corpus.tokens.values()), 1)
+    parts = [
+        text(
+            "The composer noted where themes come back. The model reads each such return twice: with all that it has "
+            "heard, and with the theme and everything before it forgotten, but nothing since. The difference of the "
+            "losses is what remembering the theme is worth, in nats per token. At 0.69 nats, what really comes is "
+            "twice as likely to the model; at 0 the memory is of no use."
+        ),
+        numbers([_gain(each, seconds) for each in found.distance_bins("exact")]),
+        figure(
+            Picture(
+                "What remembering a theme is worth",
+                "By how long ago the theme was heard, with 95 % intervals over pieces; where one leaves zero, the gain "
+                "is no chance. A memory that reaches back so far (dotted: that of a layer; dashed: of all together) "
+                "can copy. Themes that come back in another key, on the right, must be moved as well.",
+                f"Recall by distance, with intervals. Exact returns: {_in_words(found)}.",
+                drawn(lambda path: draw_recall([outcome.probed], path, "")),
+            )
+        ),
+    ]
+    if gain is not None:
+        exact = gain.to_dict()["kinds"]["exact"]
+        mean = "nothing: there are none" if exact["gain"] is None else f"{exact['gain']:.3f} nats per token on average"
+        parts.append(
+            figure(
+                Picture(
+                    "How much better a theme is foreseen when it returns",
+                    "The loss where a theme was first heard, minus the loss where it returns. All returns are in this, "
+                    "while the numbers above rest on a sample; but it also counts what a model gains by knowing the "
+                    "piece's keys and textures by then, so that it need not be zero where memory ends.",
+                    f"Return gain by distance, with intervals. {exact['returns']} exact returns gain {mean}.",
+                    drawn(lambda path: draw_returns([outcome.probed], path, "")),
+                )
+            )
+        )
+    yield section("memory", "What its memory is worth", *parts)
+
+
+def _gain(each: Bin, seconds: float) -> Number:
+    """The recall of exact returns from one distance; `seconds` is how long a token lasts."""
+    if each.stop is None:
+        away, last = f"{each.start:,} tokens ago or more", f"{each.start * seconds:.0f} s or more"
+    else:
+        away = f"{each.start:,} to {each.stop:,} tokens ago"
+        last = f"{each.start * seconds:.0f} to {each.stop * seconds:.0f} s"
+    if each.interval is None:
+        sure = "There are too few pieces to tell chance from gain."
+    elif each.interval[0] > 0:
+        sure = f"What comes is {math.exp(each.mean):.2f} times as likely with the theme in memory; this is no chance."
+    elif each.interval[1] < 0:
+        sure = "The whole interval is below zero: the model does better without the theme."
+    else:
+        sure = "The interval holds zero: no gain is shown."
+    return Number(
+        f"A theme of {away}",
+        _signed(each.mean),
+        f"{sure} About {last} before; {each.tokens:,} tokens of {each.pieces:,} pieces.",
+        "" if each.interval is None else f"{' to '.join(map(_signed, each.interval))} (95 %)",
+    )
+
+
+def _in_words(found: Recall) -> str:
+    return ", ".join(f"{_signed(each.mean)} at {each.name} tokens" for each in found.distance_bins("exact"))
+
+
+def _signed(nats: float) -> str:
+    """What rounds to 0 is no less than 0."""
+    return f"{round(nats, 3) + 0.0:+.3f}"
+
+
+def percent(share: float) -> str:
+    """A share in whole hundredths."""
+    return f"{100 * share:.0f} %"
+
+
+def _returns(outcome: Outcome) -> str:
+    """What the takes play again, beside the corpus and its shuffled snippets."""
+    by: dict[str, list[Repetition]] = {}
+    for name, each in zip(outcome.by, outcome.repetition, strict=True):
+        by.setdefault(name, []).append(each)
+    said = [
+        f"{each.name} {percent(each.share)} (the corpus {percent(np.median(each.corpus))}, shuffled "
+        f"{percent(np.median(each.shuffled))})"
+        for each in outcome.repetition
+        if len(each.corpus) and len(each.shuffled)
+    ]
+    return section(
+        "returns",
+        "What its music remembers",
+        text(
+            f"Music that remembers comes back to what it has played. Counted are notes in passages of {PASSAGE}, on "
+            f"{FEWEST_KEYS} keys or more, whose intervals were played {LONG_BEFORE:,} tokens before or earlier, in "
+            "whatever key and tempo; in the piano roll above they have a line below them. Each take stands beside "
+            "excerpts of the corpus that are as long, and beside snippets of the corpus, each from another piece, one "
+            "after the other: what comes back there comes back by chance. A model that goes in circles repeats itself "
+            "more than the corpus does."
+        ),
+        figure(
+            Picture(
+                "How much is played again",
+                "A row a take. The line in each bar is its median.",
+                f"Shares of notes that are played again, at the median: {'; '.join(said)}."
+                if said
+                else "The takes are too short to play anything again.",
+                drawn(lambda path: repetition_rows(by, path)),
+            )
+        ),
+    )
+
+
+def _usual(group: Group) -> str:
+    return (
+        f"Beside {group.reference.profile.excerpts:,} excerpts of the training pieces that are as long. What 98 of 100 "
+        "of them keep within is usual, or all of them where there are fewer; of distances, what 95 of 100 stay below. "
+        "Where there are too few to tell, nothing is said."
     )
 
 
@@ -165,29 +295,13 @@ def _figures(outcome: Outcome, kept: Compared, losses: Sequence[Curve]) -> Itera
             f"{krcu.bins[0].mean:.3f} nats per token in the first {krcu.resets.width} tokens, {krcu.auc:.4f} in all.",
             drawn(lambda path: draw_krcu([outcome.probed], path, "")),
         )
-    if outcome.probed.returns is not None:
-        exact = outcome.probed.returns.to_dict()["kinds"]["exact"]
-        yield Picture(
-            "What memory is worth when a theme comes back",
-            "The composer labelled where themes return. The gain is how much better a theme is predicted when it "
-            "returns than when it was first heard, by how long ago that was. A memory that reaches back so far "
-            "(dotted: that of a layer; dashed: of all together) can copy; a shorter one cannot, and what it still "
-            "gains comes from knowing the piece's keys and textures by then.",
-            f"Return gain by distance, with intervals. {exact['returns']} exact returns gain "
-            + (
-                f"{exact['gain']:.3f} nats per token on average."
-                if exact["gain"] is not None
-                else "nothing: there are none."
-            ),
-            drawn(lambda path: draw_returns([outcome.probed], path, "")),
-        )
     corpus = outcome.group.reference.profile.counts
     yield Picture(
         "What it plays",
-        "Histograms of the music above, as a line, over those of the corpus, in grey. Where the line leaves the grey, "
+        f"Histograms of {kept.name}, as a line, over those of the corpus, in grey. Where the line leaves the grey, "
         "the model plays what the corpus does not.",
         "Six histograms: pitch class, interval, time to the next note, velocity, notes at once, notes per second.",
-        drawn(lambda path: histogram_panels(corpus, {"this music": kept.histograms}, path)),
+        drawn(lambda path: histogram_panels(corpus, {kept.name: kept.histograms}, path)),
     )
 
 
@@ -241,7 +355,8 @@ def _footer(outcome: Outcome) -> Iterator[str]:
     yield (
         f"Made by dsmr {__version__} with PyTorch {machine['torch']} and Python {machine['python']} on "
         f"{machine['system']}, {machine['threads']} threads. The page needs no network and nothing beside it. In its "
-        "folder are all numbers (metrics.json), the music (music.mid, music.wav) and the other takes (takes)."
+        f"folder are all numbers (metrics.json), take {outcome.chosen + 1} (music.mid, music.wav) and all the takes "
+        "(takes)."
     )
 
 

@@ -1,18 +1,19 @@
 """Demonstration run: from nothing to a model that has read whole pieces, a report of what it learned, and new music.
 
 The built-in pianist composes a corpus, a `tiny` model is trained on it for some minutes, scored beside its baselines,
-and plays. The demonstration checks itself: the model must predict better than a bigram, and what it plays must be as
-dense, as wide, as silent and as ordered as the corpus is. Nothing is downloaded.
+and plays; other models may play beside it. The demonstration checks itself: the model must predict better than a
+bigram, and what it plays must be as dense, as wide, as silent and as ordered as the corpus is. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,28 +27,34 @@ from dsmr.audience import Audience
 from dsmr.claim import claimed, is_dropping, is_file, is_folder
 from dsmr.corpus.prepare import prepare_pianist
 from dsmr.corpus.reference import corpus_of
-from dsmr.corpus.store import TokenStore
+from dsmr.corpus.store import Return, TokenStore
 from dsmr.demo.controls import control
-from dsmr.demo.html import write_page
 from dsmr.demo.outcome import Outcome
-from dsmr.demo.page import demo_page
+from dsmr.demo.page import percent, write_demo_page
 from dsmr.evaluation import figures
 from dsmr.evaluation import models as probes
+from dsmr.evaluation.models import Probed
 from dsmr.evaluation.probes.krcu import Resets
+from dsmr.evaluation.probes.recall import CONTEXT
+from dsmr.evaluation.probes.returns import SKIP
 from dsmr.files import IN_USE, PARTIAL, filled, replaced
 from dsmr.generation.sampling import Sampling
-from dsmr.generation.takes import Take, generate
+from dsmr.generation.takes import Pace, Take, generate
 from dsmr.model.checkpoint import load_checkpoint
 from dsmr.model.config import preset
+from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import Transformer
 from dsmr.model.verdict import expect_noise
 from dsmr.music.analysis.comparison import compare_music
 from dsmr.music.analysis.order import measure_order, usual_order
 from dsmr.music.analysis.panels import histogram_panels
+from dsmr.music.analysis.repetition import Repetition, compare_repetition
 from dsmr.music.analysis.statistics import ESSENTIAL, Range, Statistics, compare_statistics, measure, usual
 from dsmr.music.midi import write_midi
+from dsmr.music.player.page import Playable
 from dsmr.music.roll import piano_roll
 from dsmr.music.sound import write_wav
+from dsmr.music.tokens import encode
 from dsmr.plots import Curve, training_curve
 from dsmr.process import own_random_numbers
 from dsmr.training import BEST, METRICS_FILE, RunFolder, TrainingConfig, train
@@ -70,41 +77,49 @@ class Plan:
     """How much of everything.
 
     Args:
-        corpus_tokens, longest: of the corpus, and of its longest pieces, about.
+        corpus_tokens, shortest, longest: of the corpus, and of its shortest and longest pieces, about.
         training: of the model, `DEMO_MODEL`: by steps, so that it learns from as much on a slow or busy machine; the
             minutes are a bound for one that would take far too long.
         resets: where the memory is cleared inside pieces to see what it is worth: for KRCU, whose published place is
             beyond these pieces.
-        takes, seconds: how many pieces of music to make, and how long each is.
+        recall: how many returns of each kind and distance to read again with their sources forgotten.
+        takes, seconds: how many pieces of music each model is to make, and how long each is.
         beats_bigram: whether there is time enough to ask that of the model.
     """
 
     corpus_tokens: int
+    shortest: int
     longest: int
     training: TrainingConfig
     resets: Resets
+    recall: int
     takes: int
     seconds: float
     beats_bigram: bool
 
 
-DEMO_MODEL = preset("tiny", segment=128)
-"""For minutes, not hours: many short segments of different pieces make more and steadier steps."""
+DEMO_MODEL = preset("tiny", schedule=make_schedule("full", 4, longest=4096))
+"""Four layers that all remember as much: after so few tokens they recalled more than the preset's five."""
+OWN = "the model just trained"
 
 FULL = Plan(
     corpus_tokens=1_500_000,
-    longest=16_000,
-    training=TrainingConfig(steps=1500, minutes=15.0, lanes=8, optimizer="muon", learning_rate=5e-3),
-    resets=Resets(at=(2048,), width=512, end=6656),
+    shortest=1_000,
+    longest=6_000,
+    training=TrainingConfig(steps=750, minutes=15.0),
+    resets=Resets(at=(1024,), width=512, end=4608),
+    recall=64,
     takes=4,
     seconds=90.0,
     beats_bigram=True,
 )
 QUICK = Plan(
     corpus_tokens=200_000,
+    shortest=2_000,
     longest=6_000,
-    training=TrainingConfig(steps=130, minutes=15.0, lanes=8, optimizer="muon", learning_rate=5e-3, validations=2),
+    training=TrainingConfig(steps=65, minutes=15.0, validations=2),
     resets=Resets(at=(1024,), width=512, end=4608),
+    recall=16,
     takes=4,
     seconds=20.0,
     beats_bigram=False,
@@ -119,6 +134,7 @@ def run_demo(
     seed: int = 0,
     force: bool = False,
     console: Console | None = None,
+    guests: Mapping[str, Path] | None = None,
 ) -> Outcome:
     """Run the demonstration; `FILES` says what is in the folder then.
 
@@ -128,21 +144,25 @@ def run_demo(
         seed: another seed: another corpus, model and music.
         force: replace an older demonstration in the folder; a folder that holds anything else is never touched.
         console: where to say what is going on; None: nowhere.
+        guests: checkpoints of other models that are to play as well, by the names that the page gives them.
 
     Raises:
         FileExistsError: the folder holds an older demonstration, without `force`, or other files, or another process
             is writing there.
         KeyboardInterrupt: Ctrl-C, also while training.
+        ValueError: a guest is called as the demonstration's own model is, or its checkpoint is none.
     """
+    if OWN in (guests or {}):
+        raise ValueError(f"guests: expected names other than {OWN!r}")
     folder = Path(out)
     if others := _strangers(folder):
         raise FileExistsError(f"{folder}: expected a folder for the demonstration alone, got one with {others[0]}")
     with claimed(folder, DEMO_MARK, "a demonstration"):
         _make_room(folder, force)
-        return _demonstrate(folder, plan, seed, console)
+        return _demonstrate(folder, plan, seed, console, guests or {})
 
 
-def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -> Outcome:
+def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, guests: Mapping[str, Path]) -> Outcome:
     """All stages, in a folder that is free."""
     seconds: dict[str, float] = {}
 
@@ -155,10 +175,16 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
             yield audience.show
         seconds[name] = time.monotonic() - begun
 
+    others = {name: load_checkpoint(checkpoint)[0] for name, checkpoint in guests.items()}  # or fail before the work
     about = f"the pianist composes about {plan.corpus_tokens:,} tokens"
     with stage("prepare", about, "composing", "pieces") as show:
         corpus = prepare_pianist(
-            folder / CORPUS, seed=seed, tokens=plan.corpus_tokens, longest=plan.longest, progress=show
+            folder / CORPUS,
+            seed=seed,
+            tokens=plan.corpus_tokens,
+            shortest=plan.shortest,
+            longest=plan.longest,
+            progress=show,
         )
         store = TokenStore.open(folder / CORPUS)
     training = plan.training
@@ -175,46 +201,29 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
     about = "whole validation pieces, the context reset, a bigram; what memory is worth"
     with stage("evaluate", about, "scoring", "tokens") as show:
         model, info = load_checkpoint(folder / RUN / BEST)
-        pieces = [store.pieces[index] for index in store.indices("validation")]
-        wanted = probes.Questions(  # small corpora may hold no piece that a probe could tell something of
-            returns=any(piece.returns for piece in pieces),
-            resets=plan.resets if any(piece.length - 1 > plan.resets.at[0] for piece in pieces) else None,
-        )
-        probed = probes.probe(
-            model,
-            store,
-            "validation",
-            wanted,
-            label="this model",
-            checkpoint=f"{RUN}/{BEST}",
-            digest=info.digest,
-            progress=show,
-        )
+        probed = _probed(model, info.digest, store, plan, show)
         with filled(folder / PROBES_FOLDER) as partial:
             figures.draw([probed], partial, "The model 'tiny' on the built-in pianist")
     if console is not None and (warning := expect_noise(info.training)) is not None:
         console.print(Text(f"warning: {warning}", "yellow"))
-    with stage("generate", f"{plan.takes} takes of {plan.seconds:.0f} s, from nothing", "generating") as show:
-        made = generate(
-            model,
-            [None] * plan.takes,
-            seconds=plan.seconds,
-            at_end="forbid",
-            sampling=TAKE_SAMPLING,
-            seed=seed,
-            progress=lambda now: show(now.music_seconds, plan.takes * plan.seconds, f"{now.tokens:,} tokens"),
-        )
-    with stage("choose", f"the take that is most like {plan.seconds:.0f} s of the corpus"):
-        ranges = usual(map(store.piece, store.indices("train")), plan.seconds)
+    players = {OWN: model, **others}
+    about = f"{plan.takes} takes of {plan.seconds:.0f} s each, from nothing, by {', '.join(players)}"
+    with stage("generate", about, "generating") as show:
+        made = _played(list(players.values()), plan, seed, show)
+        by = tuple(name for name in players for _ in range(plan.takes))
+    with stage("choose", f"the take of {OWN} that is most like {plan.seconds:.0f} s of the corpus"):
+        learned = [store.piece(index) for index in store.indices("train")]
+        ranges = usual(learned, plan.seconds)
         takes = tuple(measure(take.performance, plan.seconds) for take in made)
-        order = usual_order(map(store.piece, store.indices("train")), plan.seconds)
+        order = usual_order(learned, plan.seconds)
         noise = [order.judge(measure_order(take.performance.notes)).ordered is False for take in made]
-        chosen = min(range(len(takes)), key=lambda i: (noise[i], *_strangeness(takes[i], ranges)))
+        chosen = min(range(plan.takes), key=lambda i: (noise[i], *_strangeness(takes[i], ranges)))
         _write_music(folder, made, chosen)
-    with stage("compare", "the takes beside the corpus: histograms, self-similarity, quotations"):
+    with stage("compare", "the takes beside the corpus: histograms, what is played again, quotations"):
         named = {f"take {number + 1}": take.performance for number, take in enumerate(made)}
         (group,) = compare_music(named, corpus_of(store, "train"), seconds=plan.seconds)
-        drawn = {each.name: each.histograms for each in group.music}
+        repetition = compare_repetition({name: encode(each) for name, each in named.items()}, learned, seed)
+        drawn = {each.name: each.histograms for each in group.music[: plan.takes]}
         with replaced(folder / HISTOGRAMS) as file:
             histogram_panels(group.reference.profile.counts, drawn, file)
     outcome = Outcome(
@@ -222,6 +231,8 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
         run,
         probed,
         takes,
+        by,
+        tuple(repetition),
         tuple(tuple(compare_statistics(take, ranges)) for take in takes),
         group,
         chosen,
@@ -232,10 +243,79 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None) -
     text = json.dumps(outcome.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)
     with replaced(folder / METRICS) as file:
         file.write_text(f"{text}\n", encoding="utf-8")
-    page = demo_page(outcome, made[chosen].performance, plan.seconds, losses)
     with replaced(folder / PAGE) as file:
-        write_page(page, folder / SOUND, file)
+        write_demo_page(file, outcome, _playables(folder, made, plan.seconds, outcome), losses)
     return outcome
+
+
+def _probed(model: Transformer, digest: str, store: TokenStore, plan: Plan, show: Callable[..., None]) -> Probed:
+    """The best checkpoint on the validation split; small corpora may hold no piece that a probe could tell of."""
+    pieces = [store.pieces[index] for index in store.indices("validation")]
+    farthest = max(model.config.schedule.horizons)
+    recalled = any(_can_be_recalled(each, farthest) for piece in pieces for each in piece.returns)
+    wanted = probes.Questions(
+        returns=any(piece.returns for piece in pieces),
+        resets=plan.resets if any(piece.length - 1 > plan.resets.at[0] for piece in pieces) else None,
+        recall=plan.recall if recalled else 0,
+        farthest=farthest,
+    )
+    checkpoint = f"{RUN}/{BEST}"
+    return probes.probe(
+        model, store, "validation", wanted, label="this model", checkpoint=checkpoint, digest=digest, progress=show
+    )
+
+
+def _played(players: list[Transformer], plan: Plan, seed: int, show: Callable[..., None]) -> list[Take]:
+    """The takes of each model, one model after the other."""
+    made: list[Take] = []
+    for player in players:
+        before = len(made) * plan.seconds
+
+        def progress(now: Pace, before: float = before) -> None:
+            show(before + now.music_seconds, len(players) * plan.takes * plan.seconds, f"{now.tokens:,} tokens")
+
+        made += generate(
+            player,
+            [None] * plan.takes,
+            seconds=plan.seconds,
+            at_end="forbid",
+            sampling=TAKE_SAMPLING,
+            seed=seed,
+            progress=progress,
+        )
+    return made
+
+
+def _can_be_recalled(each: Return, farthest: int) -> bool:
+    """Whether a return can tell whether its source is recalled; see `dsmr.evaluation.probes.recall`."""
+    near = each.start - each.source_start <= farthest
+    return near and each.start - each.source_stop >= CONTEXT and each.stop - each.start > SKIP
+
+
+def _playables(folder: Path, made: list[Take], seconds: float, outcome: Outcome) -> list[Playable]:
+    """The takes as the page shows them, the kept one first."""
+    found = [
+        Playable(
+            name=f"Take {number + 1}",
+            performance=take.performance,
+            seconds=seconds,
+            midi=(folder / TAKES_FOLDER / _take_file(number)).read_bytes(),
+            file=_take_file(number),
+            about=_about(repetition),
+            by=by,
+        )
+        for number, (take, by, repetition) in enumerate(zip(made, outcome.by, outcome.repetition, strict=True))
+    ]
+    return [found.pop(outcome.chosen), *found]
+
+
+def _about(take: Repetition) -> str:
+    return "" if math.isnan(take.share) else f"{percent(take.share)} of its notes repeat what came long before"
+
+
+def _take_file(number: int) -> str:
+    """The name of a take's MIDI file; the first take is number 0."""
+    return f"take-{number + 1}.mid"
 
 
 def _strangers(folder: Path) -> list[str]:
@@ -303,7 +383,7 @@ def _strangeness(take: Statistics, ranges: dict[str, Range]) -> tuple[int, float
 def _write_music(folder: Path, takes: list[Take], chosen: int) -> None:
     with filled(folder / TAKES_FOLDER) as partial:
         for number, take in enumerate(takes):
-            write_midi(take.performance, partial / f"take-{number + 1}.mid")
+            write_midi(take.performance, partial / _take_file(number))
     kept = takes[chosen].performance
     with filled(folder) as partial:
         write_midi(kept, partial / MUSIC_FILE)

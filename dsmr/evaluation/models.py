@@ -54,6 +54,7 @@ class Questions:
         resets: where to clear the memory in the middle of pieces; None: nowhere.
         cuts: how to cut the history; None: not at all.
         recall: how many returns of each kind and distance to read with their sources forgotten; 0: none.
+        farthest: of these, how far away the sources may be; see `recall`.
         storage: quantises the memory; None: it keeps the type that keys and values have.
     """
 
@@ -65,6 +66,7 @@ class Questions:
     resets: Resets | None = None
     cuts: Cuts | None = None
     recall: int = 0
+    farthest: int | None = None
     storage: Storage | None = None
 
 
@@ -193,6 +195,7 @@ def probe(
             whole,
             sample=asked.recall,
             skip=asked.skip,
+            farthest=asked.farthest,
             lanes=lanes,
             storage=storage,
             progress=next(each),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import wave
 from pathlib import Path
@@ -56,23 +55,6 @@ def write_wav(
             _begin(file, rate)
             while some := waiting.read(1 << 20):
                 file.writeframesraw(np.rint(np.frombuffer(some, "<f4") * gain).astype("<i2").tobytes())
-
-
-def half_rate(sound: Path) -> bytes:
-    """A WAV file that `write_wav` wrote at half its rate, as the bytes of a WAV file.
-
-    The sound's spectrum is cut where the lower rate ends; the whole file is held in memory.
-    """
-    with wave.open(str(sound), "rb") as source:
-        rate, samples = source.getframerate(), np.frombuffer(source.readframes(source.getnframes()), "<i2")
-    samples = samples.reshape(-1, 2)
-    half = -(-len(samples) // 2)
-    kept = np.fft.irfft(np.fft.rfft(samples, 2 * half, axis=0)[: half // 2 + 1], half, axis=0) / 2
-    file = io.BytesIO()
-    with wave.open(file, "wb") as target:
-        _begin(target, rate // 2)
-        target.writeframes(np.clip(np.rint(kept), -32768, 32767).astype("<i2").tobytes())
-    return file.getvalue()
 
 
 def _begin(file: wave.Wave_write, rate: int) -> None:

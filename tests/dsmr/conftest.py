@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
+
+from tests import chromium
 
 
 @pytest.fixture
 def no_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing matplotlib's module of global state raises."""
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+
+
+@pytest.fixture
+def browser() -> Iterator[chromium.Chromium]:
+    """A browser with a page of a desktop's size."""
+    path = chromium.find()
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(chromium.NAMES)} is installed")
+    with chromium.Chromium(path) as started:
+        yield started
+
+
+@pytest.fixture
+def phone() -> Iterator[chromium.Chromium]:
+    """A browser with a page of a small phone's size, 360 pixels wide."""
+    path = chromium.find()
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(chromium.NAMES)} is installed")
+    with chromium.Chromium(path, width=360, height=740, phone=True) as started:
+        started.ask("Emulation.setScrollbarsHidden", hidden=False)  # they are, without a window
+        yield started

@@ -15,7 +15,8 @@ names = zipfile.ZipFile(sys.argv[1]).namelist()
 libraries = sorted(name for name in names if name.endswith((".so", ".dylib")))
 assert [name.rpartition(".")[0] for name in libraries] == ["dsmr/model/native/libdsmr_native", "dsmr_kernels/backends/cpu/libdsmr_kernels"], libraries
 assert not [name for name in names if "/src/" in name], "sources in the wheel"
-assert "dsmr/demo/page.html" in names, "no template of the demonstration's page"
+parts = ["dsmr/demo/page.css", *(f"dsmr/music/player/{name}" for name in ("page.html", "page.css", "piano.js", "player.js"))]
+assert not [part for part in parts if part not in names], "a page without its parts"
 for name in ("model.safetensors", "config.json", "README.md"):
     assert f"dsmr/pretrained/pianist/{name}" in names, f"no {name} of the model that ships"
 PYTHON

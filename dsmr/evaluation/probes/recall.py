@@ -83,6 +83,7 @@ def recall(
     sample: int = 32,
     distances: Sequence[int] = RETURN_DISTANCES,
     skip: int = SKIP,
+    farthest: int | None = None,
     seed: int = 0,
     lanes: int = 4,
     storage: Storage | None = None,
@@ -97,6 +98,8 @@ def recall(
         sample: how many returns of each kind are read for each bin of distances, at most.
         distances: where bins begin, increasing from 0.
         skip: tokens at the beginning of each return that are left out.
+        farthest: returns whose sources begin more tokens before are left out, for time's sake: they cost the most, and
+            beyond a model's reach their recall is 0. None: none are.
         seed: equal seeds choose equal returns.
         lanes: readings side by side.
         storage: of the memory, the same as in `scores`; see `dsmr.evaluation.score.score`.
@@ -111,11 +114,15 @@ def recall(
     found: defaultdict[tuple[str, int], list[tuple[int, Return]]] = defaultdict(list)
     for row, (piece, nll) in enumerate(zip(scores.pieces, scores.token_nll, strict=True)):
         for each in store.pieces[piece].returns:
-            if each.start - each.source_stop >= CONTEXT and each.start + skip < each.stop <= len(nll) + 1:
+            near = farthest is None or each.start - each.source_start <= farthest
+            if near and each.start - each.source_stop >= CONTEXT and each.start + skip < each.stop <= len(nll) + 1:
                 at = int(np.digitize(each.start - each.source_start, distances)) - 1
                 found[each.kind, at].append((row, each))
     if not found:
-        raise ValueError(f"store: expected labelled returns {CONTEXT} tokens or more after their sources, got none")
+        within = "" if farthest is None else f", and no more than {farthest:,} after these begin"
+        raise ValueError(
+            f"store: expected labelled returns {CONTEXT} tokens or more after their sources{within}, got none"
+        )
     rng = np.random.default_rng(seed)
     chosen = []
     for (_, at), there in sorted(found.items()):

@@ -4,8 +4,8 @@ At a distance of D tokens two numbers are measured, over all pairs of moments th
 
 - `harmony`: the mean cosine similarity of their pitch-class histograms, in windows of 256 tokens: music that stays in
   its keys;
-- `recurrence`: the share of notes in passages of 8 notes whose intervals were heard so long ago: music that comes back,
-  whatever its key and tempo.
+- `recurrence`: the share of notes in passages of 8 notes, of at least 4 keys, whose intervals were heard so long ago:
+  music that comes back, whatever its key and tempo.
 
 Both depend on how much there is to compare, so music is set beside excerpts of a corpus of as many tokens.
 """
@@ -16,19 +16,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
-from dsmr.music.analysis.quotation import reading_order
+from dsmr.music.analysis.repetition import PASSAGE, Passages, excerpts_of
 from dsmr.music.analysis.statistics import Comparison, Range, usual_range
-from dsmr.music.tokens import NOTE_OFF, TIME_SHIFT, VELOCITY, Ids
+from dsmr.music.tokens import NOTE_OFF, Ids
 
 DISTANCES = (1_000, 4_000, 16_000)
 """Tokens."""
 HARMONY_WINDOW = 256
 """Tokens whose notes make one pitch-class histogram: about six seconds."""
-PASSAGE = 8
-"""Notes that must come in the same intervals to be a passage that returns."""
 MEASURES = ("harmony", "recurrence")
 
 
@@ -77,12 +74,7 @@ def usual_self_similarity(
     """
     if tokens < 1:
         raise ValueError(f"tokens: expected at least 1, got {tokens}")
-    found = [
-        self_similarity(piece[start : start + tokens], distances)
-        for piece in pieces
-        for start in range(0, len(piece), tokens)
-        if start == 0 or len(piece) - start >= tokens / 2
-    ]
+    found = [self_similarity(excerpt, distances) for excerpt in excerpts_of(pieces, tokens)]
     return [
         {measure: usual_range(np.array([getattr(each[at], measure) for each in found])) for measure in MEASURES}
         for at in range(len(distances))
@@ -116,28 +108,11 @@ def _harmony(tokens: NDArray[np.int64], distances: Sequence[int]) -> list[float]
 
 
 def _recurrence(tokens: NDArray[np.int64], distances: Sequence[int]) -> list[float]:
-    at = np.flatnonzero(tokens < NOTE_OFF)
-    steps = np.cumsum(np.where((tokens >= TIME_SHIFT) & (tokens < VELOCITY), tokens - TIME_SHIFT + 1, 0))
-    at = at[reading_order(steps[at], tokens[at])]
-    if len(at) < PASSAGE:
-        return [float("nan")] * len(distances)
-    intervals = np.diff(tokens[at])
-    _, name = np.unique(sliding_window_view(intervals, PASSAGE - 1), axis=0, return_inverse=True)
-    begins = at[: len(name)]
-    # One ascending number an occurrence, so that those of a name within a stretch of tokens are found by searching.
-    stride = 4 * len(tokens) + 2 * max(distances) + 2
-    key = name.ravel() * stride + begins
-    ordered = np.sort(key)
+    passages = Passages(tokens)
     found = []
     for distance in distances:
-        if tokens.size <= distance / 2:
+        if len(passages.at) < PASSAGE or tokens.size <= distance / 2:
             found.append(float("nan"))
-            continue
-        earlier = np.searchsorted(ordered, key - (distance + 1) // 2, side="right") - np.searchsorted(
-            ordered, np.maximum(key - 2 * distance, name.ravel() * stride - 1), side="right"
-        )
-        again = np.zeros(len(at), bool)
-        for offset in range(PASSAGE):
-            again[offset : offset + len(name)] |= earlier > 0
-        found.append(float(again.mean()))
+        else:
+            found.append(float(passages.again((distance + 1) // 2, 2 * distance - 1).mean()))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import wave
 from importlib.metadata import PackageNotFoundError
@@ -16,6 +17,7 @@ from dsmr.music.midi import read_midi, read_midi_with_tempo, write_midi
 from dsmr.music.tempo import TEMPO_DTYPE, TempoMap
 from dsmr.music.tokens import NOTE_DTYPE, PEDAL_DTYPE, Performance, encode, fold_pedal
 from tests.dsmr.cli.commands import fails, here, succeeds
+from tests.outline import Outline, leads_outside
 
 
 def test_writes_music_sound_and_picture(checkpoint: Path, tmp_path: Path) -> None:
@@ -39,6 +41,43 @@ def test_numbers_takes_and_reports_them_to_machines(checkpoint: Path, tmp_path: 
     assert [(each["tokens"], each["stopped"]) for each in made] == [(200, "tokens")] * 2
     assert all((tmp_path / f"piece-{number}.mid").is_file() for number in (1, 2))
     assert not out.exists()
+
+
+def taken_away(page: Path) -> dict[str, bytes]:
+    """The MIDI files that a page holds, by name."""
+    outline = Outline(page)
+    assert leads_outside(outline) == []
+    links = {each["download"]: each["href"].removeprefix("data:audio/midi;base64,") for each in outline.of("a")}
+    return {name: base64.b64decode(content, validate=True) for name, content in links.items()}
+
+
+@pytest.mark.parametrize("takes", [1, 3])
+def test_all_takes_are_on_one_page(checkpoint: Path, tmp_path: Path, takes: int) -> None:
+    out = tmp_path / "piece.mid"
+    arguments = ["generate", checkpoint, "--tokens", 200, "--takes", takes, "--out", out, "--html"]
+    succeeds(*arguments)
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("*.mid")}
+    assert len(written) == takes
+    assert [path.name for path in tmp_path.glob("*.html")] == ["piece.html"]
+    assert taken_away(tmp_path / "piece.html") == written
+    assert (tmp_path / "piece.html").stat().st_size < 100_000
+    for path in tmp_path.glob("*.mid"):
+        path.unlink()
+    assert f"{out.with_suffix('.html')}: exists already; --force replaces it" in fails(*arguments)
+    assert not list(tmp_path.glob("*.mid"))
+
+
+def test_the_page_of_a_prompt_tells_it_from_what_follows(checkpoint: Path, music: Path, tmp_path: Path) -> None:
+    arguments = ["generate", checkpoint, "--prompt", music / "piece 0.mid", "--seconds", 3, "--html", "--json"]
+    for options in ([], ["--include-prompt", "--wav"]):
+        out = tmp_path / f"{len(options)}.mid"
+        succeeds(*arguments, *options, "--out", out)
+        page = out.with_suffix(".html")
+        (script,) = (text for tag, text in Outline(page).texts if tag == "script" and text.startswith("["))
+        (shown,) = json.loads(script)
+        assert shown["seconds"] - shown["prompt"] == pytest.approx(3, abs=0.002)
+        assert (shown["prompt"] > 10) == bool(options)
+        assert taken_away(page) == {out.name: out.read_bytes()}
 
 
 def test_says_what_makes_the_steps(checkpoint: Path, tmp_path: Path) -> None:

@@ -64,10 +64,11 @@ def test_that_the_terminal_cannot_print_are_escaped_by_prepare(encoding: str, od
 def test_that_the_terminal_cannot_print_are_escaped_by_generate(encoding: str, checkpoint: Path, odd: Path) -> None:
     path = odd / f"new{ODD}.mid"
     arguments = ["generate", checkpoint, "--tokens", 20, "--out", path, "--force"]
-    out, _ = encoded(encoding, *arguments, "--png")
+    out, _ = encoded(encoding, *arguments, "--png", "--html")
     check(out)
     assert rf"{SEEN}\xff.mid: " in out
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert rf"{SEEN}\xff.mid" in path.with_suffix(".html").read_text(encoding="utf-8")
     assert json.loads(encoded(encoding, *arguments, "--json")[0])["takes"][0]["file"] == str(path)
 
 

@@ -229,6 +229,7 @@ CHANGED_GENERATE: Options = {
     "weights": ["--weights", "int8"],
     "wav": ["--wav"],
     "png": ["--png"],
+    "html": ["--html"],
     "as_json": ["--json"],
 }
 OTHERWISE = {"checkpoint", "out", "soundfont", "device", "force", "at_end", "storage"}

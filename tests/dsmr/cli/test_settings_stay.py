@@ -85,7 +85,7 @@ COMMANDS: dict[str, list[object]] = {
     "train, resumed": ["train", "--resume", "--data", "STORE", "--out", "RUN"],
     "train --init-from": ["train", "--init-from", "CHECKPOINT", "--data", "STORE", "--out", "OUT", "--steps", 1],
     "evaluate": ["evaluate", "CHECKPOINT", "--data", "STORE", "--out", "OUT"],
-    "generate, natively": [*MUSIC, "--wav", "--png"],
+    "generate, natively": [*MUSIC, "--wav", "--png", "--html"],
     "generate, by PyTorch": [*MUSIC, "--engine", "python"],
     "compare": ["compare", "MIDI", "--data", "STORE", "--png", "OUT.png"],
     "export": ["export", "CHECKPOINT", "--out", "OUT", "--weights", "bf16"],

@@ -147,13 +147,14 @@ def test_full_disk_leaves_a_checkpoint_that_was_there(
     assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == before
 
 
+@pytest.mark.parametrize(("option", "file"), [("--wav", "x-1.wav"), ("--html", "x.html")])
 def test_full_disk_costs_neither_the_other_files_nor_the_report(
-    command: Callable[[str, Path], Arguments], tmp_path: Path
+    option: str, file: str, command: Callable[[str, Path], Arguments], tmp_path: Path
 ) -> None:
     with files_of_at_most(5000):
-        _, error = here(*command("generate", tmp_path), "--wav", "--takes", 2, exits=1)
+        _, error = here(*command("generate", tmp_path), option, "--takes", 2, exits=1)
         out, _ = here(*command("evaluate --png", tmp_path), exits=1)
-    assert error.splitlines()[-1] == f"dsmr: {tmp_path / 'x-1.wav'}: cannot be written: File too large"
+    assert error.splitlines()[-1] == f"dsmr: {tmp_path / file}: cannot be written: File too large"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-1.mid", "x-2.mid"]
     assert "tokens scored in" in out
 

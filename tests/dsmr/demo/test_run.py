@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from dsmr.claim import DROPPINGS, OccupiedError, claimed
@@ -22,13 +24,17 @@ from dsmr.corpus.prepare import PrepareReport
 from dsmr.demo import run as demo
 from dsmr.demo.controls import Controls
 from dsmr.demo.outcome import Outcome
-from dsmr.demo.run import FILES, QUICK, run_demo
+from dsmr.demo.page import _gain, percent
+from dsmr.demo.run import FILES, OWN, QUICK, run_demo
 from dsmr.evaluation.baselines import Assessment
 from dsmr.evaluation.models import Probed, Span
 from dsmr.evaluation.pieces import Evaluation
+from dsmr.evaluation.probes.bins import Bin
 from dsmr.evaluation.probes.krcu import Resets
 from dsmr.files import IN_USE
-from dsmr.model.checkpoint import load_checkpoint, read_info
+from dsmr.model.checkpoint import load_checkpoint, read_info, save_checkpoint
+from dsmr.model.config import preset
+from dsmr.model.transformer import Transformer
 from dsmr.model.verdict import expect_noise
 from dsmr.music.analysis.comparison import NUMBERS, Compared, Group, Reference
 from dsmr.music.analysis.histograms import Profile
@@ -37,6 +43,7 @@ from dsmr.music.analysis.statistics import ESSENTIAL, Comparison, Range, Statist
 from dsmr.music.midi import read_midi
 from dsmr.music.tokens import NOTE_DTYPE, Performance
 from dsmr.training import Run, RunFolder, TrainingConfig
+from tests.outline import Outline, leads_outside
 
 TINY = replace(
     QUICK,
@@ -48,6 +55,9 @@ TINY = replace(
 )
 
 
+GUEST = "a model <from> elsewhere"
+
+
 @pytest.fixture(scope="module")
 def told() -> StringIO:
     """What it says while it runs."""
@@ -56,8 +66,12 @@ def told() -> StringIO:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, told: StringIO) -> tuple[Path, Outcome]:
-    folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, run_demo(folder, TINY, console=Console(file=told, width=200))
+    """With a guest: a model of another size that has learned nothing."""
+    base = tmp_path_factory.mktemp("demo")
+    torch.manual_seed(1)
+    save_checkpoint(base / "guest", Transformer(preset("tiny", width=32)))
+    console = Console(file=told, width=200)
+    return base / "out", run_demo(base / "out", TINY, guests={GUEST: base / "guest"}, console=console)
 
 
 def test_warns_of_a_model_that_has_learned_too_little(ran: tuple[Path, Outcome], told: StringIO) -> None:
@@ -70,7 +84,9 @@ def test_leaves_what_it_lists(ran: tuple[Path, Outcome]) -> None:
     folder, _ = ran
     assert {path.name for path in folder.iterdir()} == set(FILES)
     load_checkpoint(folder / "run" / "best")
-    assert len(list((folder / "takes").iterdir())) == TINY.takes
+    assert {path.name for path in (folder / "takes").iterdir()} == {
+        f"take-{n}.mid" for n in range(1, 2 * TINY.takes + 1)
+    }
 
 
 @pytest.mark.parametrize(("plan", "tokens"), [(demo.FULL, 1_536_000), (QUICK, 133_120)], ids=["full", "quick"])
@@ -94,12 +110,22 @@ def test_writes_down_every_number(ran: tuple[Path, Outcome]) -> None:
     written = json.loads((folder / "metrics.json").read_text())
     assert written["validation"]["whole"]["ppl"] == outcome.assessment.whole.ppl
     assert written["validation"]["bigram"]["tokens"] == outcome.assessment.whole.tokens
-    assert len(written["takes"]) == TINY.takes
+    assert [each["by"] for each in written["takes"]] == [OWN] * TINY.takes + [GUEST] * TINY.takes
+    assert [each["repeated"] for each in written["takes"]] == [each.to_dict() for each in outcome.repetition]
+    assert written["validation"]["recall"]["kinds"]["exact"]["returns"] > 0
     assert [each["name"] for each in written["takes"][0]["compared"]] == list(ESSENTIAL)
-    assert [each["name"] for each in written["music"]["music"]] == [f"take {i + 1}" for i in range(TINY.takes)]
+    assert [each["name"] for each in written["music"]["music"]] == [f"take {i + 1}" for i in range(2 * TINY.takes)]
     assert [each["name"] for each in written["music"]["music"][0]["numbers"]] == list(NUMBERS)
     assert written["failures"] == outcome.failures
     assert sum(written["seconds"].values()) > 0
+
+
+def test_a_guest_that_cannot_play_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_demo(tmp_path, TINY, guests={GUEST: tmp_path / "nowhere"})
+    with pytest.raises(ValueError, match=f"guests: expected names other than '{OWN}'"):
+        run_demo(tmp_path, TINY, guests={OWN: tmp_path})
+    assert [path.name for path in tmp_path.iterdir()] == [demo.DEMO_MARK]
 
 
 def test_its_page_says_what_is_measured(ran: tuple[Path, Outcome]) -> None:
@@ -112,8 +138,76 @@ def test_its_page_says_what_is_measured(ran: tuple[Path, Outcome]) -> None:
     assert outcome.probed.krcu is not None
     assert "KRCU: loss with the memory cleared minus loss, by position from 64 to 512 tokens" in page
     assert all(each.title in unescape(page) for each in outcome.group.music[outcome.chosen].quotations)
-    assert page.count("<figure>") == page.count('role="img" aria-label') - 1 >= 4  # the piano roll is no figure
-    assert len(page) < 10e6
+    assert page.count("<figure>") == page.count('<svg role="img" aria-label') == 7
+    assert leads_outside(Outline(folder / "index.html")) == []
+    assert len(page) < 1e6
+
+
+def test_its_page_tells_what_memory_gains(ran: tuple[Path, Outcome]) -> None:
+    folder, outcome = ran
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert outcome.probed.recall is not None
+    bins = outcome.probed.recall.distance_bins("exact")
+    assert bins
+    assert max(each.start for each in bins) < max(demo.DEMO_MODEL.schedule.horizons)
+    section = page[page.index('<h2 id="memory">') :]
+    assert section.index("</section>") > 0
+    for each in bins:
+        assert f"A theme of {each.start:,} to {each.stop:,} tokens ago" in section
+        assert f'<dd class="value">{round(each.mean, 3) + 0.0:+.3f} ' in section
+    assert page.index('<h2 id="memory">') < page.index('<h2 id="numbers">')  # before all else but the music
+
+
+@pytest.mark.parametrize(
+    ("interval", "said", "aside"),
+    [
+        ((0.1, 0.3), "What comes is 1.22 times as likely", "+0.100 to +0.300 (95 %)"),
+        ((-0.1, 0.5), "The interval holds zero: no gain is shown.", "-0.100 to +0.500 (95 %)"),
+        ((-0.3, -0.1), "The whole interval is below zero", "-0.300 to -0.100 (95 %)"),
+        (None, "There are too few pieces to tell chance from gain.", ""),
+    ],
+    ids=["gain", "chance", "harm", "unknown"],
+)
+def test_a_gain_is_told_by_its_interval(interval: tuple[float, float] | None, said: str, aside: str) -> None:
+    told = _gain(Bin(128, 256, 1000, 9, 0.2, interval), seconds=0.025)
+    assert (told.name, told.value, told.aside) == ("A theme of 128 to 256 tokens ago", "+0.200", aside)
+    assert told.sentence.startswith(said)
+    assert "About 3 to 6 s before; 1,000 tokens of 9 pieces." in told.sentence
+    assert _gain(Bin(4096, None, 1, 1, 0.2, None), seconds=0.025).name == "A theme of 4,096 tokens ago or more"
+
+
+def test_its_page_plays_all_takes_of_both_models(ran: tuple[Path, Outcome], tmp_path: Path) -> None:
+    """Each has a button and a MIDI file of its notes; the kept one comes first."""
+    folder, outcome = ran
+    outline = Outline(folder / "index.html")
+    numbers = [int(link["download"].removeprefix("take-").removesuffix(".mid")) for link in outline.of("a")]
+    assert numbers[0] == outcome.chosen + 1
+    assert sorted(numbers) == list(range(1, 2 * TINY.takes + 1))
+    assert max(numbers[: TINY.takes]) == TINY.takes  # the guest's come after
+    labels = [each["aria-label"] for each in outline.of("button") if "data-name" in each]
+    assert labels == [f"Play Take {number}" for number in numbers]
+    (script,) = (text for tag, text in outline.texts if tag == "script" and text.startswith("["))
+    for number, link, shown in zip(numbers, outline.of("a"), json.loads(script), strict=True):
+        content = base64.b64decode(link["href"].removeprefix("data:audio/midi;base64,"), validate=True)
+        assert content == (folder / "takes" / f"take-{number}.mid").read_bytes()
+        (tmp_path / "take.mid").write_bytes(content)
+        assert len(read_midi(tmp_path / "take.mid").notes) == len(shown["notes"]) == outcome.takes[number - 1].notes
+    assert [text for tag, text in outline.texts if tag == "h3"][:2] == [
+        OWN,
+        GUEST,
+    ]
+
+
+def test_its_page_tells_what_each_take_plays_again(ran: tuple[Path, Outcome]) -> None:
+    folder, outcome = ran
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for number, each in enumerate(outcome.repetition, 1):
+        assert each.name == f"take {number}"
+        if len(each.corpus):
+            assert f"{each.name} {percent(each.share)} (the corpus {percent(np.median(each.corpus))}, shuffled " in page
+    assert page.count("of its notes repeat what came long before") == sum(
+        not np.isnan(each.share) for each in outcome.repetition
+    )
 
 
 def test_finds_that_a_model_of_two_steps_makes_no_music(ran: tuple[Path, Outcome]) -> None:
@@ -231,6 +325,8 @@ def an_outcome(
             "model", "run/best", "digest", Span((8,), 16), Assessment("validation", score(ppl), None, score(bigram))
         ),
         takes=(),
+        by=(OWN, OWN),
+        repetition=(),
         music=((Comparison("silence", 0.9, 0.0, 0.1, 99),), (Comparison("silence", silence, 0.0, 0.1, 99),)),
         group=Group(
             Reference("train", 1.0, 1, {}, order, Profile(1.0, 1, {}, {}), [], 0, None),
@@ -287,7 +383,7 @@ def test_the_command_exits_by_the_checks(
     monkeypatch.setattr(demo, "run_demo", lambda *_, **__: outcome)
     assert app.run(["demo", "--out", str(tmp_path)]) == exits
     out, error = capsys.readouterr()
-    assert "take 2 (kept)" in out
+    assert f"take 2 (kept), {OWN}" in out
     assert error == ("" if exits == 0 else "dsmr: silence 0.5 is not within 0 .. 0.1, as in the corpus\n")
 
 

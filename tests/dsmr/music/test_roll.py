@@ -74,3 +74,14 @@ def test_a_title_is_drawn(tmp_path):
     top = slice(0, 30)
     dark = [int((picture(tmp_path / f"{name}.png")[top].max(-1) < 0.4).sum()) for name in ("bare", "titled")]
     assert dark[1] > dark[0] + 100
+
+
+@pytest.mark.parametrize("pedal", [(), ((0.0, 127), (20.0, 0))], ids=["dry", "pedal"])
+def test_notes_never_cover_the_names_of_times_and_keys(tmp_path, pedal):
+    keys = [(0.0, 20.0, key, 100) for key in range(128)]
+    piano_roll(performance(*keys, pedal=pedal), tmp_path / "full.png")
+    here = coloured(picture(tmp_path / "full.png"))
+    below, beside = round(0.35 * DPI), round(0.3 * DPI)  # where the axes' names and numbers are printed
+    assert here.sum() > here.size / 3
+    assert not here[-below:].any()
+    assert not here[:, :beside].any()

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmr.music import piano, sound
+from dsmr.music import piano
 from dsmr.music.piano import SAMPLE_RATE
 from dsmr.music.room import reverberate
-from dsmr.music.sound import half_rate, write_wav
+from dsmr.music.sound import write_wav
 from dsmr.music.soundfont import PIANO, find_soundfont
 from dsmr.music.tokens import Performance, fold_pedal
 from dsmr.pianist import compose
@@ -244,21 +244,6 @@ class TestFile:
         with pytest.raises(ValueError, match="sound: expected at most 21600 s of music, got 21601 s"):
             write_wav(performance((21_600.0, 21_601.0, 60, 80)), tmp_path / "x.wav")
         assert not any(tmp_path.iterdir())
-
-    @pytest.mark.parametrize("frames", [1, 2, 4096, 4097])
-    def test_half_the_rate_keeps_both_sides(self, frames: int, tmp_path: Path) -> None:
-        times = np.arange(frames) / SAMPLE_RATE
-        sides = [np.rint(8000 * np.cos(2 * np.pi * hertz * times)) for hertz in (0, 1000)]
-        with wave.open(str(tmp_path / "whole.wav"), "wb") as file:
-            sound._begin(file, SAMPLE_RATE)
-            file.writeframes(np.stack(sides, axis=1).astype("<i2").tobytes())
-        (tmp_path / "half.wav").write_bytes(half_rate(tmp_path / "whole.wav"))
-        left, right = samples_of(tmp_path / "half.wav", SAMPLE_RATE // 2)
-        assert len(left) == -(-frames // 2)
-        if frames == 4096:  # an odd one ends with half a step
-            middle = slice(200, -200)  # sound that does not repeat rings at its ends
-            np.testing.assert_allclose(left[middle], sides[0][::2][middle], atol=2)
-            np.testing.assert_allclose(right[middle], sides[1][::2][middle], atol=80)
 
 
 class TestSoundfont:

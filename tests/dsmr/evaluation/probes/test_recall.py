@@ -55,6 +55,19 @@ def test_a_sample_is_the_same_each_time_and_reads_no_more_than_it_needs(store: T
     assert read["kinds"]["exact"]["by_distance"][0]["interval"] is None
 
 
+def test_far_sources_can_be_left_out(store: TokenStore) -> None:
+    model = Copier(10_000)
+    scores = evaluate_pieces(model, store, store.indices("test"))
+    assert recall(model, store, scores, farthest=FAR).returns == {"exact": 3, "transposed": 3}
+    found = recall(model, store, scores, farthest=FAR - 1)
+    assert found.returns == {"exact": 0, "transposed": 3}
+    assert found.read == 3 * (100 - 1)
+    with pytest.raises(
+        ValueError, match="64 tokens or more after their sources, and no more than 99 after these begin"
+    ):
+        recall(model, store, scores, farthest=99)
+
+
 def test_bad_input_is_named(store: TokenStore) -> None:
     scores = evaluate_pieces(Copier(0), store, [3])
     with pytest.raises(ValueError, match="expected labelled returns 64 tokens or more after their sources, got none"):
