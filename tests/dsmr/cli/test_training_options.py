@@ -48,7 +48,7 @@ SIZES: dict[str, tuple[list[object], object]] = {
     "position": (["--position", "sinusoidal"], "sinusoidal"),
     "position_base": (["--position-base", 1000], 1000.0),
     "dropout": (["--dropout", 0.25], 0.25),
-    "key_shift": (["--key-shift", "0,1,1,2"], (0, 1, 1, 2)),
+    "key_shift": (["--key-shift", "0,1,2,3"], (0, 1, 2, 3)),
     "rotary_share": (["--rotary-share", "1,1,0.5,0"], (1.0, 1.0, 0.5, 0.0)),
     "qk_norm": (["--no-qk-norm"], False),
 }

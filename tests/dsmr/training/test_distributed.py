@@ -158,10 +158,10 @@ def test_a_loss_that_is_no_number_on_one_process_ends_all_with_one_message(
 def torchrun(run: Path, *options: str) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsmr"]
     sizes = ["--width", "32", "--heads", "2", "--kv-heads", "1", "--segment", "16"]
-    schedule = ["--schedule", "explicit", "--horizons", "32,16"]
+    sizes += ["--schedule", "explicit", "--horizons", "32,16", "--optimizer", "adamw", "--learning-rate", "1e-3"]
     what = ["train", "--data", str(run.parent / ranks.STORE), "--out", str(run), "--steps", "1000000", *options]
     return subprocess.Popen(
-        [sys.executable, *launcher, *what, *(sizes + schedule if "--resume" not in options else [])],
+        [sys.executable, *launcher, *what, *(sizes if "--resume" not in options else [])],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
