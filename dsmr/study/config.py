@@ -1,6 +1,6 @@
 """Configuration of a study, a TOML file: what all variants share, and in what each of them differs.
 
-    [study]                 name, seeds, tokens, split
+    [study]                 name, seeds, tokens, split, baseline (the variant that others are compared with: the first)
     [model]                 fields of `ModelConfig`, and what shapes its schedule
     [training]              fields of `TrainingConfig`
     [probes]                fields of `Questions`, with tables [probes.resets] and [probes.cuts]
@@ -42,7 +42,7 @@ SHAPING = ("layers", "budget", "horizons", "long_layers", "ratio", "longest", "r
 MODEL = tuple(field.name for field in fields(ModelConfig)) + SHAPING
 TRAINING = tuple(field.name for field in fields(TrainingConfig) if field.name != "seed")
 PROBES = tuple(field.name for field in fields(Questions) if field.name != "storage")
-STUDY = ("name", "seeds", "tokens", "split")
+STUDY = ("name", "seeds", "tokens", "split", "baseline")
 OWN = ("name", "evaluates", "storage", "paper")
 PUBLISHED = ("ppl", "krcu")
 UNBUDGETED = ("full", "explicit")
@@ -84,6 +84,7 @@ class Study:
         split: whose pieces are probed.
         questions: the probes.
         variants: in the order of the tables.
+        baseline: the name of the variant that all others are compared with.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Study:
     split: str
     questions: Questions
     variants: tuple[Variant, ...]
+    baseline: str
 
     @property
     def trained(self) -> tuple[Variant, ...]:
@@ -142,7 +144,9 @@ def parse_study(values: Mapping[str, Any]) -> Study:
         if other := next((each for each in variants if _slug(each) == variant.slug), None):
             raise ValueError(f"variant {variant.name!r}: expected a name unlike all others, got one like {other!r}")
         variants[variant.name] = variant
-    return Study(name, tuple(seeds), split, _questions(known.get("probes", {})), tuple(variants.values()))
+    if (baseline := about.get("baseline", next(iter(variants)))) not in [*variants]:
+        raise ValueError(f"[study]: baseline: expected one of {', '.join(variants)}, got {shown(baseline)}")
+    return Study(name, tuple(seeds), split, _questions(known.get("probes", {})), tuple(variants.values()), baseline)
 
 
 def _are_seeds(seeds: Any) -> bool:
