@@ -17,6 +17,7 @@ schedule is "full" or "explicit", which no budget shapes.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -180,8 +181,8 @@ def _variant(
             raise ValueError(f"storage: expected one of {', '.join(get_args(Storage))}, got {shown(storage)}")
         if paper is not None:
             paper = _table(paper, "paper", PUBLISHED)
-            if not all(isinstance(value, float) or is_integer(value) for value in paper.values()):
-                raise ValueError(f"paper: expected numbers, got {shown(paper)}")
+            if not all(_is_number(value) for value in paper.values()) or paper.get("ppl", 1) <= 0:
+                raise ValueError(f"paper: expected finite numbers, that of ppl above 0, got {shown(paper)}")
         if shares:
             trained = [each.name for each in others.values() if each.evaluates is None]
             if (source := own["evaluates"]) not in trained:
@@ -248,8 +249,7 @@ def _questions(values: Any) -> Questions:
         if name in asked:
             table = _table(asked[name], f"[probes.{name}]", tuple(field.name for field in fields(cls)))
             with _within(f"[probes.{name}]"):
-                check_types(cuts := cls(**{key: _tuples(value) for key, value in table.items()}))
-            asked[name] = cuts
+                asked[name] = cls(**{key: _tuples(value) for key, value in table.items()})
     with _within("[probes]"):
         check_types(made := Questions(**asked))
         for name in ("pieces", "reset_every", "lanes"):
@@ -268,6 +268,10 @@ def _table(values: Any, where: str, known: tuple[str, ...]) -> dict[str, Any]:
     if unknown := sorted(values.keys() - set(known)):
         raise ValueError(f"{where}: expected keys among {', '.join(known)}, got {shown(unknown[0])}")
     return dict(values)
+
+
+def _is_number(value: Any) -> bool:
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _list(value: Any) -> list[Any]:

@@ -10,6 +10,9 @@ counts it twice and errs on the careful side. The degrees of freedom are Sattert
 Clark's quasi-F (1973, "The language-as-fixed-effect fallacy") and the interval Student's. With one seed there is
 nothing to know of seeds, and the variance is that of the pieces alone.
 
+The degrees of freedom are estimated, too. So of 95 % intervals 95 % hold the truth if one of both varies far more than
+the other; at the worst mixture 94 % do with five seeds, 92 % with three, and 87 % with two (`LEAST_HELD`).
+
 Means are per token, so pieces weigh differently: with weights w_p, which sum to 1, the first term is the sum of
 (w_p d_p)^2 / (1 - w_p), d_p being how far a piece's mean is from that of all, and its degrees of freedom are
 1 / sum(w_p^2) - 1. With equal weights both are the textbook's.
@@ -27,6 +30,8 @@ from dsmr.evaluation.bootstrap import CONFIDENCE, Interval, PieceSums
 
 FEWEST_PIECES = 6
 """As few as the sign-flip test needs for an interval; fewer say nothing about others."""
+LEAST_HELD = {2: 0.87, 3: 0.92, 5: 0.94}
+"""By the number of seeds, how many intervals hold the truth at the worst: of 400,000, with 24 and 150 pieces."""
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(128)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dsmr.files import filled
-from dsmr.study.estimates import FEWEST_PIECES, Estimate
+from dsmr.study.estimates import FEWEST_PIECES, LEAST_HELD, Estimate
 from dsmr.study.figures import KRCU_FIGURE, PARETO_FIGURE, RECALL_FIGURE, draw
 from dsmr.study.findings import KRCU, NLL, Findings, Ordering, Row, Test, recall_from
 from dsmr.text import escaped
@@ -34,11 +34,16 @@ def write_page(findings: Findings, folder: Path) -> Path:
     """
     with filled(folder) as partial:
         figures = draw(findings, partial)
-        (partial / PAGE).write_text("\n".join(_page(findings, figures)), encoding="utf-8")
+        (partial / PAGE).write_text(page_text(findings, figures), encoding="utf-8")
     return folder / PAGE
 
 
-def _page(findings: Findings, figures: Sequence[str]) -> Iterator[str]:
+def page_text(findings: Findings, figures: Sequence[str]) -> str:
+    """The page that shows figures of these files."""
+    return "\n".join(_lines(findings, figures))
+
+
+def _lines(findings: Findings, figures: Sequence[str]) -> Iterator[str]:
     yield f"# {_text(findings.study.name)}\n"
     yield from _setting(findings)
     yield "## Results\n"
@@ -74,6 +79,10 @@ def _setting(findings: Findings) -> Iterator[str]:
         "(crossed random effects, Satterthwaite's degrees of freedom; `dsmr/study/estimates.py` has the formula). "
         "Variants are compared on the same pieces, seed by seed."
     )
+    several = [count for row in findings.rows if (count := len(row.results)) > 1]
+    if several:
+        held = max(held for seeds, held in LEAST_HELD.items() if seeds <= min(several))
+        yield f"With {min(several)} seeds, at least {held * 100:.0f} % of such intervals hold the truth."
     single = [row.name for row in findings.rows if len(row.results) == 1]
     if len(single) == len(findings.rows):
         yield "**With one seed, the intervals are over pieces only: they do not say what another seed would change.**"
