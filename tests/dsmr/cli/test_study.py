@@ -107,7 +107,9 @@ def test_changed_settings_another_store_and_another_folder_are_refused_by_name(
     (tmp_path / "mine" / "thesis.txt").touch()
     assert "mine" in fails("study", toml, "--data", store, "--out", tmp_path / "mine")
     other = tmp_path / "other.tokens"
-    succeeds("prepare", "pianist", "--tokens", 9000, "--longest", 1300, "--workers", 0, "--out", other)
+    succeeds(
+        "prepare", "pianist", "--tokens", 9000, "--shortest", 1000, "--longest", 1300, "--workers", 0, "--out", other
+    )
     assert "expected results of store" in fails("study", toml, "--data", other, "--out", done)
     assert {path: path.read_bytes() for path in before} == before
 
