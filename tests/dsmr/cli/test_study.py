@@ -21,7 +21,7 @@ from tests.dsmr.study import made
 from tests.dsmr.study.small import TABLES, write_toml
 
 TIMED = ("probe_seconds", "tokens_per_second", "ground")
-TIMED_RUN = ("seconds", "validation_seconds", "peak_memory")
+TIMED_RUN = ("seconds", "training_seconds", "validation_seconds", "last_validation_seconds", "peak_memory")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_has_a_line_for_each_variant_and_seed_a_page_and_nothing_half_done(done:
     assert not [*(done / "runs").glob("*/seed-?")]  # what trainings needed to go on
 
 
-def test_killed_and_resumed_it_comes_to_the_same_bit_for_bit(
+def test_killed_in_the_middle_it_comes_to_the_same_bit_for_bit(
     done: Path, toml: Path, store: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
