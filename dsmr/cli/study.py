@@ -16,6 +16,7 @@ from dsmr.cli.terminal import (
     JsonOption,
     choose_device,
     explained,
+    naming,
     open_store,
     print_json,
     reading_input,
@@ -32,8 +33,15 @@ def study(
         str,
         typer.Argument(metavar="STUDY", help="**paper**, **base** or **asap**, which come with dsmr, or a TOML file."),
     ],
-    data: Annotated[Path, typer.Option("--data", metavar="STORE", help="Token store to learn from.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the study.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="STORE",
+            help="Token store to learn from. Without it nothing is trained: the page is made from the results so far.",
+        ),
+    ] = None,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -48,22 +56,48 @@ def study(
 ) -> None:
     """Train several variants of a model with the same data, tokens and seeds, probe them, and compare.
 
-    FOLDER/results.jsonl has a line for each variant and seed. Ctrl-C, SIGTERM, a crash: the same command goes on from
-    where it was, and variants or seeds may have been added to the study meanwhile.
+    FOLDER/page.md is a page of tables and figures. It is made from the study and FOLDER/results.jsonl, which has a
+    line for each variant and seed. Ctrl-C, SIGTERM, a crash: the same command goes on from where it was, and variants
+    or seeds may have been added to the study meanwhile.
     """
-    from dsmr.claim import OccupiedError
     from dsmr.study.config import BUNDLED, read_study
-    from dsmr.study.runner import FailedJobsError, places_on, run_study
+    from dsmr.study.findings import Findings
+    from dsmr.study.page import write_page
+    from dsmr.study.results import RESULTS, Results
 
     source = BUNDLED.get(which, Path(which))
     with reading_input():
         if not source.is_file():
             raise BadInput(f"STUDY: expected one of {', '.join(BUNDLED)}, or a TOML file, got {which!r}")
-        read_study(source)
+        asked = read_study(source)
+        if data is None and (processes is not None or device != "auto"):
+            raise BadInput("--processes, --device: expected only with --data; without a store nothing is trained")
+    if data is not None:
+        _run(source, data, out, processes, device)
+    with reading_input():
+        if not (path := out / RESULTS).is_file():
+            raise BadInput(f"{out}: expected the results of a study, got none; with --data they are made")
+        results = Results(path)
+        findings = Findings(asked, results)
+    with naming(out):
+        page = write_page(findings, out)
+    if as_json:
+        found = [{"variant": each.variant, "seed": each.seed, **each.facts} for each in results.all]
+        print_json({"page": str(page), "results": found})
+    else:
+        _print(results)
+        stdout.print(f"{page}: the comparison")
+
+
+def _run(source: Path, data: Path, out: Path, processes: int | None, device: str) -> None:
+    """Run what is not done yet."""
+    from dsmr.claim import OccupiedError
+    from dsmr.study.runner import FailedJobsError, places_on, run_study
+
     where = choose_device(device)
     store = open_store(data, "train", "validation")
     try:
-        results = run_study(source, store, out, places=places_on(where.type, processes), console=stderr)
+        run_study(source, store, out, places=places_on(where.type, processes), console=stderr)
     except OccupiedError as error:
         raise BadInput(explained(error)) from error
     except ValueError as error:
@@ -72,10 +106,6 @@ def study(
         raise CommandError(str(error)) from error
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; the same command goes on with the study in {out}") from error
-    if as_json:
-        print_json({"results": [{"variant": each.variant, "seed": each.seed, **each.facts} for each in results.all]})
-    else:
-        _print(results)
 
 
 def _print(results: Results) -> None:

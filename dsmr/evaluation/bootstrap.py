@@ -77,7 +77,7 @@ class PieceSums:
     @property
     def mean_of_bins(self) -> float:
         """The plain mean over the bins that hold tokens; NaN if none does."""
-        total, weight = self._shares_of_bins()
+        total, weight = self.shares_of_bins()
         return float(total.sum()) if weight.any() else math.nan
 
     @property
@@ -106,10 +106,10 @@ class PieceSums:
 
     def interval_of_bins(self, *, confidence: float = CONFIDENCE) -> Interval | None:
         """The interval of `mean_of_bins`; None, and raises, as `intervals`."""
-        (only,) = _splits(*self._shares_of_bins())
+        (only,) = _splits(*self.shares_of_bins())
         return only.interval(confidence)
 
-    def _shares_of_bins(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def shares_of_bins(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What each piece adds to `mean_of_bins`, and its weight in it: `[P, 1]` both."""
         known = self.tokens > 0
         each = np.where(known, self.tokens, 1) * max(int(known.sum()), 1)
@@ -145,7 +145,7 @@ def compare_bins(ours: PieceSums, theirs: PieceSums) -> list[Difference]:
 def compare_mean_of_bins(ours: PieceSums, theirs: PieceSums) -> Difference:
     """The difference `ours - theirs` of `mean_of_bins`; raises as `compare` does."""
     paired = _paired(ours, theirs)
-    (only,) = _splits(*paired._shares_of_bins())
+    (only,) = _splits(*paired.shares_of_bins())
     return only.difference(paired.mean_of_bins)
 
 

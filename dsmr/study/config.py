@@ -1,6 +1,6 @@
 """Configuration of a study, a TOML file: what all variants share, and in what each of them differs.
 
-    [study]                 name, seeds, tokens, split
+    [study]                 name, seeds, tokens, split, baseline (the variant that others are compared with: the first)
     [model]                 fields of `ModelConfig`, and what shapes its schedule
     [training]              fields of `TrainingConfig`
     [probes]                fields of `Questions`, with tables [probes.resets] and [probes.cuts]
@@ -17,6 +17,7 @@ schedule is "full" or "explicit", which no budget shapes.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,7 @@ SHAPING = ("layers", "budget", "horizons", "long_layers", "ratio", "longest", "r
 MODEL = tuple(field.name for field in fields(ModelConfig)) + SHAPING
 TRAINING = tuple(field.name for field in fields(TrainingConfig) if field.name != "seed")
 PROBES = tuple(field.name for field in fields(Questions) if field.name != "storage")
-STUDY = ("name", "seeds", "tokens", "split")
+STUDY = ("name", "seeds", "tokens", "split", "baseline")
 OWN = ("name", "evaluates", "storage", "paper")
 PUBLISHED = ("ppl", "krcu")
 UNBUDGETED = ("full", "explicit")
@@ -84,6 +85,7 @@ class Study:
         split: whose pieces are probed.
         questions: the probes.
         variants: in the order of the tables.
+        baseline: the name of the variant that all others are compared with.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Study:
     split: str
     questions: Questions
     variants: tuple[Variant, ...]
+    baseline: str
 
     @property
     def trained(self) -> tuple[Variant, ...]:
@@ -142,7 +145,9 @@ def parse_study(values: Mapping[str, Any]) -> Study:
         if other := next((each for each in variants if _slug(each) == variant.slug), None):
             raise ValueError(f"variant {variant.name!r}: expected a name unlike all others, got one like {other!r}")
         variants[variant.name] = variant
-    return Study(name, tuple(seeds), split, _questions(known.get("probes", {})), tuple(variants.values()))
+    if (baseline := about.get("baseline", next(iter(variants)))) not in [*variants]:
+        raise ValueError(f"[study]: baseline: expected one of {', '.join(variants)}, got {shown(baseline)}")
+    return Study(name, tuple(seeds), split, _questions(known.get("probes", {})), tuple(variants.values()), baseline)
 
 
 def _are_seeds(seeds: Any) -> bool:
@@ -176,8 +181,8 @@ def _variant(
             raise ValueError(f"storage: expected one of {', '.join(get_args(Storage))}, got {shown(storage)}")
         if paper is not None:
             paper = _table(paper, "paper", PUBLISHED)
-            if not all(isinstance(value, float) or is_integer(value) for value in paper.values()):
-                raise ValueError(f"paper: expected numbers, got {shown(paper)}")
+            if not all(_is_number(value) for value in paper.values()) or paper.get("ppl", 1) <= 0:
+                raise ValueError(f"paper: expected finite numbers, that of ppl above 0, got {shown(paper)}")
         if shares:
             trained = [each.name for each in others.values() if each.evaluates is None]
             if (source := own["evaluates"]) not in trained:
@@ -244,8 +249,7 @@ def _questions(values: Any) -> Questions:
         if name in asked:
             table = _table(asked[name], f"[probes.{name}]", tuple(field.name for field in fields(cls)))
             with _within(f"[probes.{name}]"):
-                check_types(cuts := cls(**{key: _tuples(value) for key, value in table.items()}))
-            asked[name] = cuts
+                asked[name] = cls(**{key: _tuples(value) for key, value in table.items()})
     with _within("[probes]"):
         check_types(made := Questions(**asked))
         for name in ("pieces", "reset_every", "lanes"):
@@ -264,6 +268,10 @@ def _table(values: Any, where: str, known: tuple[str, ...]) -> dict[str, Any]:
     if unknown := sorted(values.keys() - set(known)):
         raise ValueError(f"{where}: expected keys among {', '.join(known)}, got {shown(unknown[0])}")
     return dict(values)
+
+
+def _is_number(value: Any) -> bool:
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _list(value: Any) -> list[Any]:

@@ -142,7 +142,7 @@ class Results:
         """All results, in the order in which they came."""
         return [self._decoded(line) for line in self._lines]
 
-    def missing(self, study: Study, seed: int, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+    def missing(self, seed: int, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
         """Those variants that have no result with this seed yet.
 
         Raises:
@@ -158,10 +158,10 @@ class Results:
                 )
         return tuple(variant for variant in variants if (variant.name, seed) not in there)
 
-    def check_frame(self, study: Study, store: str) -> None:
-        """ValueError if the results are of another store or answer other questions."""
+    def check_frame(self, study: Study, store: str | None = None) -> None:
+        """ValueError if the results are of another store, where one is given, or answer other questions."""
         for name, value in (("store", store), ("split", study.split), ("questions", _questions(study))):
-            if self.frame is not None and self.frame[name] != value:
+            if self.frame is not None and value is not None and self.frame[name] != value:
                 raise ValueError(
                     f"{self.path}: expected results of {name} {value}, got those of {self.frame[name]}; "
                     "give the study another folder"

@@ -76,7 +76,7 @@ def run_study(
             (variant, seed, missing)
             for seed in study.seeds
             for variant in study.trained
-            if (missing := results.missing(study, seed, study.probed_with(variant)))
+            if (missing := results.missing(seed, study.probed_with(variant)))
         ]
         with saving(out):
             write_durably(out / STUDY, source.read_bytes())

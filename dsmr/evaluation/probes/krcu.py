@@ -29,6 +29,7 @@ from dsmr.evaluation.bootstrap import Interval, PieceSums
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
 from dsmr.evaluation.score import Stretch, score
+from dsmr.fields import check_types
 from dsmr.model.transformer import Transformer
 from dsmr.progress import Progress
 from dsmr_kernels.storage import Storage
@@ -44,7 +45,7 @@ class Resets:
         end: the position at which the last bin ends.
 
     Raises:
-        ValueError: positions that do not increase from 1 to below `end`, or a width below 1.
+        ValueError: a value of another type, positions that do not increase from 1 to below `end`, or a width below 1.
     """
 
     at: tuple[int, ...] = (8192,)
@@ -52,6 +53,7 @@ class Resets:
     end: int = 30 * 1024
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.at or self.at[0] < 1 or list(self.at) != sorted(set(self.at)) or self.at[-1] >= self.end:
             raise ValueError(
                 f"resets: expected increasing positions from 1 to below the end, {self.end}, got {list(self.at)}"

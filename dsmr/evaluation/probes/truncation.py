@@ -27,6 +27,7 @@ from dsmr.evaluation.bootstrap import PieceSums
 from dsmr.evaluation.pieces import Evaluation
 from dsmr.evaluation.probes.bins import Bin, bins_with_tokens
 from dsmr.evaluation.score import Stretch, score
+from dsmr.fields import check_types
 from dsmr.model.transformer import Transformer
 from dsmr.progress import Progress
 from dsmr_kernels.storage import Storage
@@ -44,7 +45,7 @@ class Cuts:
         seed: equal seeds choose equal blocks.
 
     Raises:
-        ValueError: numbers that do not increase, or a number out of its range.
+        ValueError: a value of another type, numbers that do not increase, or a number out of its range.
     """
 
     keeps: tuple[int, ...] = (1024, 4096, 8192, 16384)
@@ -54,6 +55,7 @@ class Cuts:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, values, fewest, least in (("context", self.keeps, 1, 1), ("buckets", self.buckets, 2, 0)):
             if len(values) < fewest or values[0] < least or list(values) != sorted(set(values)):
                 raise ValueError(

@@ -22,7 +22,8 @@ from dsmr.training import TrainingConfig
 from dsmr.version import __version__
 from tests.dsmr.cli.commands import ENVIRONMENT, fails, shell, succeeds
 
-COMMANDS = ["demo", "prepare", "train", "evaluate", "generate", "compare", "export", "push", "schedule", "doctor"]
+COMMANDS = ["demo", "prepare", "train", "evaluate", "generate", "compare", "export", "push"]
+COMMANDS += ["study", "schedule", "doctor"]
 
 
 def defaults(command: Callable[..., None]) -> dict[str, Any]:
