@@ -32,9 +32,13 @@ def train_command(training: TrainingConfig, model: ModelConfig | None) -> list[s
 def _model_options(config: ModelConfig) -> list[str]:
     """Its options; any schedule is an explicit one."""
     horizons, retention = config.schedule.horizons, config.schedule.retention
-    shift = config.key_shift or (0,) * config.kv_heads  # zeros are no shift, whatever the preset has
-    values = {field.name: getattr(config, field.name) for field in fields(config)} | {"key_shift": shift}
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    values["key_shift"] = config.key_shift or (0,) * config.kv_heads  # zeros are no shift, whatever the preset has
+    if config.position == "rotary":
+        values["rotary_share"] = config.rotary_share or (1.0,) * config.kv_heads
     arguments = [each for name, value in values.items() if name not in _NO_OPTION for each in _option(name, value, ",")]
+    if not config.qk_norm:
+        arguments.append("--no-qk-norm")
     arguments += ["--schedule", "explicit", "--horizons", ",".join(map(str, horizons))]
     if retention is not None:
         arguments += ["--stride", str(retention.stride), "--stride-keep", retention.keep]

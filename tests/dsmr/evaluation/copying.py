@@ -39,7 +39,8 @@ class Copier(nn.Module):
         self.embedding = nn.Embedding(1, 1)
         self.fed = 0
 
-    def new_state(self, lanes: int, *, max_segment: int | None = None) -> Lanes:
+    def new_state(self, lanes: int, *, max_segment: int | None = None, storage: None = None) -> Lanes:
+        assert storage is None  # it has no memory to quantise
         return Lanes(lanes)
 
     def forward(self, tokens: Tensor, state: Lanes, segment_len: Tensor, origin: Tensor | None = None) -> Tensor:

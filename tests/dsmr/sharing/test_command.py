@@ -28,16 +28,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 horizons = st.lists(st.integers(0, 5000), min_size=1, max_size=4).map(tuple)
 rates = st.floats(1e-6, 1.0)
 models = st.builds(
-    lambda heads, shift, **values: ModelConfig(
+    lambda heads, shift, share, position, **values: ModelConfig(
         width=heads * 8,
         heads=heads,
         kv_heads=heads,
         key_shift=None if shift is None else tuple(shift[:heads]),
+        rotary_share=tuple(share[:heads]) if position == "rotary" else None,
+        position=position,
         window="segment",
         **values,
     ),
     heads=st.integers(1, 4),
     shift=st.none() | st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    share=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+    qk_norm=st.booleans(),
     schedule=st.builds(
         Schedule,
         st.sampled_from(["uniform", "two_scale", "selective", "explicit"]),
