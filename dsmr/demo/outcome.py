@@ -29,6 +29,7 @@ class Outcome:
         corpus: what was prepared.
         run: how training went.
         probed: the best checkpoint on the validation split: its scores, and what its memory does.
+        tries: how many takes each model made, of which `takes` are those kept.
         takes: numbers of every take, in order.
         by: for every take who played it; the model just trained comes first.
         music: the numbers of `ESSENTIAL` of every take, beside what is usual in excerpts of the corpus that are as
@@ -36,7 +37,7 @@ class Outcome:
         repetition: for every take what it plays again, beside the corpus and its shuffled snippets.
         group: the takes beside the corpus in more numbers, histograms, self-similarity and quotations.
         chosen: the take that was kept: of the model just trained, the most typical one.
-        beats_bigram: see `dsmr.demo.run.Plan`.
+        learns: see `dsmr.demo.run.Plan`.
         controls: what the verdict on order says of music that is certainly noise, and of music that is none.
         seconds: what each stage took.
     """
@@ -44,13 +45,14 @@ class Outcome:
     corpus: PrepareReport
     run: Run
     probed: Probed
+    tries: int
     takes: tuple[Statistics, ...]
     by: tuple[str, ...]
     repetition: tuple[Repetition, ...]
     music: tuple[tuple[Comparison, ...], ...]
     group: Group
     chosen: int
-    beats_bigram: bool
+    learns: bool
     controls: Controls
     seconds: dict[str, float]
 
@@ -65,9 +67,11 @@ class Outcome:
         return list(self._failures())
 
     def _failures(self) -> Iterator[str]:
+        if not self.learns:
+            return
         assert self.assessment.bigram is not None
         ppl, bigram = self.assessment.whole.ppl, self.assessment.bigram.ppl
-        if self.beats_bigram and not ppl < bigram:
+        if not ppl < bigram:
             yield f"validation PPL {ppl:.2f} is not below the bigram's {bigram:.2f}"
         for each in self.music[self.chosen]:
             if each.within is False:
@@ -90,6 +94,7 @@ class Outcome:
             "corpus": {"pieces": self.corpus.pieces, "tokens": self.corpus.tokens, "seconds": self.corpus.seconds},
             "training": {**asdict(self.run), "tokens_per_second": self.run.tokens_per_second},
             "validation": self.probed.to_dict(),
+            "tries": self.tries,
             "takes": [
                 {
                     "by": by,

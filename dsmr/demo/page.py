@@ -70,7 +70,10 @@ def write_demo_page(path: Path, outcome: Outcome, takes: Sequence[Playable], los
         f"pieces, with a memory of its own in every layer, learned from them for {outcome.seconds['train']:.0f} "
         f"seconds. Then it played, from nothing. All of it took {minutes:.1f} minutes on one computer."
     )
-    first = f"Take {number} comes first: of those of {outcome.by[outcome.chosen]} it is the one most like the corpus."
+    shown = outcome.by.count(outcome.by[0])
+    first = (
+        f"Each model made {outcome.tries} takes; the {shown} most like the corpus are here, the best first."
+    )
     others = [by for by in dict.fromkeys(outcome.by) if by != outcome.by[outcome.chosen]]
     beside = f" Beside it plays {' and '.join(others)}." if others else ""
     sections = [

@@ -83,8 +83,9 @@ class Plan:
         resets: where the memory is cleared inside pieces to see what it is worth: for KRCU, whose published place is
             beyond these pieces.
         recall: how many returns of each kind and distance to read again with their sources forgotten.
-        takes, seconds: how many pieces of music each model is to make, and how long each is.
-        beats_bigram: whether there is time enough to ask that of the model.
+        tries, takes, seconds: how many pieces of music each model is to make, how many of them are kept, and how long
+            each is. Small models lose themselves in some: those are kept that are most like the corpus.
+        learns: whether there is time enough to ask the model for a better prediction than a bigram's, and for music.
     """
 
     corpus_tokens: int
@@ -93,9 +94,10 @@ class Plan:
     training: TrainingConfig
     resets: Resets
     recall: int
+    tries: int
     takes: int
     seconds: float
-    beats_bigram: bool
+    learns: bool
 
 
 DEMO_MODEL = preset("tiny", schedule=make_schedule("full", 4, longest=4096))
@@ -109,9 +111,10 @@ FULL = Plan(
     training=TrainingConfig(steps=750, minutes=15.0),
     resets=Resets(at=(1024,), width=512, end=4608),
     recall=64,
+    tries=12,
     takes=4,
-    seconds=90.0,
-    beats_bigram=True,
+    seconds=60.0,
+    learns=True,
 )
 QUICK = Plan(
     corpus_tokens=200_000,
@@ -120,11 +123,12 @@ QUICK = Plan(
     training=TrainingConfig(steps=65, minutes=15.0, validations=2),
     resets=Resets(at=(1024,), width=512, end=4608),
     recall=16,
+    tries=4,
     takes=4,
     seconds=20.0,
-    beats_bigram=False,
+    learns=False,
 )
-TAKE_SAMPLING = Sampling(temperature=0.95, min_p=0.02)
+TAKE_SAMPLING = Sampling(temperature=1.0, min_p=0.02)
 
 
 def run_demo(
@@ -207,17 +211,23 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
     if console is not None and (warning := expect_noise(info.training)) is not None:
         console.print(Text(f"warning: {warning}", "yellow"))
     players = {OWN: model, **others}
-    about = f"{plan.takes} takes of {plan.seconds:.0f} s each, from nothing, by {', '.join(players)}"
+    about = f"{plan.tries} takes of {plan.seconds:.0f} s each, from nothing, by {', '.join(players)}"
     with stage("generate", about, "generating") as show:
-        made = _played(list(players.values()), plan, seed, show)
-        by = tuple(name for name in players for _ in range(plan.takes))
-    with stage("choose", f"the take of {OWN} that is most like {plan.seconds:.0f} s of the corpus"):
+        tried = _played(list(players.values()), plan, seed, show)
+    with stage("choose", f"the {plan.takes} of each that are most like {plan.seconds:.0f} s of the corpus"):
         learned = [store.piece(index) for index in store.indices("train")]
-        ranges = usual(learned, plan.seconds)
+        ranges, order = usual(learned, plan.seconds), usual_order(learned, plan.seconds)
+
+        def strangeness(take: Take) -> tuple[bool, int, float]:
+            noise = order.judge(measure_order(take.performance.notes)).ordered is False
+            return noise, *_strangeness(measure(take.performance, plan.seconds), ranges)
+
+        made = []
+        for first in range(0, len(tried), plan.tries):
+            made += sorted(tried[first : first + plan.tries], key=strangeness)[: plan.takes]
         takes = tuple(measure(take.performance, plan.seconds) for take in made)
-        order = usual_order(learned, plan.seconds)
-        noise = [order.judge(measure_order(take.performance.notes)).ordered is False for take in made]
-        chosen = min(range(plan.takes), key=lambda i: (noise[i], *_strangeness(takes[i], ranges)))
+        by = tuple(name for name in players for _ in range(plan.takes))
+        chosen = 0
         _write_music(folder, made, chosen)
     with stage("compare", "the takes beside the corpus: histograms, what is played again, quotations"):
         named = {f"take {number + 1}": take.performance for number, take in enumerate(made)}
@@ -230,13 +240,14 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
         corpus,
         run,
         probed,
+        plan.tries,
         takes,
         by,
         tuple(repetition),
         tuple(tuple(compare_statistics(take, ranges)) for take in takes),
         group,
         chosen,
-        plan.beats_bigram,
+        plan.learns,
         control(order, store, plan.seconds, seed),
         seconds,
     )
@@ -266,17 +277,17 @@ def _probed(model: Transformer, digest: str, store: TokenStore, plan: Plan, show
 
 
 def _played(players: list[Transformer], plan: Plan, seed: int, show: Callable[..., None]) -> list[Take]:
-    """The takes of each model, one model after the other."""
+    """All takes of each model, one model after the other."""
     made: list[Take] = []
     for player in players:
         before = len(made) * plan.seconds
 
         def progress(now: Pace, before: float = before) -> None:
-            show(before + now.music_seconds, len(players) * plan.takes * plan.seconds, f"{now.tokens:,} tokens")
+            show(before + now.music_seconds, len(players) * plan.tries * plan.seconds, f"{now.tokens:,} tokens")
 
         made += generate(
             player,
-            [None] * plan.takes,
+            [None] * plan.tries,
             seconds=plan.seconds,
             at_end="forbid",
             sampling=TAKE_SAMPLING,
