@@ -25,7 +25,7 @@ from dsmr.music.tokens import NOTE_DTYPE, Performance
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = "# not run by the tests: "
-SMALL_MODEL = "--layers 2 --width 32 --heads 2 --kv-heads 2 --segment 64 --schedule two_scale --budget 256"
+SMALL_MODEL = "--layers 2 --width 32 --segment 64 --schedule two_scale --budget 256"
 SMALLER = (
     (r"--minutes \d+", "--steps 2 --lanes 1 --validations 1"),
     (r"--preset \w+", SMALL_MODEL),
