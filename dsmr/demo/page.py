@@ -71,9 +71,7 @@ def write_demo_page(path: Path, outcome: Outcome, takes: Sequence[Playable], los
         f"seconds. Then it played, from nothing. All of it took {minutes:.1f} minutes on one computer."
     )
     shown = outcome.by.count(outcome.by[0])
-    first = (
-        f"Each model made {outcome.tries} takes; the {shown} most like the corpus are here, the best first."
-    )
+    first = f"Each model made {outcome.tries} takes; the {shown} most like the corpus are here, the best first."
     others = [by for by in dict.fromkeys(outcome.by) if by != outcome.by[outcome.chosen]]
     beside = f" Beside it plays {' and '.join(others)}." if others else ""
     sections = [

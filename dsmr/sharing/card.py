@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import textwrap
@@ -80,7 +81,7 @@ def _sections(
     yield "A Transformer that plays piano music of any length. Each of its layers has a memory of its own length."
     play = ["dsmr", "generate", name, "--seconds", "60", "--out", "new.mid"]
     yield _code("sh", shlex.join(play))
-    load = f"from dsmr.model import load_checkpoint\n\nmodel, info = load_checkpoint({name!r})"
+    load = f"from dsmr.model import load_checkpoint\n\nmodel, info = load_checkpoint({json.dumps(name)})"
     yield _code("python", load)
     yield "## Model"
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
