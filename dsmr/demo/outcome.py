@@ -63,16 +63,19 @@ class Outcome:
 
     @property
     def failures(self) -> list[str]:
-        """What should hold and does not, for people."""
-        return list(self._failures())
-
-    def _failures(self) -> Iterator[str]:
-        if not self.learns:
-            return
+        """What should hold and does not, for people: the model must predict better than a bigram."""
         assert self.assessment.bigram is not None
         ppl, bigram = self.assessment.whole.ppl, self.assessment.bigram.ppl
-        if not ppl < bigram:
-            yield f"validation PPL {ppl:.2f} is not below the bigram's {bigram:.2f}"
+        if not self.learns or ppl < bigram:
+            return []
+        return [f"validation PPL {ppl:.2f} is not below the bigram's {bigram:.2f}"]
+
+    @property
+    def remarks(self) -> list[str]:
+        """In what the best take is not like the corpus, for people. A small model's may well be so."""
+        return list(self._remarks())
+
+    def _remarks(self) -> Iterator[str]:
         for each in self.music[self.chosen]:
             if each.within is False:
                 yield f"{each.name} {each.value:.3g} is not within {each.low:.3g} .. {each.high:.3g}, as in the corpus"
@@ -110,4 +113,5 @@ class Outcome:
             "called_noise": {k: None if math.isnan(v) else v for k, v in asdict(self.controls).items()},
             "chosen": self.chosen,
             "failures": self.failures,
+            "remarks": self.remarks,
         }

@@ -89,7 +89,8 @@ def write_demo_page(path: Path, outcome: Outcome, takes: Sequence[Playable], los
         title="Piano music by a model that has just learned to play",
         lead=[lead, first + beside],
         warnings=[
-            f"This demonstration did not come out as it should: {each.replace('_', ' ')}." for each in outcome.failures
+            *(f"This demonstration did not come out as it should: {each}." for each in outcome.failures),
+            *(f"The best take is not like the corpus: {each.replace('_', ' ')}." for each in outcome.remarks),
         ],
         sections="\n".join(sections),
         style=files("dsmr.demo").joinpath("page.css").read_text(encoding="utf-8"),

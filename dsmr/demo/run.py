@@ -2,7 +2,8 @@
 
 The built-in pianist composes a corpus, a `tiny` model is trained on it for some minutes, scored beside its baselines,
 and plays; other models may play beside it. The demonstration checks itself: the model must predict better than a
-bigram, and what it plays must be as dense, as wide, as silent and as ordered as the corpus is. Nothing is downloaded.
+bigram, and it says whether what it plays is as dense, as wide, as silent and as ordered as the corpus is. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Plan:
         recall: how many returns of each kind and distance to read again with their sources forgotten.
         tries, takes, seconds: how many pieces of music each model is to make, how many of them are kept, and how long
             each is. Small models lose themselves in some: those are kept that are most like the corpus.
-        learns: whether there is time enough to ask the model for a better prediction than a bigram's, and for music.
+        learns: whether there is time enough to ask the model for a better prediction than a bigram's.
     """
 
     corpus_tokens: int
