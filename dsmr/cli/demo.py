@@ -73,7 +73,7 @@ def _print(outcome: Outcome, out: Path) -> None:
             Text.assemble(f"{each.value:.3g}", (" (outside)" if each.within is False else "", "red"))
             for each in compared
         ]
-        name = f"take {number + 1}" + " (kept)" * (number == outcome.chosen)
+        name = f"take {number + 1}" + " (kept)" * (number == 0)
         table.add_row(f"{name}, {outcome.by[number]}", *numbers)
     stdout.print(table)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())

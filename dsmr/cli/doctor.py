@@ -123,7 +123,7 @@ def advise(found: dict[str, Any]) -> list[str]:
         advice.append("dsmr generate --out new.mid    for a minute of music by the model that ships")
     return [
         *advice,
-        "dsmr demo    for a page with music by a model that was trained here, in about five minutes",
+        "dsmr demo    for a page with music by a model that was trained here, in about six minutes",
         "dsmr prepare folder YOUR_MIDI --out my.tokens    for a corpus of your own music",
         "dsmr train --data my.tokens --out runs/mine --minutes 60    for a model of it",
     ]

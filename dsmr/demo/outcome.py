@@ -36,7 +36,6 @@ class Outcome:
             long.
         repetition: for every take what it plays again, beside the corpus and its shuffled snippets.
         group: the takes beside the corpus in more numbers, histograms, self-similarity and quotations.
-        chosen: the take that was kept: of the model just trained, the most typical one.
         learns: see `dsmr.demo.run.Plan`.
         controls: what the verdict on order says of music that is certainly noise, and of music that is none.
         seconds: what each stage took.
@@ -51,7 +50,6 @@ class Outcome:
     repetition: tuple[Repetition, ...]
     music: tuple[tuple[Comparison, ...], ...]
     group: Group
-    chosen: int
     learns: bool
     controls: Controls
     seconds: dict[str, float]
@@ -76,12 +74,12 @@ class Outcome:
         return list(self._remarks())
 
     def _remarks(self) -> Iterator[str]:
-        for each in self.music[self.chosen]:
+        for each in self.music[0]:
             if each.within is False:
                 yield f"{each.name} {each.value:.3g} is not within {each.low:.3g} .. {each.high:.3g}, as in the corpus"
-        order = self.group.music[self.chosen].order
+        order = self.group.music[0].order
         if order.ordered is False:
-            yield f"take {self.chosen + 1}: {order.sentence}"
+            yield f"take 1: {order.sentence}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -111,7 +109,6 @@ class Outcome:
             ],
             "music": self.group.to_dict(),
             "called_noise": {k: None if math.isnan(v) else v for k, v in asdict(self.controls).items()},
-            "chosen": self.chosen,
             "failures": self.failures,
             "remarks": self.remarks,
         }

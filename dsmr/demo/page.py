@@ -64,7 +64,7 @@ def write_demo_page(path: Path, outcome: Outcome, takes: Sequence[Playable], los
     corpus, group = outcome.corpus, outcome.group
     pieces, hours = sum(corpus.pieces.values()), corpus.seconds / 3600
     minutes = sum(outcome.seconds.values()) / 60
-    kept, number = group.music[outcome.chosen], outcome.chosen + 1
+    kept = group.music[0]
     lead = (
         f"A program composed {pieces} piano pieces, {hours:.1f} hours of music. A small Transformer that reads whole "
         f"pieces, with a memory of its own in every layer, learned from them for {outcome.seconds['train']:.0f} "
@@ -72,16 +72,14 @@ def write_demo_page(path: Path, outcome: Outcome, takes: Sequence[Playable], los
     )
     shown = outcome.by.count(outcome.by[0])
     first = f"Each model made {outcome.tries} takes; the {shown} most like the corpus are here, the best first."
-    others = [by for by in dict.fromkeys(outcome.by) if by != outcome.by[outcome.chosen]]
+    others = [by for by in dict.fromkeys(outcome.by) if by != outcome.by[0]]
     beside = f" Beside it plays {' and '.join(others)}." if others else ""
     sections = [
         *_memory(outcome),
         _returns(outcome),
         section("numbers", "The model, in numbers", numbers(list(_numbers(outcome)))),
         section("figures", "What it learned", *map(figure, _figures(outcome, kept, losses))),
-        section(
-            "music", f"Take {number}, beside the corpus", text(_usual(group)), table(list(_rows(outcome, group, kept)))
-        ),
+        section("music", "Take 1, beside the corpus", text(_usual(group)), table(list(_rows(outcome, group, kept)))),
     ]
     write_page(
         path,
@@ -357,7 +355,7 @@ def _footer(outcome: Outcome) -> Iterator[str]:
     yield (
         f"Made by dsmr {__version__} with PyTorch {machine['torch']} and Python {machine['python']} on "
         f"{machine['system']}, {machine['threads']} threads. The page needs no network and nothing beside it. In its "
-        f"folder are all numbers (metrics.json), take {outcome.chosen + 1} (music.mid, music.wav) and all the takes "
+        f"folder are all numbers (metrics.json), take 1 (music.mid, music.wav) and all the takes "
         "(takes)."
     )
 

@@ -1,6 +1,6 @@
 """Demonstration run: from nothing to a model that has read whole pieces, a report of what it learned, and new music.
 
-The built-in pianist composes a corpus, a `tiny` model is trained on it for some minutes, scored beside its baselines,
+The built-in pianist composes a corpus, a small model is trained on it for some minutes, scored beside its baselines,
 and plays; other models may play beside it. The demonstration checks itself: the model must predict better than a
 bigram, and it says whether what it plays is as dense, as wide, as silent and as ordered as the corpus is. Nothing is
 downloaded.
@@ -47,7 +47,7 @@ from dsmr.model.schedules import make_schedule
 from dsmr.model.transformer import Transformer
 from dsmr.model.verdict import expect_noise
 from dsmr.music.analysis.comparison import compare_music
-from dsmr.music.analysis.order import measure_order, usual_order
+from dsmr.music.analysis.order import UsualOrder, measure_order, usual_order
 from dsmr.music.analysis.panels import histogram_panels
 from dsmr.music.analysis.repetition import Repetition, compare_repetition
 from dsmr.music.analysis.statistics import ESSENTIAL, Range, Statistics, compare_statistics, measure, usual
@@ -195,20 +195,20 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
     training = plan.training
     tokens = (training.steps or 0) * training.lanes * training.accumulate * DEMO_MODEL.segment
     bound = f", or {training.minutes:.0f} minutes" if training.minutes else ""
-    with stage("train", f"the model 'tiny', from {tokens:,} tokens{bound}"), own_random_numbers():
+    with stage("train", f"a small model, from {tokens:,} tokens{bound}"), own_random_numbers():
         torch.manual_seed(seed)
         run = train(Transformer(DEMO_MODEL), store, training, folder / RUN, console=console)
         if run.interrupted:
             raise KeyboardInterrupt
         losses = _losses(folder / RUN / METRICS_FILE)
         with replaced(folder / CURVE) as file:
-            training_curve(losses, file, "The model 'tiny' on the built-in pianist")
+            training_curve(losses, file, "A small model on the built-in pianist")
     about = "whole validation pieces, the context reset, a bigram; what memory is worth"
     with stage("evaluate", about, "scoring", "tokens") as show:
         model, info = load_checkpoint(folder / RUN / BEST)
         probed = _probed(model, info.digest, store, plan, show)
         with filled(folder / PROBES_FOLDER) as partial:
-            figures.draw([probed], partial, "The model 'tiny' on the built-in pianist")
+            figures.draw([probed], partial, "A small model on the built-in pianist")
     if console is not None and (warning := expect_noise(info.training)) is not None:
         console.print(Text(f"warning: {warning}", "yellow"))
     players = {OWN: model, **others}
@@ -218,18 +218,10 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
     with stage("choose", f"the {plan.takes} of each that are most like {plan.seconds:.0f} s of the corpus"):
         learned = [store.piece(index) for index in store.indices("train")]
         ranges, order = usual(learned, plan.seconds), usual_order(learned, plan.seconds)
-
-        def strangeness(take: Take) -> tuple[bool, int, float]:
-            noise = order.judge(measure_order(take.performance.notes)).ordered is False
-            return noise, *_strangeness(measure(take.performance, plan.seconds), ranges)
-
-        made = []
-        for first in range(0, len(tried), plan.tries):
-            made += sorted(tried[first : first + plan.tries], key=strangeness)[: plan.takes]
+        made = _best(tried, plan, ranges, order)
         takes = tuple(measure(take.performance, plan.seconds) for take in made)
         by = tuple(name for name in players for _ in range(plan.takes))
-        chosen = 0
-        _write_music(folder, made, chosen)
+        _write_music(folder, made)
     with stage("compare", "the takes beside the corpus: histograms, what is played again, quotations"):
         named = {f"take {number + 1}": take.performance for number, take in enumerate(made)}
         (group,) = compare_music(named, corpus_of(store, "train"), seconds=plan.seconds)
@@ -237,6 +229,7 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
         drawn = {each.name: each.histograms for each in group.music[: plan.takes]}
         with replaced(folder / HISTOGRAMS) as file:
             histogram_panels(group.reference.profile.counts, drawn, file)
+        controls = control(order, store, plan.seconds, seed)
     outcome = Outcome(
         corpus,
         run,
@@ -247,9 +240,8 @@ def _demonstrate(folder: Path, plan: Plan, seed: int, console: Console | None, g
         tuple(repetition),
         tuple(tuple(compare_statistics(take, ranges)) for take in takes),
         group,
-        chosen,
         plan.learns,
-        control(order, store, plan.seconds, seed),
+        controls,
         seconds,
     )
     text = json.dumps(outcome.to_dict(), ensure_ascii=False, allow_nan=False, indent=2)
@@ -298,6 +290,19 @@ def _played(players: list[Transformer], plan: Plan, seed: int, show: Callable[..
     return made
 
 
+def _best(tried: list[Take], plan: Plan, ranges: dict[str, Range], order: UsualOrder) -> list[Take]:
+    """Of each model's takes those that are most like the corpus, the best first; noise comes last."""
+
+    def strangeness(take: Take) -> tuple[bool, int, float]:
+        noise = order.judge(measure_order(take.performance.notes)).ordered is False
+        return noise, *_strangeness(measure(take.performance, plan.seconds), ranges)
+
+    best: list[Take] = []
+    for first in range(0, len(tried), plan.tries):
+        best += sorted(tried[first : first + plan.tries], key=strangeness)[: plan.takes]
+    return best
+
+
 def _can_be_recalled(each: Return, farthest: int) -> bool:
     """Whether a return can tell whether its source is recalled; see `dsmr.evaluation.probes.recall`."""
     near = each.start - each.source_start <= farthest
@@ -305,8 +310,8 @@ def _can_be_recalled(each: Return, farthest: int) -> bool:
 
 
 def _playables(folder: Path, made: list[Take], seconds: float, outcome: Outcome) -> list[Playable]:
-    """The takes as the page shows them, the kept one first."""
-    found = [
+    """The takes as the page shows them."""
+    return [
         Playable(
             name=f"Take {number + 1}",
             performance=take.performance,
@@ -318,7 +323,6 @@ def _playables(folder: Path, made: list[Take], seconds: float, outcome: Outcome)
         )
         for number, (take, by, repetition) in enumerate(zip(made, outcome.by, outcome.repetition, strict=True))
     ]
-    return [found.pop(outcome.chosen), *found]
 
 
 def _about(take: Repetition) -> str:
@@ -392,12 +396,13 @@ def _strangeness(take: Statistics, ranges: dict[str, Range]) -> tuple[int, float
     return outside, float(np.nanmean(distances))
 
 
-def _write_music(folder: Path, takes: list[Take], chosen: int) -> None:
+def _write_music(folder: Path, takes: list[Take]) -> None:
+    """All takes as MIDI; the first one, which is the best, as sound and as a picture, too."""
     with filled(folder / TAKES_FOLDER) as partial:
         for number, take in enumerate(takes):
             write_midi(take.performance, partial / _take_file(number))
-    kept = takes[chosen].performance
+    kept = takes[0].performance
     with filled(folder) as partial:
         write_midi(kept, partial / MUSIC_FILE)
         write_wav(kept, partial / SOUND)
-        piano_roll(kept, partial / ROLL, f"Made by the model: take {chosen + 1}")
+        piano_roll(kept, partial / ROLL, "Made by the model: take 1")

@@ -16,22 +16,23 @@ def no_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
 
 
+def installed_browser() -> str:
+    """Where a browser is; skips the test on machines without one, for no package of ours brings one."""
+    if (path := chromium.find()) is None:
+        pytest.skip(f"needs a browser: none of {', '.join(chromium.NAMES)} is installed")
+    return path
+
+
 @pytest.fixture
 def browser() -> Iterator[chromium.Chromium]:
     """A browser with a page of a desktop's size."""
-    path = chromium.find()
-    if path is None:
-        pytest.skip(f"needs a browser: none of {', '.join(chromium.NAMES)} is installed")
-    with chromium.Chromium(path) as started:
+    with chromium.Chromium(installed_browser()) as started:
         yield started
 
 
 @pytest.fixture
 def phone() -> Iterator[chromium.Chromium]:
     """A browser with a page of a small phone's size, 360 pixels wide."""
-    path = chromium.find()
-    if path is None:
-        pytest.skip(f"needs a browser: none of {', '.join(chromium.NAMES)} is installed")
-    with chromium.Chromium(path, width=360, height=740, phone=True) as started:
+    with chromium.Chromium(installed_browser(), width=360, height=740, phone=True) as started:
         started.ask("Emulation.setScrollbarsHidden", hidden=False)  # they are, without a window
         yield started

@@ -149,7 +149,7 @@ def test_differences_are_by_piece_and_seed_and_corrected_for_all(tmp_path: Path)
     ]
     assert test.difference.value == pytest.approx(sum(by_hand) / 2 / tokens.sum())
     assert all(each.p_holm is not None and each.difference.p is not None for each in tests.values())
-    assert all(each.p_holm >= each.difference.p for each in tests.values())  # type: ignore[operator]
+    assert all(each.p_holm >= each.difference.p for each in tests.values())
     assert tests["short", KRCU].difference.value == pytest.approx(-0.5, abs=0.01)
     assert tests["short", "recall, exact, 512-1k"].difference.value == pytest.approx(-0.5, abs=0.01)
 
@@ -209,9 +209,9 @@ def test_no_small_memory_is_said(tmp_path: Path) -> None:
 def test_the_front_is_what_nothing_else_beats(points: list[tuple[int, int]]) -> None:
     class Given(Findings):
         def __init__(self) -> None:
-            self.rows = [GivenRow(*point) for point in points]  # type: ignore[misc]
+            self.rows = [GivenRow(*point) for point in points]
 
-    best = {(each.memory, each.nll) for each in Given().front(NLL)}  # type: ignore[attr-defined]
+    best = {(each.memory, each.nll) for each in Given().front(NLL)}
     for memory, nll in points:
         beaten = any(m <= memory and n <= nll and (m, n) != (memory, nll) for m, n in points)
         assert ((memory, nll) in best) == (not beaten)

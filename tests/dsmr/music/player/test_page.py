@@ -38,7 +38,7 @@ def playable(folder: Path, number: int, **changes: object) -> Playable:
     write_midi(performance, folder / "take.mid")
     midi = (folder / "take.mid").read_bytes()
     take = Playable(f"Take {number}", performance, 30.0, midi, f"take-{number}.mid")
-    return replace(take, **changes)  # type: ignore[arg-type]
+    return replace(take, **changes)
 
 
 @pytest.fixture(scope="module")
