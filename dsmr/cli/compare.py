@@ -61,8 +61,9 @@ def compare(
         if len(set(names)) < len(names):
             names = [str(path) for path in music]
         read = dict(zip(names, map(read_midi, music), strict=True))
-        pieces = [store.piece(index) for index in store.indices(split)]
-        themes = [] if theme is None else compare_theme(read_midi(theme), read, pieces)
+        themes = []
+        if theme is not None:
+            themes = compare_theme(read_midi(theme), read, [store.piece(index) for index in store.indices(split)])
         groups = compare_music(read, corpus_of(store, split))
     try:
         if png is not None:

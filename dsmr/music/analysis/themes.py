@@ -124,14 +124,14 @@ def compare_theme(
     Raises:
         ValueError: a theme that is too short.
     """
-    compared = []
+    compared, notes_of_pieces = [], [decode(piece).notes for piece in pieces]
     for name, each in music.items():
         returns = returns_of_theme(theme, each)
         prompted = bool(returns) and _is_the_theme(returns[0], each)
         returns = returns[prompted:]
         rng = np.random.default_rng(seed)
         length = float(each.notes["offset"].max(initial=1.0))
-        other = [notes for piece in pieces if (notes := _excerpt(decode(piece).notes, length, rng)) is not None]
+        other = [notes for own in notes_of_pieces if (notes := _excerpt(own, length, rng)) is not None]
         corpus = [len(returns_of_theme(theme, Performance(notes))) for notes in other]
         shuffled = [len(returns_of_theme(theme, Performance(shuffled_notes(each.notes, rng)))) for _ in range(SHUFFLES)]
         compared.append(ThemeCompared(name, prompted, returns, np.array(corpus, np.int64), float(np.mean(shuffled))))
