@@ -231,7 +231,9 @@ def train(
     learning_rate: Annotated[
         float,
         typer.Option(
-            metavar="X", help="Peak learning rate; **adamw** wants a third or less.", rich_help_panel=OPTIMISATION
+            metavar="X",
+            help="Peak learning rate; the default was chosen for **muon** and **tiny**.",
+            rich_help_panel=OPTIMISATION,
         ),
     ] = 1e-2,
     min_learning_rate: Annotated[

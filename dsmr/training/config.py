@@ -26,7 +26,7 @@ class TrainingConfig:
         optimizer: "muon" (Jordan et al. 2024): orthogonalised momentum for the matrices of the blocks, scaled to the
             size of AdamW's updates (Liu et al. 2025), and AdamW for all else; or "adamw" (Loshchilov & Hutter 2019).
         learning_rate: the highest, reached at the end of the warm-up. The default was the best of those tried for Muon
-            and `tiny`; docs/memory-study.md has the others. AdamW wants less.
+            and `tiny`; docs/memory-study.md has the others.
         min_learning_rate: at the end of a cosine (Loshchilov & Hutter 2017, without restarts). Every step takes the
             rate of the middle of what it uses of the budget, so that neither the first nor the last is made with 0.
         warmup: the fraction of the budget in which the learning rate rises evenly from 0.
