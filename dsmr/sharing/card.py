@@ -161,7 +161,10 @@ def _how(info: CheckpointInfo) -> Iterator[str]:
     step, seconds = info.training["step"], info.training["training_seconds"]
     yield f"The model is that of step {step:,}, after {seconds:,.0f} s of training."
     if config.minutes is None:
-        yield "On a CPU of the same kind the command makes the same weights again, unless the run was lengthened."
+        yield (
+            "On a CPU of the same kind, with as many threads, the command makes the same weights again, unless the run "
+            "was lengthened."
+        )
     else:
         yield "How many steps the minutes hold depends on the machine."
 

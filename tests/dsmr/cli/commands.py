@@ -50,9 +50,9 @@ def start(
     return subprocess.Popen(command, env=environment, text=True, preexec_fn=prepare, start_new_session=group, **given)
 
 
-def shell(*arguments: object, exits: int = 0) -> tuple[str, str]:
+def shell(*arguments: object, exits: int = 0, environment: Mapping[str, str] = ENVIRONMENT) -> tuple[str, str]:
     """Run a command in a process of its own; returns its stdout and stderr."""
-    process = start(*arguments)
+    process = start(*arguments, environment=environment)
     out, error = process.communicate(timeout=120)
     assert process.returncode == exits, out + error
     return out, error
